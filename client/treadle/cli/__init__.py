@@ -1,0 +1,1 @@
+"""The `treadle` command. Each command imports what it needs when it runs."""

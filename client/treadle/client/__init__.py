@@ -1,0 +1,1 @@
+"""Start, await, list and steer runs over gRPC."""

@@ -1,0 +1,1 @@
+"""The pure machine: every rule about runs, and no I/O."""

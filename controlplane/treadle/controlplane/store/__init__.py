@@ -1,0 +1,1 @@
+"""Where runs are kept: the store port, its Redis adapter and its in-memory twin."""

@@ -1,0 +1,1 @@
+"""The wire and storage contract `treadle.v1`: generated from the .proto files beside this one."""

@@ -1,0 +1,1 @@
+"""Write workflows and steps, and run the workers that execute them."""

@@ -1,0 +1,1 @@
+"""The durable event loop: workflow code over its history."""
