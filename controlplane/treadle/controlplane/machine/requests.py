@@ -1,0 +1,221 @@
+"""What the machine is asked, and what it answers. One request concerns one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from treadle.controlplane.store.port import Change, WorkerView
+from treadle.protocol.errors import RequestError
+from treadle.v1.common_pb2 import Payload, TraceContext
+from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.job_pb2 import Job
+from treadle.v1.run_service_pb2 import ConflictPolicy
+from treadle.v1.state_pb2 import OutboxEntry, RunHead
+from treadle.v1.worker_service_pb2 import (
+    AttemptReport,
+    ClaimItem,
+    ClaimVerdict,
+    Grant,
+    OwnerAnswer,
+    OwnerRequest,
+    ReportAnswer,
+)
+
+from .env import Credit
+
+__all__ = (
+    "AcceptRun",
+    "Asked",
+    "CancelOrder",
+    "CancelRun",
+    "CheckLease",
+    "Claimed",
+    "Decision",
+    "FireTimer",
+    "PushedGrant",
+    "Registered",
+    "Reply",
+    "Reported",
+    "Request",
+    "RunReply",
+    "StartRun",
+    "TerminateRun",
+)
+
+
+@dataclass(slots=True)
+class StartRun:
+    """A client starts the run. Reply: RunReply."""
+
+    workflow: str
+    pool: str
+    input: Payload
+    request_id: str
+    policy: ConflictPolicy
+    caller: TraceContext
+    trigger: str = "api"
+    sampled: bool = True
+
+
+@dataclass(slots=True)
+class Claimed:
+    """A worker asks whether it may run a job. Reply: ClaimVerdict."""
+
+    item: ClaimItem
+    worker_id: str
+    replica_id: str
+
+
+@dataclass(slots=True)
+class Reported:
+    """The holder of a pool step reports. Reply: ReportAnswer."""
+
+    report: AttemptReport
+
+
+@dataclass(slots=True)
+class Asked:
+    """The owner of the run asks. Reply: OwnerAnswer."""
+
+    request: OwnerRequest
+    worker_id: str
+    replica_id: str
+
+
+@dataclass(slots=True)
+class FireTimer:
+    """The timer of the run (command id "") or of a command came up.
+
+    Attributes:
+        command_id: Whose timer.
+        gone: The queue has gone past the job that the row or head waits for (only then is a queued one dispatched again).
+    """
+
+    command_id: str
+    gone: bool = False
+
+
+@dataclass(slots=True)
+class CheckLease:
+    """Is the holder still alive? Decided only if the row's (or head's) token and lease set are those that were read
+    before the worker's record was (A6).
+
+    Attributes:
+        command_id: "" for the owner of the run.
+        token, lease_set_ms: As read from the row, before `view`.
+        view: The worker's record and its shard's round, read after them.
+    """
+
+    command_id: str
+    token: bytes
+    lease_set_ms: int
+    view: WorkerView
+
+
+@dataclass(slots=True)
+class Registered:
+    """A worker with the name came: a waiting step (or run, command id "") is dispatched again."""
+
+    command_id: str
+
+
+@dataclass(slots=True)
+class CancelRun:
+    """Somebody asks the run to stop. Reply: RunReply."""
+
+    request_id: str
+    reason: str
+
+
+@dataclass(slots=True)
+class TerminateRun:
+    """Somebody ends the run. Reply: RunReply."""
+
+    request_id: str
+    reason: str
+
+
+@dataclass(slots=True)
+class AcceptRun:
+    """Somebody lets a run that needs attention go on. Reply: RunReply."""
+
+    request_id: str
+    reason: str
+
+
+Request = (
+    StartRun
+    | Claimed
+    | Reported
+    | Asked
+    | FireTimer
+    | CheckLease
+    | Registered
+    | CancelRun
+    | TerminateRun
+    | AcceptRun
+)
+
+
+@dataclass(slots=True)
+class RunReply:
+    """How the run stands after the request; `started` tells a start from an answer about an existing run."""
+
+    head: RunHead
+    started: bool = False
+
+
+Reply = RunReply | ClaimVerdict | ReportAnswer | OwnerAnswer | RequestError | None
+"""A RequestError is a refusal: raised to the caller, nothing was changed by that request."""
+
+
+@dataclass(slots=True)
+class PushedGrant:
+    """A GO for a credit, to be pushed once the commit is done. `history`: the owner needs the history from its start."""
+
+    credit: Credit
+    grant: Grant
+    history: bool = False
+
+
+@dataclass(slots=True)
+class CancelOrder:
+    """Tell a holder to cut off an attempt."""
+
+    replica_id: str
+    worker_id: str
+    token: bytes
+    reason: str
+
+
+@dataclass(slots=True)
+class Decision:
+    """What a batch of requests to one run comes to.
+
+    Attributes:
+        change: What to commit; None: nothing changes.
+        replies: One for each request, in order. Valid only once `change` is committed.
+        jobs: Publish these after the commit (their entries are in `change.outbox_add`).
+        grants: Push these after the commit; give their credits back if it fails.
+        cancels: Send these after the commit.
+        events: What was appended, for the owner and for watchers.
+        head: The head as committed.
+        owner: (replica id, worker id, token) of the open run's owner after the commit; None when it is not open.
+        unknown: Requests that named a run nobody knows: put them aside before answering.
+    """
+
+    change: Change | None = None
+    replies: list[Reply] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+    grants: list[PushedGrant] = field(default_factory=list)
+    cancels: list[CancelOrder] = field(default_factory=list)
+    events: list[HistoryEvent] = field(default_factory=list)
+    head: RunHead | None = None
+    resend: bool = False
+    """The owner has not confirmed what it was sent: hint again."""
+    unknown: list[int] = field(default_factory=list)
+
+
+def entry(job: Job, now_ms: int) -> bytes:
+    """Return the encoded outbox entry of a job."""
+    return OutboxEntry(time_ms=now_ms, job=job).SerializeToString()

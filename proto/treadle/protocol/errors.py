@@ -1,0 +1,244 @@
+"""Every error that Treadle raises, in one tree. Names say what to do about it.
+
+    TreadleError
+    ├── ConfigError              a decorator, setting or name is wrong: change the code
+    ├── PayloadError             a value cannot be encoded or decoded, or is too large
+    ├── NotDeterministic         workflow code did what only a step may do
+    ├── RequestError             the control plane refused a call; `.reason`, `.remedy`
+    │   ├── FieldInvalid         INVALID_ARGUMENT / FIELD_INVALID; `.field`
+    │   ├── NotFound             NOT_FOUND / RUN_NOT_FOUND, WORKFLOW_NOT_FOUND
+    │   ├── RunIdConflict        ALREADY_EXISTS / RUN_ID_CONFLICT
+    │   ├── RunClosed            FAILED_PRECONDITION / RUN_CLOSED
+    │   ├── LeaseLost            ABORTED / LEASE_LOST
+    │   ├── Refused              RESOURCE_EXHAUSTED or PERMISSION_DENIED; back off, or ask for the right
+    │   └── Unavailable          UNAVAILABLE / DEPENDENCY_DOWN: try again later
+    ├── RunError                 the outcome of a run, raised by `result()`
+    │   ├── RunFailed            it raised; `.failure`, `__cause__` is what it raised
+    │   ├── RunCancelled         it was cancelled
+    │   └── RunTerminated        a person ended it
+    ├── StepError                a step failed for good; raised in workflow code
+    │   ├── StepTimedOut         its last attempt ran past its timeout
+    │   ├── StepLost             its worker died and it may run at most once
+    │   └── StepCancelled        it was cancelled
+    └── ResultTimeout            `result(timeout=)` ran out; the run goes on
+
+Raised by user code inside steps, to steer retries (not caught by `except TreadleError`):
+
+    Fatal                        no retry can help
+    RetryAfter                   try again after this delay, whatever the policy says
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from treadle.v1.common_pb2 import Failure
+
+__all__ = (
+    "ConfigError",
+    "Fatal",
+    "FieldInvalid",
+    "LeaseLost",
+    "NotDeterministic",
+    "NotFound",
+    "PayloadError",
+    "Refused",
+    "RequestError",
+    "ResultTimeout",
+    "RetryAfter",
+    "RunCancelled",
+    "RunClosed",
+    "RunError",
+    "RunFailed",
+    "RunIdConflict",
+    "RunTerminated",
+    "StepCancelled",
+    "StepError",
+    "StepLost",
+    "StepTimedOut",
+    "TreadleError",
+    "Unavailable",
+)
+
+
+class TreadleError(Exception):
+    """Base of everything that Treadle raises."""
+
+
+class ConfigError(TreadleError):
+    """A decorator, setting or name is wrong."""
+
+
+class PayloadError(TreadleError):
+    """A value cannot be encoded or decoded, or is too large."""
+
+
+class NotDeterministic(TreadleError):
+    """Workflow code did what only a step may do."""
+
+
+class RequestError(TreadleError):
+    """The control plane refused a call.
+
+    Attributes:
+        reason: Machine-readable, upper case ("RUN_NOT_FOUND"); the `reason` of google.rpc.ErrorInfo.
+        remedy: What to do, or "".
+    """
+
+    code = "UNKNOWN"
+    reason = "UNKNOWN"
+
+    def __init__(self, message: str, *, reason: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or type(self).reason
+        self.remedy = remedy
+
+
+class FieldInvalid(RequestError):
+    """A field of a request is wrong; `field` names it."""
+
+    code = "INVALID_ARGUMENT"
+    reason = "FIELD_INVALID"
+
+    def __init__(self, message: str, *, field: str = "", reason: str = "", remedy: str = "") -> None:
+        super().__init__(message, reason=reason, remedy=remedy)
+        self.field = field
+
+
+class NotFound(RequestError):
+    """There is no such thing."""
+
+    code = "NOT_FOUND"
+    reason = "RUN_NOT_FOUND"
+
+
+class RunIdConflict(RequestError):
+    """Another run has the id."""
+
+    code = "ALREADY_EXISTS"
+    reason = "RUN_ID_CONFLICT"
+
+
+class RunClosed(RequestError):
+    """The run has its outcome already."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "RUN_CLOSED"
+
+
+class LeaseLost(RequestError):
+    """Another token holds what was reported; stop, do not retry."""
+
+    code = "ABORTED"
+    reason = "LEASE_LOST"
+
+
+class Refused(RequestError):
+    """A limit is reached or a right is missing."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "LIMIT_REACHED"
+
+
+class Unavailable(RequestError):
+    """The control plane, Redis or RabbitMQ cannot be reached."""
+
+    code = "UNAVAILABLE"
+    reason = "DEPENDENCY_DOWN"
+
+
+class RunError(TreadleError):
+    """How a run ended, when it did not return.
+
+    Attributes:
+        run_id: The run.
+        failure: What it raised, as data; None when cancelled or terminated.
+    """
+
+    def __init__(self, message: str, *, run_id: str = "", failure: Failure | None = None) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+        self.failure = failure
+
+
+class RunFailed(RunError):
+    """The workflow raised."""
+
+
+class RunCancelled(RunError):
+    """The run was cancelled."""
+
+
+class RunTerminated(RunError):
+    """A person ended the run."""
+
+
+class StepError(TreadleError):
+    """A step failed for good.
+
+    Attributes:
+        step: Name of the step.
+        type_name: Class name of what it raised ("ValueError").
+        message: Its message.
+        traceback_text: Formatted traceback, or "".
+        attempts: Attempts made.
+        failure: All of that as data, with the chain of causes; `__cause__` is rebuilt from it.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        step: str = "",
+        type_name: str = "",
+        message: str = "",
+        traceback_text: str = "",
+        attempts: int = 0,
+        failure: Failure | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.step = step
+        self.type_name = type_name
+        self.message = message
+        self.traceback_text = traceback_text
+        self.attempts = attempts
+        self.failure = failure
+
+
+class StepTimedOut(StepError):
+    """The last attempt ran past its timeout."""
+
+
+class StepLost(StepError):
+    """The step may run at most once and its worker died."""
+
+
+class StepCancelled(StepError):
+    """The step was cancelled."""
+
+
+class ResultTimeout(TreadleError, TimeoutError):
+    """`result(timeout=)` ran out. The run goes on."""
+
+
+class Fatal(Exception):
+    """Raise in a step: no retry can help."""
+
+
+@dataclass
+class RetryAfter(Exception):
+    """Raise in a step: try again after this delay, whatever the policy's backoff says. Uses up a try.
+
+    Attributes:
+        delay: Wait before the next try; a timedelta, seconds, or text like "30s".
+        message: Shown in the history.
+    """
+
+    delay: timedelta | float | str
+    message: str = ""
+
+    def __str__(self) -> str:
+        return self.message or f"retry after {self.delay}"

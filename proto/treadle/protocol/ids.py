@@ -1,0 +1,108 @@
+"""Names and ids: which are allowed, how they are derived, which shard they live in.
+
+Nothing here draws randomness: callers pass in what must be random, so that a simulation can replay it.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+from typing import NamedTuple
+from zlib import crc32
+
+from treadle.protocol.errors import ConfigError, FieldInvalid
+
+__all__ = (
+    "SHARDS",
+    "RunKey",
+    "check_name",
+    "check_run_id",
+    "digest",
+    "idempotency_key",
+    "shard_of",
+    "span_id",
+    "trace_id",
+    "worker_shard",
+)
+
+SHARDS = 64
+"""Hash tags over which runs and workers are spread; fixed for the life of a deployment."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_RUN_ID_LIMIT = 200
+
+
+class RunKey(NamedTuple):
+    """Where a run lives: its namespace and the name its client gave it."""
+
+    namespace: str
+    run_id: str
+
+    @property
+    def shard(self) -> int:
+        return shard_of(self.namespace, self.run_id)
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.run_id}"
+
+
+def shard_of(namespace: str, run_id: str) -> int:
+    """Return the shard, 0 to SHARDS - 1, of a run. Stable across versions: keys in Redis depend on it."""
+    return crc32(f"{namespace}/{run_id}".encode()) % SHARDS
+
+
+def worker_shard(worker_id: str) -> int:
+    """Return the shard that keeps the record of a worker process."""
+    return crc32(worker_id.encode()) % SHARDS
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return `name` if it may name a pool or namespace.
+
+    Raises:
+        ConfigError: It does not match `[a-z0-9][a-z0-9-]{0,62}`. (These names become parts of queue names and of
+            permission patterns.)
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"invalid {kind} name {name!r}: use 1 to 63 of a-z, 0-9 and '-', beginning with a letter or digit"
+        )
+    return name
+
+
+def check_run_id(run_id: str) -> str:
+    """Return `run_id` if it may name a run: 1 to 200 printable characters.
+
+    Raises:
+        FieldInvalid: It is empty, too long or has control characters.
+    """
+    if not run_id or len(run_id) > _RUN_ID_LIMIT or not run_id.isprintable():
+        raise FieldInvalid(
+            f"run_id {run_id[:40]!r}: give 1 to {_RUN_ID_LIMIT} printable characters", field="run_id"
+        )
+    return run_id
+
+
+def digest(key: bytes, data: bytes) -> int:
+    """Return the 64-bit digest of an encoded input, keyed per run so that equal inputs of two runs do not show."""
+    return int.from_bytes(blake2b(data, digest_size=8, key=key[:64]).digest(), "big")
+
+
+def _hash(size: int, *parts: str) -> bytes:
+    return blake2b("\x1f".join(parts).encode(), digest_size=size, person=b"treadle-otel-v1").digest()
+
+
+def trace_id(namespace: str, run_id: str, incarnation: int) -> str:
+    """Return the run's trace id, 32 hex digits: the same wherever and whenever it is computed."""
+    return (_hash(16, namespace, run_id, str(incarnation)).hex()).replace("0" * 32, "0" * 31 + "1")
+
+
+def span_id(namespace: str, run_id: str, incarnation: int, path: str) -> str:
+    """Return the span id, 16 hex digits, of `path` in the run ("anchor", "step/0/validate#1/2")."""
+    return (_hash(8, namespace, run_id, str(incarnation), path).hex()).replace("0" * 16, "0" * 15 + "1")
+
+
+def idempotency_key(namespace: str, run_id: str, incarnation: int, command_id: str) -> str:
+    """Return the key, 32 hex digits, that is equal in all attempts of a step; to be passed on to payment providers."""
+    parts = "\x1f".join((namespace, run_id, str(incarnation), command_id))
+    return blake2b(parts.encode(), digest_size=16, person=b"treadle-idem-v1").hexdigest()

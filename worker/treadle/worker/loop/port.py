@@ -1,0 +1,153 @@
+"""What the worker's core sees of workflow code: a coroutine that is fed events and asks for things.
+
+`treadle.worker.loop.execution` implements `Execution` over the durable event loop. The core owns positions, tokens and
+the wire; an execution owns the coroutine and matches what the code asks for with what the history has.
+
+Feeding is the same function live and in replay: exactly the next position, one event, run until nothing is ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from treadle.v1.common_pb2 import Failure, Payload, RetryPolicy
+from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.worker_service_pb2 import Command
+
+__all__ = (
+    "Divergence",
+    "Execution",
+    "ExecutionFactory",
+    "LocalCall",
+    "Outcome",
+    "RunContext",
+    "Turn",
+    "Waits",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """Which run is executed.
+
+    Attributes:
+        namespace, run_id, incarnation: The run.
+        workflow: Name of the workflow.
+        accepted_until: Recorded commands at or before this position need not be asked for, and may have another digest.
+    """
+
+    namespace: str
+    run_id: str
+    incarnation: int
+    workflow: str
+    accepted_until: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCall:
+    """One try of a local step that the code asks for and the history has no outcome of.
+
+    Attributes:
+        command_id: Task path, name and occurrence ("0/notify#1").
+        digest: Digest of the encoded input.
+        name: Name of the step.
+        step: The step object (treadle.worker.steps.Step), for the executor.
+        input: Encoded arguments.
+        try_number: 1 + recorded failures.
+        retry: The policy.
+        timeout_ms: Longest duration of an attempt; 0: no limit.
+        at_most_once: Its start must be recorded before it runs.
+    """
+
+    command_id: str
+    digest: int
+    name: str
+    step: Any
+    input: Payload
+    try_number: int
+    retry: RetryPolicy
+    timeout_ms: int
+    at_most_once: bool
+
+
+@dataclass(slots=True)
+class Turn:
+    """What the code asks for that the history does not have and that was not taken before, in the order of asking."""
+
+    commands: list[Command] = field(default_factory=list)
+    local_calls: list[LocalCall] = field(default_factory=list)
+    local_cancels: list[str] = field(default_factory=list)
+    """Command ids of local steps whose result nobody waits for any more (their task was cancelled)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the code ended: exactly one of `result`, `failure`, or cancelled=True."""
+
+    result: Payload | None = None
+    failure: Failure | None = None
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Code and history disagree: what the history has, what the code asked for; both in words."""
+
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """What the code waits for: open pool steps, local steps and timers, and when the earliest timer fires (ms)."""
+
+    pool_steps: int
+    local_steps: int
+    timers: int
+    earliest_timer_ms: int | None
+
+
+class Execution(Protocol):
+    """The live coroutine of one run."""
+
+    @property
+    def fed(self) -> int:
+        """Position of the last event that was fed; 0 at first."""
+        ...
+
+    def feed(self, event: HistoryEvent) -> None:
+        """Feed the event at `fed + 1` and run until nothing is ready. Never raises for what user code does.
+
+        Raises:
+            ValueError: It is not the next position (a bug of the caller).
+        """
+        ...
+
+    def take(self) -> Turn:
+        """What is new since the last call. Call it only when every known event was fed."""
+        ...
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the code ended; None while it runs. Also set (failure STUCK) when it waits for nothing that can happen."""
+        ...
+
+    @property
+    def divergence(self) -> Divergence | None:
+        """Set when code and history disagree; nothing more may be fed then."""
+        ...
+
+    def waits(self) -> Waits:
+        """What the code waits for now."""
+        ...
+
+    def close(self) -> None:
+        """Drop the coroutine without running any of its code to an end. Idempotent."""
+        ...
+
+
+ExecutionFactory = Callable[[RunContext], Execution]
+"""Makes a fresh execution. Raises KeyError when no such workflow is here (the core checks names first)."""
+
