@@ -1,0 +1,72 @@
+"""The data of the in-memory store, and how it is copied when a snapshot is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from treadle.controlplane.store.port import ShardRound
+from treadle.protocol.ids import RunKey
+from treadle.v1.state_pb2 import WorkerRecord
+
+__all__ = ("RunData", "State")
+
+
+@dataclass(slots=True)
+class RunData:
+    """One run. `generation`: after which snapshot this object was made; an older one is shared, never written."""
+
+    generation: int
+    revision: int = 0
+    head: bytes = b""
+    fields: dict[str, bytes] = field(default_factory=dict)
+    events: list[bytes] = field(default_factory=list)
+
+    def copy(self, generation: int) -> RunData:
+        return RunData(generation, self.revision, self.head, dict(self.fields), list(self.events))
+
+
+@dataclass(slots=True)
+class State:
+    """Everything that Redis would have on disk. Values are never changed in place; for runs see `RunData`.
+
+    Attributes:
+        runs: Runs.
+        tombstones: What deleted runs left, and when it goes (ms).
+        timers: Shard -> (run, command id) -> due time (ms).
+        outbox: Shard -> dispatch id -> (time written in ms, entry).
+        index: (name, shard) -> member -> score.
+        leases: Shard -> (replica id, when the lease ends in ms).
+        rounds: Shard -> its duty round.
+        workers: Worker id -> record.
+        registry: Namespace -> workflow -> pool.
+        pools: (namespace, pool) pairs.
+        aside: (kind, shard) -> (time in ms, data), oldest first.
+    """
+
+    runs: dict[RunKey, RunData] = field(default_factory=dict)
+    tombstones: dict[RunKey, tuple[bytes, int]] = field(default_factory=dict)
+    timers: dict[int, dict[tuple[RunKey, str], int]] = field(default_factory=dict)
+    outbox: dict[int, dict[str, tuple[int, bytes]]] = field(default_factory=dict)
+    index: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
+    leases: dict[int, tuple[str, int]] = field(default_factory=dict)
+    rounds: dict[int, ShardRound] = field(default_factory=dict)
+    workers: dict[str, WorkerRecord] = field(default_factory=dict)
+    registry: dict[str, dict[str, str]] = field(default_factory=dict)
+    pools: set[tuple[str, str]] = field(default_factory=set)
+    aside: dict[tuple[str, int], list[tuple[int, bytes]]] = field(default_factory=dict)
+
+    def copy(self) -> State:
+        """Return a copy that shares its values with this one."""
+        return State(
+            runs=dict(self.runs),
+            tombstones=dict(self.tombstones),
+            timers={shard: dict(timers) for shard, timers in self.timers.items()},
+            outbox={shard: dict(entries) for shard, entries in self.outbox.items()},
+            index={key: dict(members) for key, members in self.index.items()},
+            leases=dict(self.leases),
+            rounds=dict(self.rounds),
+            workers=dict(self.workers),
+            registry={namespace: dict(names) for namespace, names in self.registry.items()},
+            pools=set(self.pools),
+            aside={key: list(kept) for key, kept in self.aside.items()},
+        )
