@@ -8,7 +8,7 @@ PY := $(BIN)/python
 SEEDS ?= 10000
 
 .PHONY: help install demo demo-services test check lint types imports layout unit simulate \
-	proto verify constraints servers bench clean
+	proto verify constraints servers clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,9 +58,6 @@ constraints: install ## Resolve the dependencies anew and write constraints.txt.
 
 servers: ## Install the Redis and RabbitMQ servers that the tests start, if they are missing.
 	@scripts/install-servers
-
-bench: install ## Measure throughput and latency on private Redis and RabbitMQ servers.
-	$(PY) -m benchmarks
 
 clean: ## Remove caches, build output and the state of demos; .venv stays.
 	rm -rf .treadle .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
