@@ -16,7 +16,7 @@ HEADER = """\
 
 
 def resolve() -> list[str]:
-    """Return `name==version` for each distribution pip would install, sorted by name; without treadle itself."""
+    """Return `name==version` of each distribution pip would install but treadle itself, sorted by name."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]

@@ -16,18 +16,20 @@ COMPONENTS = {
     "worker": {"worker"},
     "controlplane": {"controlplane"},
 }
-PACKAGES = [(component, package) for component, packages in COMPONENTS.items() for package in sorted(packages)]
+PACKAGES = [
+    (component, package) for component, packages in COMPONENTS.items() for package in sorted(packages)
+]
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_treadle_stays_a_namespace(component: str) -> None:
-    """A `treadle/__init__.py` in one folder hides the other three at run time, and mypy does not notice."""
+    """A `treadle/__init__.py` in one folder hides the others at run time; mypy does not notice."""
     assert not (ROOT / component / "treadle" / "__init__.py").exists()
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_component_root_holds_no_other_python(component: str) -> None:
-    """Component roots are on sys.path in an editable install: anything else there would be a top-level module."""
+    """Component roots are on sys.path: anything else there would be a top-level module."""
     stray = {path.name for path in (ROOT / component).iterdir() if path.suffix == ".py" or path.is_dir()}
     assert stray - {"__pycache__"} == {"treadle"}
 
@@ -43,14 +45,21 @@ def test_package_is_regular_and_typed(component: str, package: str) -> None:
     folder = ROOT / component / "treadle" / package
     assert (folder / "__init__.py").is_file()
     assert (folder / "py.typed").is_file()
-    bare = [sub for sub in folder.rglob("*") if sub.is_dir() and sub.name != "__pycache__" and list(sub.glob("*.py"))]
+    bare = [
+        sub
+        for sub in folder.rglob("*")
+        if sub.is_dir() and sub.name != "__pycache__" and list(sub.glob("*.py"))
+    ]
     assert all((sub / "__init__.py").is_file() for sub in bare)
 
 
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [
-        ("treadle.client", {"redis", "aio_pika", "treadle.worker", "treadle.controlplane", "rich", "cyclopts"}),
+        (
+            "treadle.client",
+            {"redis", "aio_pika", "treadle.worker", "treadle.controlplane", "rich", "cyclopts"},
+        ),
         ("treadle.worker", {"redis", "treadle.controlplane", "treadle.cli"}),
         ("treadle.protocol", {"grpc", "redis", "aio_pika", "asyncio"}),
         ("treadle.cli", {"redis", "aio_pika", "treadle.worker", "treadle.controlplane"}),
