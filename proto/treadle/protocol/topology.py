@@ -26,7 +26,7 @@ class Queue(NamedTuple):
 
     namespace: str
     pool: str
-    kind: JobKind
+    kind: JobKind.ValueType
 
     @property
     def name(self) -> str:

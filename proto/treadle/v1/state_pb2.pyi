@@ -225,6 +225,8 @@ class RunHead(_message.Message):
     QUEUED_MS_FIELD_NUMBER: _builtins.int
     SWEEPING_FIELD_NUMBER: _builtins.int
     DELETE_AT_MS_FIELD_NUMBER: _builtins.int
+    STARTED_LOCALS_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace."""
     run_id: _builtins.str
@@ -291,6 +293,8 @@ class RunHead(_message.Message):
     """Closed: rows may be left that a sweep removes."""
     delete_at_ms: _builtins.int
     """Closed: when the run is deleted (ms)."""
+    alone: _builtins.bool
+    """`open`: the owner was told to execute alone."""
     @_builtins.property
     def owner(self) -> Global___Holder:
         """`open`: the owner."""
@@ -302,6 +306,10 @@ class RunHead(_message.Message):
     @_builtins.property
     def caller(self) -> _common_pb2.TraceContext:
         """Context of the caller."""
+
+    @_builtins.property
+    def started_locals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`open`: at-most-once local steps that started and have no outcome."""
 
     def __init__(
         self,
@@ -342,10 +350,12 @@ class RunHead(_message.Message):
         queued_ms: _builtins.int = ...,
         sweeping: _builtins.bool = ...,
         delete_at_ms: _builtins.int = ...,
+        started_locals: _abc.Iterable[_builtins.str] | None = ...,
+        alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "created_ms", b"created_ms", "delete_at_ms", b"delete_at_ms", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "pool", b"pool", "projected", b"projected", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "seen", b"seen", "state", b"state", "sweeping", b"sweeping", "timer_at_ms", b"timer_at_ms", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "created_ms", b"created_ms", "delete_at_ms", b"delete_at_ms", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "pool", b"pool", "projected", b"projected", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "timer_at_ms", b"timer_at_ms", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -379,6 +389,8 @@ class CommandRow(_message.Message):
     LAST_FAILURE_FIELD_NUMBER: _builtins.int
     INPUT_BYTES_FIELD_NUMBER: _builtins.int
     TIMER_AT_MS_FIELD_NUMBER: _builtins.int
+    WATCH_STEP_MS_FIELD_NUMBER: _builtins.int
+    WAITING_NOTED_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The command."""
     state: Global___CommandState.ValueType
@@ -417,6 +429,10 @@ class CommandRow(_message.Message):
     """Size of the encoded input in bytes."""
     timer_at_ms: _builtins.int
     """Score of the row's entry among the timers; 0 when there is none."""
+    watch_step_ms: _builtins.int
+    """`queued`: present step of the watch (ms), 60 s doubling to 1 h."""
+    waiting_noted: _builtins.bool
+    """A StepWaiting event was written since the name was last found."""
     @_builtins.property
     def holder(self) -> Global___Holder:
         """`held`: by whom."""
@@ -454,10 +470,12 @@ class CommandRow(_message.Message):
         last_failure: _common_pb2.Failure | None = ...,
         input_bytes: _builtins.int = ...,
         timer_at_ms: _builtins.int = ...,
+        watch_step_ms: _builtins.int = ...,
+        waiting_noted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "last_failure", b"last_failure", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "command_id", b"command_id", "digest", b"digest", "dispatch_id", b"dispatch_id", "due_ms", b"due_ms", "holder", b"holder", "input_bytes", b"input_bytes", "last_failure", b"last_failure", "local", b"local", "lost_count", b"lost_count", "name", b"name", "pool", b"pool", "queued_ms", b"queued_ms", "retry", b"retry", "started_ms", b"started_ms", "state", b"state", "step_ms", b"step_ms", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "try_number", b"try_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "command_id", b"command_id", "digest", b"digest", "dispatch_id", b"dispatch_id", "due_ms", b"due_ms", "holder", b"holder", "input_bytes", b"input_bytes", "last_failure", b"last_failure", "local", b"local", "lost_count", b"lost_count", "name", b"name", "pool", b"pool", "queued_ms", b"queued_ms", "retry", b"retry", "started_ms", b"started_ms", "state", b"state", "step_ms", b"step_ms", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "try_number", b"try_number", "waiting_noted", b"waiting_noted", "watch_step_ms", b"watch_step_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -85,5 +85,5 @@ class Env:
     bits64: Callable[[], int]
     token: Callable[[], bytes]
     share: Callable[[], float]
-    offer: Callable[[str, str, JobKind, str, str], Credit | None]
+    offer: Callable[[str, str, JobKind.ValueType, str, str], Credit | None]
     settings: Settings

@@ -51,7 +51,7 @@ class StartRun:
     pool: str
     input: Payload
     request_id: str
-    policy: ConflictPolicy
+    policy: ConflictPolicy.ValueType
     caller: TraceContext
     trigger: str = "api"
     sampled: bool = True
@@ -144,16 +144,7 @@ class AcceptRun:
 
 
 Request = (
-    StartRun
-    | Claimed
-    | Reported
-    | Asked
-    | FireTimer
-    | CheckLease
-    | Registered
-    | CancelRun
-    | TerminateRun
-    | AcceptRun
+    StartRun | Claimed | Reported | Asked | FireTimer | CheckLease | Registered | CancelRun | TerminateRun | AcceptRun
 )
 
 
@@ -200,8 +191,10 @@ class Decision:
         cancels: Send these after the commit.
         events: What was appended, for the owner and for watchers.
         head: The head as committed.
-        owner: (replica id, worker id, token) of the open run's owner after the commit; None when it is not open.
-        unknown: Requests that named a run nobody knows: put them aside before answering.
+        resend: The owner has not confirmed what it was sent: hint again.
+        unknown: Indexes of requests that named a run nobody knows: put them aside before answering.
+        orphans: Command ids of timers of a run that is no more: remove them.
+        owner_gone: (replica id, worker id, token) of an owner whose run was closed under it.
     """
 
     change: Change | None = None
@@ -212,8 +205,9 @@ class Decision:
     events: list[HistoryEvent] = field(default_factory=list)
     head: RunHead | None = None
     resend: bool = False
-    """The owner has not confirmed what it was sent: hint again."""
     unknown: list[int] = field(default_factory=list)
+    owner_gone: tuple[str, str, bytes] | None = None
+    orphans: list[str] = field(default_factory=list)
 
 
 def entry(job: Job, now_ms: int) -> bytes:

@@ -345,7 +345,9 @@ class WorkerStore(Protocol):
 class Catalog(Protocol):
     """What is registered, indexes, and what is kept aside."""
 
-    async def register(self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str]) -> None:
+    async def register(
+        self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str]
+    ) -> None:
         """Note that these names exist in this pool; kept for ever."""
         ...
 

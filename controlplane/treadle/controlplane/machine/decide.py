@@ -1,0 +1,147 @@
+"""The one entrance: a batch of requests to one run, and what was loaded of it, become one decision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from treadle.controlplane.store.port import Loaded, Want
+from treadle.protocol.ids import RunKey
+from treadle.v1.job_pb2 import JOB_KIND_RUN
+from treadle.v1.state_pb2 import RUN_STATE_OPEN, RUN_STATE_PARKED, RunHead
+from treadle.v1.worker_service_pb2 import (
+    ANSWER_UNKNOWN,
+    VERDICT_UNKNOWN,
+    ClaimVerdict,
+    OwnerAnswer,
+    ReportAnswer,
+)
+
+from . import attempts, leases, owners, runs, timers
+from .env import Env
+from .requests import (
+    AcceptRun,
+    Asked,
+    CancelRun,
+    CheckLease,
+    Claimed,
+    Decision,
+    FireTimer,
+    Registered,
+    Reply,
+    Reported,
+    Request,
+    RunReply,
+    StartRun,
+    TerminateRun,
+)
+from .view import RunView
+
+__all__ = ("decide", "want")
+
+
+def want(run: RunKey, requests: Sequence[Request]) -> Want:
+    """Return what must be loaded to decide these requests."""
+    need = Want(run)
+    fields: dict[str, None] = {}
+    for request in requests:
+        if isinstance(request, Claimed):
+            job = request.item.job
+            if job.kind == JOB_KIND_RUN:
+                after = request.item.after_position
+                need.event_at = max(need.event_at, after)
+                need.events_after = after if need.events_after is None else min(need.events_after, after)
+                continue
+            fields[f"c:{job.command_id}"] = None
+            if job.input_omitted:
+                fields[f"i:{job.command_id}"] = None
+        elif isinstance(request, Reported):
+            fields[f"c:{request.report.command_id}"] = fields[f"i:{request.report.command_id}"] = None
+        elif isinstance(request, Asked):
+            ask = request.request
+            need.event_at = max(need.event_at, ask.told)
+            need.events_after = ask.seen if need.events_after is None else min(need.events_after, ask.seen)
+            for command in ask.commands:
+                if command.HasField("cancel") or command.HasField("start_local_step"):
+                    fields[f"c:{command.command_id}"] = None
+            for checkpoint in ask.checkpoints:
+                fields[f"c:{checkpoint.command_id}"] = None
+        elif isinstance(request, FireTimer | CheckLease | Registered):
+            if request.command_id:
+                fields[f"c:{request.command_id}"] = fields[f"i:{request.command_id}"] = None
+            else:
+                need.all_fields = True  # a sweep takes rows; an owner's loss settles its at-most-once local steps
+    need.fields = list(fields)
+    return need
+
+
+def decide(run: RunKey, loaded: Loaded, requests: Sequence[Request], env: Env) -> Decision:
+    """Decide a batch. Pure: the same arguments give the same decision.
+
+    Args:
+        run: The run.
+        loaded: What `want(run, requests)` asked for, read at one instant.
+        requests: In the order in which they came.
+        env: Time, chance, credits and settings.
+    """
+    view = RunView(run, loaded, env)
+    decision = view.decision
+    for index, request in enumerate(requests):
+        reply = _one(view, request)
+        decision.replies.append(reply)
+        if _is_unknown(reply):
+            decision.unknown.append(index)
+    _afterwards(view)
+    decision.change = view.change()
+    decision.head = view.head if view.exists else None
+    for i, reply in enumerate(decision.replies):
+        if isinstance(reply, RunReply):  # the head went on after the reply was made
+            head = RunHead()
+            head.CopyFrom(reply.head)
+            decision.replies[i] = RunReply(head, reply.started)
+    return decision
+
+
+def _one(view: RunView, request: Request) -> Reply:
+    match request:
+        case Asked():
+            return owners.asked(view, request)
+        case Claimed():
+            if request.item.job.kind == JOB_KIND_RUN:
+                return runs.claim_run(view, request)
+            return attempts.claim_step(view, request)
+        case Reported():
+            return attempts.report(view, request)
+        case StartRun():
+            return runs.start(view, request)
+        case FireTimer():
+            timers.fire(view, request)
+        case CheckLease():
+            leases.check(view, request)
+        case Registered():
+            timers.registered(view, request)
+        case CancelRun():
+            return runs.cancel(view, request)
+        case TerminateRun():
+            return runs.terminate(view, request)
+        case AcceptRun():
+            return runs.accept(view, request)
+    return None
+
+
+def _is_unknown(reply: Reply) -> bool:
+    if isinstance(reply, ClaimVerdict):
+        return reply.verdict == VERDICT_UNKNOWN
+    return isinstance(reply, ReportAnswer | OwnerAnswer) and reply.answer == ANSWER_UNKNOWN
+
+
+def _afterwards(view: RunView) -> None:
+    """What news does to the run: it wakes a parked one, and an open one's owner must confirm that it has seen it."""
+    head = view.head
+    if not view.matters:
+        return
+    if head.length >= view.env.settings.history_limit and head.state in (RUN_STATE_OPEN, RUN_STATE_PARKED):
+        runs.halt(view, f"its history has {head.length} events; the limit is {view.env.settings.history_limit}")
+    elif head.state == RUN_STATE_PARKED:
+        runs.wake(view)
+    elif head.state == RUN_STATE_OPEN and head.seen < head.length and not head.watch_due_ms:
+        head.watch_due_ms = view.now + view.env.settings.unseen_ms

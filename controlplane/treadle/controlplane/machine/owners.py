@@ -1,0 +1,303 @@
+"""What the owner of a run says: commands, checkpoints of local steps, and its last word.
+
+R1 every request carries the owner token. R5 park and close need `seen` = length. R7 a request is applied once: requests of
+a token are numbered, and one that was applied changes nothing when it comes again. An owner that was told more than the
+store has, or something else, must rewind.
+"""
+
+from __future__ import annotations
+
+from treadle.protocol.retry import DEFAULT_POLICY
+from treadle.v1.common_pb2 import FAILURE_KIND_LOST, Failure
+from treadle.v1.history_pb2 import (
+    AttemptStarted,
+    HistoryEvent,
+    RunCancelled,
+    RunCompleted,
+    RunDiverged,
+    RunFailed,
+    StepCompleted,
+    TimerCancelled,
+    TimerStarted,
+)
+from treadle.v1.state_pb2 import (
+    COMMAND_STATE_HELD,
+    COMMAND_STATE_TIMER,
+    RUN_OUTCOME_CANCELLED,
+    RUN_OUTCOME_COMPLETED,
+    RUN_OUTCOME_FAILED,
+    RUN_STATE_NEEDS_ATTENTION,
+    RUN_STATE_OPEN,
+    CommandRow,
+)
+from treadle.v1.worker_service_pb2 import (
+    ANSWER_LEASE_LOST,
+    ANSWER_NEWS,
+    ANSWER_OK,
+    ANSWER_REWIND,
+    ANSWER_SETTLED,
+    ANSWER_UNKNOWN,
+    REPORT_KIND_COMPLETED,
+    REPORT_KIND_FAILED,
+    Answer,
+    Checkpoint,
+    Command,
+    OwnerAnswer,
+    OwnerRequest,
+)
+
+from . import attempts, runs
+from .requests import Asked
+from .view import RunView
+
+__all__ = ("asked", "lost_locals")
+
+
+def asked(view: RunView, request: Asked) -> OwnerAnswer:
+    """Take one request of the owner."""
+    ask = request.request
+    refusal = _fence(view, ask)
+    if refusal is not None:
+        return _answer(ask, refusal)
+    if _ahead(view, ask):
+        _renew(view, request)
+        return _answer(ask, ANSWER_REWIND)
+    _renew(view, request)
+    head = view.head
+    known = ask.seq <= head.owner_seq
+    if not known and ask.seq != head.owner_seq + 1:
+        return _answer(ask, ANSWER_REWIND)  # a gap: the store lost what it had acknowledged
+    before = len(view.events)
+    first = head.length
+    answer: Answer.ValueType = ANSWER_OK
+    if not known:
+        head.owner_seq = ask.seq
+        _record(view, ask)
+        answer = _last_word(view, ask, first)
+    reply = _answer(ask, answer)
+    if len(view.events) > before:
+        reply.position, reply.revision = head.length, view.revision
+    _tell(view, ask, reply, before)
+    return reply
+
+
+def _answer(ask: OwnerRequest, answer: Answer.ValueType) -> OwnerAnswer:
+    return OwnerAnswer(run_id=ask.run_id, token=ask.token, seq=ask.seq, answer=answer)
+
+
+def _fence(view: RunView, ask: OwnerRequest) -> Answer.ValueType | None:
+    head = view.head
+    if not view.exists:
+        return ANSWER_UNKNOWN if view.loaded.tombstone is None else ANSWER_SETTLED
+    if view.closed or head.incarnation != ask.incarnation:
+        return ANSWER_SETTLED
+    if head.state != RUN_STATE_OPEN or head.owner.token != ask.token:
+        return ANSWER_LEASE_LOST
+    return None
+
+
+def _ahead(view: RunView, ask: OwnerRequest) -> bool:
+    """Whether the owner was told something that the history does not have at that position."""
+    if ask.told == 0:
+        return False
+    if ask.told > view.head.length or ask.seen > view.head.length:
+        return True
+    for event in view.events:
+        if event.position == ask.told:
+            return event.revision != ask.told_revision
+    if view.loaded.event is None:
+        return True
+    return HistoryEvent.FromString(view.loaded.event).revision != ask.told_revision
+
+
+def _renew(view: RunView, request: Asked) -> None:
+    """Each answer is a commit under the token: lease set anew, send time, and what the code has seen."""
+    head, ask = view.head, request.request
+    owner = head.owner
+    owner.lease_set_ms = view.now
+    owner.sent_ms = max(owner.sent_ms, ask.sent_ms)
+    owner.replica_id = request.replica_id
+    head.seen = max(head.seen, ask.seen)
+    if head.seen >= head.length:
+        head.watch_due_ms = 0
+    view.dirty = True
+
+
+def _record(view: RunView, ask: OwnerRequest) -> None:
+    for command in ask.commands:
+        _command(view, command)
+    for checkpoint in ask.checkpoints:
+        _checkpoint(view, checkpoint)
+    if ask.checkpoints or any(not c.HasField("start_local_step") for c in ask.commands):
+        view.head.losses = 0
+
+
+def _command(view: RunView, command: Command) -> None:
+    kind = command.WhichOneof("kind")
+    if kind == "schedule_step":
+        attempts.schedule(view, command)
+    elif kind == "start_timer":
+        _start_timer(view, command)
+    elif kind == "start_local_step":
+        _start_local(view, command)
+    elif kind == "cancel":
+        row = view.row(command.command_id)
+        if row is None:
+            return  # settled before: its outcome stands in the history
+        if row.state == COMMAND_STATE_TIMER:
+            view.event(timer_cancelled=TimerCancelled(command_id=row.command_id))
+            view.drop(row)
+        else:
+            attempts.cancel_step(view, row)
+
+
+def _start_timer(view: RunView, command: Command) -> None:
+    due = view.now + command.start_timer.delay_ms
+    view.put(CommandRow(command_id=command.command_id, state=COMMAND_STATE_TIMER, digest=command.digest, due_ms=due))
+    view.event(timer_started=TimerStarted(command_id=command.command_id, digest=command.digest, fire_at_ms=due))
+
+
+def _start_local(view: RunView, command: Command) -> None:
+    spec = command.start_local_step
+    row = view.row(command.command_id) or CommandRow(
+        command_id=command.command_id, local=True, name=spec.name, digest=command.digest
+    )
+    row.state = COMMAND_STATE_HELD
+    row.try_number = spec.try_number
+    row.attempt += 1
+    row.at_most_once = spec.at_most_once
+    row.due_ms = 0
+    view.put(row)
+    if spec.at_most_once and row.command_id not in view.head.started_locals:
+        view.head.started_locals.append(row.command_id)
+    view.event(
+        attempt_started=AttemptStarted(
+            command_id=command.command_id,
+            attempt=row.attempt,
+            try_number=row.try_number,
+            worker_id=view.head.owner.worker_id,
+            alone=view.head.alone,
+            name=spec.name,
+            digest=command.digest,
+            local=True,
+        )
+    )
+
+
+def _checkpoint(view: RunView, told: Checkpoint) -> None:
+    """Record the outcome of a try of a local step."""
+    row = view.row(told.command_id)
+    started = row is not None and row.command_id in view.head.started_locals
+    if row is None:
+        row = CommandRow(command_id=told.command_id, local=True, name=told.name, digest=told.digest)
+        row.state = COMMAND_STATE_HELD
+    if row.attempt < told.try_number:
+        row.attempt = told.try_number
+    row.try_number = max(row.try_number, told.try_number)
+    if started:
+        view.head.started_locals.remove(told.command_id)
+    if told.kind == REPORT_KIND_COMPLETED:
+        view.event(
+            step_completed=StepCompleted(
+                command_id=told.command_id,
+                attempt=row.attempt,
+                result=told.result,
+                name=told.name,
+                digest=told.digest,
+                local=True,
+                duration_ms=told.duration_ms,
+            )
+        )
+        if view.row(told.command_id) is not None:
+            view.drop(row)
+        return
+    known = view.row(told.command_id) is not None
+    if not known:
+        view.put(row)
+    row.retry.CopyFrom(told.retry if told.HasField("retry") else DEFAULT_POLICY)
+    if told.kind == REPORT_KIND_FAILED:
+        attempts.fail_try(view, row, told.failure, told.retry_after_ms, told.duration_ms)
+    else:
+        lost = Failure(kind=FAILURE_KIND_LOST, type="Lost", message="cut off by a drain")
+        attempts.settle_failed(view, row, lost, told.duration_ms)
+
+
+def _last_word(view: RunView, ask: OwnerRequest, length: int) -> Answer.ValueType:
+    """Park, close or give back, if the request says so; park and close need that the code has seen everything."""
+    final = ask.WhichOneof("final")
+    if final is None:
+        return ANSWER_OK
+    head = view.head
+    if final == "release":
+        runs.release(view, ask.release.reason)
+        return ANSWER_OK
+    if final != "diverged" and (ask.seen < length or head.length > length):
+        head.owner_seq = ask.seq
+        return ANSWER_NEWS
+    if final == "park":
+        runs.park(view, cached=ask.park.cached)
+    elif final == "complete":
+        view.event(run_completed=RunCompleted(result=ask.complete.result, cancel_too_late=head.cancel_requested))
+        runs.close(view, RUN_OUTCOME_COMPLETED)
+    elif final == "fail":
+        view.event(run_failed=RunFailed(failure=ask.fail.failure))
+        runs.close(view, RUN_OUTCOME_FAILED)
+    elif final == "cancelled":
+        view.event(run_cancelled=RunCancelled(reason=head.cancel_reason))
+        runs.close(view, RUN_OUTCOME_CANCELLED)
+    else:
+        _diverged(view, ask)
+    return ANSWER_OK
+
+
+def _diverged(view: RunView, ask: OwnerRequest) -> None:
+    head = view.head
+    head.ClearField("owner")
+    head.cached_by = ""
+    head.alone = False
+    head.state = RUN_STATE_NEEDS_ATTENTION
+    head.watch_due_ms = 0
+    head.attention = f"the code diverged from the history: expected {ask.diverged.expected}; found {ask.diverged.found}"
+    view.event(run_diverged=RunDiverged(expected=ask.diverged.expected, found=ask.diverged.found))
+
+
+def _tell(view: RunView, ask: OwnerRequest, reply: OwnerAnswer, before: int) -> None:
+    """Bring the events behind `seen`: what was loaded, then what was appended, without a gap."""
+    own = {c.command_id for c in ask.checkpoints if c.kind == REPORT_KIND_COMPLETED}
+    last = ask.seen
+    for data in view.loaded.events:
+        event = HistoryEvent.FromString(data)
+        if event.position == last + 1:
+            reply.events.append(event)
+            last += 1
+    for index, event in enumerate(view.events):
+        if event.position != last + 1:
+            continue
+        last += 1
+        reply.events.append(event)
+        if index >= before:
+            _strip(reply.events[-1], own, reply)
+
+
+def _strip(event: HistoryEvent, own: set[str], reply: OwnerAnswer) -> None:
+    """Leave out what the request itself brought."""
+    kind = event.WhichOneof("kind")
+    if kind == "step_scheduled":
+        event.step_scheduled.ClearField("input")
+    elif kind == "step_completed" and event.step_completed.command_id in own:
+        event.step_completed.ClearField("result")
+        reply.result_omitted.append(event.step_completed.command_id)
+
+
+def lost_locals(view: RunView) -> None:
+    """At-most-once local steps of an owner that is gone: started, no outcome, so they fail (A9)."""
+    for command_id in list(view.head.started_locals):
+        row = view.row(command_id)
+        if row is not None:
+            failure = Failure(
+                kind=FAILURE_KIND_LOST,
+                type="Lost",
+                message=f"local step {row.name!r} had started when its worker was lost, and may run at most once",
+            )
+            attempts.settle_failed(view, row, failure)
+    del view.head.started_locals[:]

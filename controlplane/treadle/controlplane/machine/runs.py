@@ -1,0 +1,414 @@
+"""The run protocol, but for what its owner says: start, wake, claim, cancel, terminate, accept, close.
+
+A run is `queued` while a wake is on its way, `open` while a worker owns it, `parked` while nobody needs to, `waiting`
+while nobody has its name, `needs attention` until a person or fitting code comes, and `closed` once, with one outcome.
+"""
+
+from __future__ import annotations
+
+from treadle.protocol.errors import NotFound, RequestError, RunClosed, RunIdConflict
+from treadle.v1.history_pb2 import (
+    CancelRequested,
+    HistoryEvent,
+    RunAccepted,
+    RunHalted,
+    RunOpened,
+    RunParked,
+    RunReleased,
+    RunStarted,
+    RunTerminated,
+    RunWaiting,
+)
+from treadle.v1.job_pb2 import JOB_KIND_RUN
+from treadle.v1.run_service_pb2 import (
+    CONFLICT_POLICY_ALLOW_CLOSED,
+    CONFLICT_POLICY_TERMINATE_EXISTING,
+    CONFLICT_POLICY_USE_EXISTING,
+)
+from treadle.v1.state_pb2 import (
+    COMMAND_STATE_HELD,
+    RUN_OUTCOME_TERMINATED,
+    RUN_STATE_CLOSED,
+    RUN_STATE_NEEDS_ATTENTION,
+    RUN_STATE_OPEN,
+    RUN_STATE_PARKED,
+    RUN_STATE_QUEUED,
+    RUN_STATE_WAITING,
+    Holder,
+    RunHead,
+    RunOutcome,
+)
+from treadle.v1.worker_service_pb2 import (
+    VERDICT_GO,
+    VERDICT_HELD,
+    VERDICT_STALE,
+    VERDICT_UNKNOWN,
+    VERDICT_WAITING,
+    ClaimVerdict,
+    Grant,
+    RunGrant,
+    Verdict,
+)
+
+from .env import Credit
+from .requests import AcceptRun, CancelRun, Claimed, PushedGrant, RunReply, StartRun, TerminateRun
+from .view import RunView
+
+__all__ = (
+    "accept",
+    "cancel",
+    "claim_run",
+    "close",
+    "delete",
+    "halt",
+    "park",
+    "release",
+    "start",
+    "sweep",
+    "terminate",
+    "wake",
+)
+
+_REQUEST_IDS = 16
+"""`request_id`s kept on a run's head."""
+
+
+def _seen_request(view: RunView, request_id: str) -> bool:
+    """Note a mutating call; True when it was applied before."""
+    ids = view.head.request_ids
+    if request_id in ids:
+        return True
+    ids.append(request_id)
+    if len(ids) > _REQUEST_IDS:
+        del ids[0]
+    return False
+
+
+def start(view: RunView, request: StartRun) -> RunReply | RequestError:
+    """Start a run under an id; what happens when it is taken is the caller's policy."""
+    if not view.exists and view.loaded.tombstone is not None:
+        left = RunHead.FromString(view.loaded.tombstone)
+        if request.request_id in left.request_ids:
+            return RunReply(left, started=True)
+    if view.exists:
+        if request.request_id in view.head.request_ids:
+            return RunReply(view.head, started=True)
+        refusal = _conflict(view, request)
+        if refusal is not None:
+            return refusal
+    _create(view, request)
+    wake(view)
+    return RunReply(view.head, started=True)
+
+
+def _conflict(view: RunView, request: StartRun) -> RunReply | RequestError | None:
+    """Return the answer when the id is taken and stays so; None when it is free for a new start."""
+    if request.policy == CONFLICT_POLICY_USE_EXISTING:
+        return RunReply(view.head)
+    if view.closed and request.policy in (CONFLICT_POLICY_ALLOW_CLOSED, CONFLICT_POLICY_TERMINATE_EXISTING):
+        return None
+    if request.policy == CONFLICT_POLICY_TERMINATE_EXISTING:
+        return RunIdConflict(
+            f"run {view.run.run_id!r} is open and must be terminated first",
+            reason="RUN_OPEN",
+            remedy="the control plane terminates it and starts again by itself",
+        )
+    return RunIdConflict(
+        f"run {view.run.run_id!r} exists already ({'closed' if view.closed else 'open'}, "
+        f"workflow {view.head.workflow!r})",
+        remedy="give another id, or a conflict policy: use_existing, allow_closed, terminate_existing",
+    )
+
+
+def _create(view: RunView, request: StartRun) -> None:
+    view.restart = view.exists
+    view.head = RunHead(
+        namespace=view.run.namespace,
+        run_id=view.run.run_id,
+        incarnation=view.env.bits64(),
+        workflow=request.workflow,
+        pool=request.pool,
+        created_ms=view.now,
+        caller=request.caller,
+        sampled=request.sampled,
+        request_ids=[request.request_id],
+        state=RUN_STATE_QUEUED,
+    )
+    view.event(
+        run_started=RunStarted(
+            workflow=request.workflow,
+            pool=request.pool,
+            input=request.input,
+            trigger=request.trigger,
+            caller=request.caller,
+            sampled=request.sampled,
+        )
+    )
+
+
+def wake(view: RunView) -> None:
+    """Ask for an owner: give the run to a credit of this replica (of the worker with the coroutine first), or to its queue."""
+    head = view.head
+    head.state = RUN_STATE_QUEUED
+    head.ClearField("owner")
+    head.queued_ms = view.now
+    head.watch_step_ms = view.env.settings.watch_ms
+    head.watch_due_ms = view.now + head.watch_step_ms
+    view.dirty = True
+    credit = view.env.offer(head.namespace, head.pool, JOB_KIND_RUN, head.workflow, head.cached_by)
+    job = view.run_job()
+    head.wake_dispatch_id = job.dispatch_id
+    if credit is None:
+        view.publish(job)
+        return
+    cached = bool(head.cached_by) and credit.worker_id == head.cached_by
+    after = head.seen if cached else 0
+    grant = _open(view, credit.worker_id, credit.credit_id, credit.sent_ms, view.env.replica_id)
+    grant.job.CopyFrom(job)
+    _push(view, credit, grant, after)
+
+
+def _push(view: RunView, credit: Credit, grant: Grant, after: int) -> None:
+    """Give the new owner the history where it is at hand; the engine sends the rest as news."""
+    head, events = view.head, view.events
+    first_new = head.length - len(events) + 1
+    grant.run.CopyFrom(RunGrant(length=head.length, accepted_until=head.accepted_until, from_start=after == 0))
+    at_hand = first_new == after + 1
+    if at_hand:
+        grant.run.events.extend(events)
+    view.decision.grants.append(PushedGrant(credit, grant, history=not at_hand))
+
+
+def _open(view: RunView, worker_id: str, claim_id: int, sent_ms: int, replica_id: str) -> Grant:
+    """Make a worker the owner: GO and the lease in one commit."""
+    head, settings = view.head, view.env.settings
+    if head.state == RUN_STATE_WAITING:
+        view.name_found(head.pool, head.workflow, "")
+    head.state = RUN_STATE_OPEN
+    head.alone = head.losses >= settings.alone_from
+    head.owner.CopyFrom(
+        Holder(
+            worker_id=worker_id,
+            token=view.env.token(),
+            claim_id=claim_id,
+            sent_ms=sent_ms,
+            lease_set_ms=view.now,
+            lease_due_ms=view.now + settings.lease_ms,
+            lease_step_ms=settings.lease_ms,
+            replica_id=replica_id,
+        )
+    )
+    head.owner_seq = 0
+    head.watch_due_ms = 0
+    head.cached_by = ""
+    head.retry_step_ms = 0
+    view.event(run_opened=RunOpened(worker_id=worker_id, alone=head.alone))
+    return _grant(view)
+
+
+def _grant(view: RunView) -> Grant:
+    owner = view.head.owner
+    return Grant(token=owner.token, claim_id=owner.claim_id, sent_ms=owner.sent_ms, alone=view.head.alone)
+
+
+def claim_run(view: RunView, request: Claimed) -> ClaimVerdict:
+    """Answer a claim of a run job, by the first line of the table that fits."""
+    item, head = request.item, view.head
+    if not view.exists:
+        unknown = VERDICT_UNKNOWN if view.loaded.tombstone is None else VERDICT_STALE
+        return ClaimVerdict(claim_id=item.claim_id, verdict=unknown)
+    if view.closed or item.job.incarnation != head.incarnation:
+        return ClaimVerdict(claim_id=item.claim_id, verdict=VERDICT_STALE)
+    if item.unregistered:
+        return ClaimVerdict(claim_id=item.claim_id, verdict=_wait(view))
+    if head.state in (RUN_STATE_QUEUED, RUN_STATE_WAITING):
+        grant = _open(view, request.worker_id, item.claim_id, item.sent_ms, request.replica_id)
+    elif head.state != RUN_STATE_OPEN:
+        return ClaimVerdict(claim_id=item.claim_id, verdict=VERDICT_STALE)
+    elif (head.owner.worker_id, head.owner.claim_id) != (request.worker_id, item.claim_id):
+        return ClaimVerdict(claim_id=item.claim_id, verdict=VERDICT_HELD)
+    else:
+        head.owner.lease_set_ms = view.now  # anew, so that a check under way fails
+        head.owner.sent_ms = max(head.owner.sent_ms, item.sent_ms)
+        head.owner.replica_id = request.replica_id
+        view.dirty = True
+        grant = _grant(view)
+    fits = _cache_fits(view, request)
+    grant.run.CopyFrom(RunGrant(length=head.length, accepted_until=head.accepted_until, from_start=not fits))
+    if fits or not item.after_position:
+        grant.run.events.extend(_known(view, item.after_position if fits else 0))
+    return ClaimVerdict(claim_id=item.claim_id, verdict=VERDICT_GO, grant=grant)
+
+
+def _cache_fits(view: RunView, request: Claimed) -> bool:
+    item = request.item
+    if not item.after_position or view.loaded.event is None:
+        return False
+    return HistoryEvent.FromString(view.loaded.event).revision == item.after_revision
+
+
+def _known(view: RunView, after: int) -> list[HistoryEvent]:
+    """Return the events behind `after` that are at hand without a gap: the loaded page, then what was appended."""
+    events = [HistoryEvent.FromString(data) for data in view.loaded.events] if not view.restart else []
+    events = [event for event in events if event.position > after]
+    last = events[-1].position if events else after
+    events += [event for event in view.events if event.position > last]
+    return events if not events or events[-1].position - after == len(events) else events[: _unbroken(events)]
+
+
+def _unbroken(events: list[HistoryEvent]) -> int:
+    first = events[0].position
+    return next((i for i, event in enumerate(events) if event.position != first + i), len(events))
+
+
+def _wait(view: RunView) -> Verdict.ValueType:
+    head, settings = view.head, view.env.settings
+    if head.state == RUN_STATE_OPEN:
+        return VERDICT_HELD
+    if head.state != RUN_STATE_QUEUED:
+        return VERDICT_STALE
+    head.state = RUN_STATE_WAITING
+    step = min(head.retry_step_ms * 2, settings.waiting_cap_ms) if head.retry_step_ms else settings.waiting_ms
+    if not head.retry_step_ms:
+        view.event(run_waiting=RunWaiting(workflow=head.workflow))
+    head.retry_step_ms = step
+    head.retry_due_ms = view.now + step
+    view.wait_for_name(head.pool, head.workflow, "")
+    view.dirty = True
+    return VERDICT_WAITING
+
+
+def release(view: RunView, reason: str) -> None:
+    """The owner gives the run back unfinished: another one is asked for. Counts nothing."""
+    view.event(run_released=RunReleased(reason=reason))
+    wake(view)
+
+
+def park(view: RunView, *, cached: bool) -> None:
+    """The owner has nothing to do: nobody needs to hold the run until there is news."""
+    head = view.head
+    worker_id = head.owner.worker_id
+    _disown(view)
+    head.cached_by = worker_id if cached else ""
+    view.event(run_parked=RunParked(cached=cached))
+
+
+def _disown(view: RunView) -> None:
+    head = view.head
+    head.ClearField("owner")
+    head.watch_due_ms = 0
+    head.alone = False
+    head.state = RUN_STATE_PARKED
+    view.dirty = True
+
+
+def halt(view: RunView, reason: str) -> None:
+    """Stop the run for a person to look at."""
+    _disown(view)
+    head = view.head
+    head.state = RUN_STATE_NEEDS_ATTENTION
+    head.attention = reason
+    view.event(run_halted=RunHalted(reason=reason))
+
+
+def cancel(view: RunView, request: CancelRun) -> RunReply | RequestError:
+    """Record that the run should stop; its code sees it at this position."""
+    refusal = _refuse(view)
+    if refusal is not None:
+        return refusal
+    if not _seen_request(view, request.request_id):
+        view.dirty = True
+        if not view.head.cancel_requested:
+            view.head.cancel_requested = True
+            view.head.cancel_reason = request.reason
+            view.event(cancel_requested=CancelRequested(reason=request.reason))
+    return RunReply(view.head)
+
+
+def terminate(view: RunView, request: TerminateRun) -> RunReply | RequestError:
+    """End the run without asking its code."""
+    if view.exists and request.request_id in view.head.request_ids:
+        return RunReply(view.head)
+    refusal = _refuse(view)
+    if refusal is not None:
+        return refusal
+    _seen_request(view, request.request_id)
+    view.event(run_terminated=RunTerminated(reason=request.reason))
+    close(view, RUN_OUTCOME_TERMINATED)
+    return RunReply(view.head)
+
+
+def accept(view: RunView, request: AcceptRun) -> RunReply | RequestError:
+    """Let a run that needs attention go on: what its code does not ask for any more is left behind."""
+    if view.exists and request.request_id in view.head.request_ids:
+        return RunReply(view.head)
+    refusal = _refuse(view)
+    if refusal is not None:
+        return refusal
+    head = view.head
+    if head.state != RUN_STATE_NEEDS_ATTENTION:
+        return RunClosed(
+            f"run {view.run.run_id!r} does not need attention",
+            reason="NOT_STOPPED",
+            remedy="nothing to accept",
+        )
+    _seen_request(view, request.request_id)
+    head.accepted_until = head.length
+    head.attention = ""
+    head.losses = 0
+    view.event(run_accepted=RunAccepted(reason=request.reason, until=head.accepted_until))
+    wake(view)
+    return RunReply(head)
+
+
+def _refuse(view: RunView) -> RequestError | None:
+    run_id = view.run.run_id
+    if not view.exists:
+        return NotFound(
+            f"no run {run_id!r} in namespace {view.run.namespace!r}",
+            remedy="check the id and the namespace; closed runs are deleted after their retention",
+        )
+    if view.closed:
+        return RunClosed(f"run {run_id!r} is closed already", remedy="start it again under the same or another id")
+    return None
+
+
+def close(view: RunView, outcome: RunOutcome.ValueType) -> None:
+    """Give the run its one outcome (its event is written by the caller); what is left of it is swept."""
+    head = view.head
+    holder = head.owner if head.state == RUN_STATE_OPEN else None
+    if holder is not None and outcome == RUN_OUTCOME_TERMINATED:
+        view.decision.owner_gone = (holder.replica_id, holder.worker_id, holder.token)
+    if head.state == RUN_STATE_WAITING:
+        view.name_found(head.pool, head.workflow, "")
+    head.ClearField("owner")
+    head.cached_by = ""
+    head.watch_due_ms = 0
+    head.state = RUN_STATE_CLOSED
+    head.outcome = outcome
+    head.attention = ""
+    head.closed_ms = head.last_time_ms
+    head.sweeping = head.open_commands > 0
+    head.delete_at_ms = view.now + view.env.settings.retention_ms
+    del head.started_locals[:]
+    view.dirty = True
+
+
+def sweep(view: RunView) -> None:
+    """Remove rows that a close left behind, a page at a time, and tell their holders."""
+    head = view.head
+    rows = view.all_rows()
+    for row in rows:
+        if row.state == COMMAND_STATE_HELD and not row.local:
+            view.cancel_holder(row, "run closed")
+        view.drop(row)
+    if not rows:
+        head.sweeping = False
+        head.open_commands = 0
+    view.dirty = True
+
+
+def delete(view: RunView) -> None:
+    """The retention is over: a tombstone stays."""
+    view.deleted = True
+    view.dirty = True

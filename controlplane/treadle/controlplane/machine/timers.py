@@ -1,0 +1,136 @@
+"""What happens when a timer comes up. Firing twice, or late, is harmless: each looks at what is due by its own row.
+
+Leases are not decided here: the duty reads the worker's record first and asks with `CheckLease`.
+"""
+
+from __future__ import annotations
+
+from treadle.v1.history_pb2 import TimerFired
+from treadle.v1.state_pb2 import (
+    COMMAND_STATE_BACKOFF,
+    COMMAND_STATE_HELD,
+    COMMAND_STATE_QUARANTINED,
+    COMMAND_STATE_QUEUED,
+    COMMAND_STATE_TIMER,
+    COMMAND_STATE_WAITING,
+    RUN_STATE_CLOSED,
+    RUN_STATE_NEEDS_ATTENTION,
+    RUN_STATE_OPEN,
+    RUN_STATE_QUEUED,
+    RUN_STATE_WAITING,
+    CommandRow,
+)
+
+from . import attempts, runs
+from .requests import FireTimer, Registered
+from .view import RunView
+
+__all__ = ("fire", "registered")
+
+_HOUR_MS = 3_600_000
+
+
+def fire(view: RunView, request: FireTimer) -> None:
+    """A timer of the run, or of one of its commands, came up."""
+    if not view.exists:
+        view.decision.orphans.append(request.command_id)
+    elif request.command_id:
+        _fire_row(view, request)
+    else:
+        _fire_head(view, request)
+
+
+def _fire_row(view: RunView, request: FireTimer) -> None:
+    row = view.row(request.command_id)
+    if row is None:
+        view.timer_gone(request.command_id)
+        return
+    if view.closed:
+        return  # the sweep takes it
+    if row.due_ms == 0 or row.due_ms > view.now:
+        view.put(row)  # moves the entry to where it belongs
+        return
+    if row.state == COMMAND_STATE_TIMER:
+        view.not_before_ms = max(view.not_before_ms, row.due_ms)
+        view.event(timer_fired=TimerFired(command_id=row.command_id))
+        view.drop(row)
+    elif row.state == COMMAND_STATE_BACKOFF:
+        attempts.retry_due(view, row)
+    elif row.state == COMMAND_STATE_WAITING:
+        attempts.dispatch(view, row)
+    elif row.state == COMMAND_STATE_QUEUED:
+        _watch_row(view, row, gone=request.gone)
+    elif row.state == COMMAND_STATE_QUARANTINED:
+        row.due_ms = view.now + _HOUR_MS
+        view.put(row)
+    elif row.state == COMMAND_STATE_HELD and row.local:
+        row.due_ms = 0
+        view.put(row)
+    # held pool steps: CheckLease
+
+
+def _watch_row(view: RunView, row: CommandRow, *, gone: bool) -> None:
+    if gone:
+        step = row.watch_step_ms
+        attempts.dispatch(view, row)
+        if row.state == COMMAND_STATE_QUEUED:
+            row.watch_step_ms = min(step * 2, view.env.settings.watch_cap_ms)
+            row.due_ms = view.now + row.watch_step_ms
+        return
+    row.watch_step_ms = min(row.watch_step_ms * 2, view.env.settings.watch_cap_ms)
+    row.due_ms = view.now + row.watch_step_ms
+    view.put(row)
+
+
+def _fire_head(view: RunView, request: FireTimer) -> None:
+    head, settings = view.head, view.env.settings
+    view.dirty = True  # moves the entry to where it belongs
+    if view.head_due() > view.now:
+        return
+    if head.state == RUN_STATE_CLOSED:
+        if head.sweeping:
+            runs.sweep(view)
+        else:
+            runs.delete(view)
+    elif head.state == RUN_STATE_WAITING:
+        view.name_found(head.pool, head.workflow, "")
+        runs.wake(view)
+    elif head.state == RUN_STATE_QUEUED:
+        if request.gone:
+            step = head.watch_step_ms
+            runs.wake(view)
+            head.watch_step_ms = step
+        head.watch_step_ms = min(head.watch_step_ms * 2, settings.watch_cap_ms)
+        head.watch_due_ms = view.now + head.watch_step_ms if head.state == RUN_STATE_QUEUED else head.watch_due_ms
+    elif head.state == RUN_STATE_OPEN:
+        if head.watch_due_ms and head.watch_due_ms <= view.now:
+            unseen = head.seen < head.length
+            view.decision.resend = unseen
+            head.watch_due_ms = view.now + settings.unseen_ms if unseen else 0
+    elif head.state == RUN_STATE_NEEDS_ATTENTION:
+        head.watch_due_ms = view.now + _HOUR_MS
+        if not _halted(view):
+            runs.wake(view)
+    else:
+        head.watch_due_ms = view.now + _HOUR_MS  # parked: its commands have their own timers
+
+
+def _halted(view: RunView) -> bool:
+    """Whether only a person may let the run go on (a divergence also ends when fitting code comes)."""
+    return not view.head.attention.startswith("the code diverged")
+
+
+def registered(view: RunView, request: Registered) -> None:
+    """A worker with the name came: what waited for it is asked for again."""
+    head = view.head
+    if not view.exists or view.closed:
+        return
+    if request.command_id:
+        row = view.row(request.command_id)
+        if row is not None and row.state == COMMAND_STATE_WAITING:
+            attempts.dispatch(view, row)
+    elif head.state == RUN_STATE_WAITING:
+        view.name_found(head.pool, head.workflow, "")
+        runs.wake(view)
+    elif head.state == RUN_STATE_NEEDS_ATTENTION and not _halted(view):
+        runs.wake(view)

@@ -1,0 +1,336 @@
+"""The working copy of one run, on which a batch of requests is decided: what was loaded, and what becomes of it.
+
+Rules change the view; `change()` turns what they did into the one commit of the batch. The entries among the timers move
+lazily: an entry that stands earlier than what is due stays where it is and is moved when it fires, because moving it is
+the dearest part of a commit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from treadle.controlplane.store.port import Change, Hint, Loaded
+from treadle.protocol.ids import RunKey, span_id, trace_id
+from treadle.protocol.topology import INLINE_INPUT_BYTES
+from treadle.v1.common_pb2 import Payload, TraceContext
+from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job
+from treadle.v1.run_service_pb2 import RunStatus
+from treadle.v1.state_pb2 import (
+    RUN_OUTCOME_CANCELLED,
+    RUN_OUTCOME_COMPLETED,
+    RUN_OUTCOME_FAILED,
+    RUN_OUTCOME_TERMINATED,
+    RUN_STATE_CLOSED,
+    RUN_STATE_NEEDS_ATTENTION,
+    RUN_STATE_OPEN,
+    RUN_STATE_QUEUED,
+    RUN_STATE_WAITING,
+    CommandRow,
+    RunHead,
+)
+
+from .env import Env
+from .requests import CancelOrder, Decision, entry
+
+__all__ = ("RunView", "attention_index", "status_of", "waiting_index", "waiting_member")
+
+_HOUR_MS = 3_600_000
+
+_CLOSED = {
+    RUN_OUTCOME_COMPLETED: RunStatus.RUN_STATUS_COMPLETED,
+    RUN_OUTCOME_FAILED: RunStatus.RUN_STATUS_FAILED,
+    RUN_OUTCOME_CANCELLED: RunStatus.RUN_STATUS_CANCELLED,
+    RUN_OUTCOME_TERMINATED: RunStatus.RUN_STATUS_TERMINATED,
+}
+
+_MATTERS = frozenset(
+    ("step_completed", "step_failed", "step_cancelled", "timer_fired", "cancel_requested", "step_retried")
+)
+"""Events that workflow code can notice: they wake a parked run and are hinted to an owner."""
+
+_STATUS_NAMES = {value: name.removeprefix("RUN_STATUS_").lower() for name, value in RunStatus.items()}
+
+
+def status_of(head: RunHead) -> RunStatus.ValueType:
+    """Return how a run stands in one word."""
+    if head.state == RUN_STATE_CLOSED:
+        return _CLOSED[head.outcome]
+    if head.state == RUN_STATE_WAITING:
+        return RunStatus.RUN_STATUS_WAITING
+    if head.state == RUN_STATE_NEEDS_ATTENTION:
+        return RunStatus.RUN_STATUS_NEEDS_ATTENTION
+    return RunStatus.RUN_STATUS_RUNNING
+
+
+def waiting_index(namespace: str, pool: str, name: str) -> str:
+    """Return the index of what waits for a worker of `pool` with `name`."""
+    return f"n:{namespace}:{pool}:{name}"
+
+
+def waiting_member(run_id: str, command_id: str) -> str:
+    """Return the member of that index: a run ("" as command id) or a step."""
+    return f"{run_id}\x1f{command_id}"
+
+
+def attention_index(namespace: str, workflow: str) -> str:
+    """Return the index of runs that need attention, so that fitting code wakes them."""
+    return f"a:{namespace}:{workflow}"
+
+
+def _indexes(head: RunHead) -> list[str]:
+    if head.state == 0:
+        return []
+    status = _STATUS_NAMES[status_of(head)]
+    names = [f"s:{head.namespace}:{status}", f"w:{head.namespace}:{head.workflow}:{status}"]
+    if head.state == RUN_STATE_NEEDS_ATTENTION:
+        names.append(attention_index(head.namespace, head.workflow))
+    return names
+
+
+class RunView:
+    """See the module. `head.state == 0` means: there is no such run."""
+
+    def __init__(self, run: RunKey, loaded: Loaded, env: Env) -> None:
+        self.run = run
+        self.env = env
+        self.now = env.now_ms
+        self.loaded = loaded
+        self.revision = env.bits64()
+        self.head = RunHead.FromString(loaded.head) if loaded.head else RunHead()
+        self.decision = Decision()
+        self.events = self.decision.events
+        self.dirty = False
+        self.restart = False
+        self.deleted = False
+        self.matters = False
+        self.not_before_ms = 0
+        self._before = _indexes(self.head)
+        self._rows: dict[str, CommandRow | None] = {}
+        self._touched: dict[str, None] = {}
+        self._inputs: dict[str, Payload] = {}
+        self._new_inputs: dict[str, Payload] = {}
+        self._outbox: dict[str, bytes] = {}
+        self._index_add: list[tuple[str, str, int]] = []
+        self._index_del: list[tuple[str, str]] = []
+        self._stale_timers: list[str] = []
+
+    # --- reading -------------------------------------------------------------------------------------------------
+    @property
+    def exists(self) -> bool:
+        return self.head.state != 0
+
+    @property
+    def closed(self) -> bool:
+        return self.head.state == RUN_STATE_CLOSED
+
+    def row(self, command_id: str) -> CommandRow | None:
+        """Return the row of an open command; None when it is settled, or never was."""
+        if command_id not in self._rows:
+            data = None if self.restart else self.loaded.fields.get(f"c:{command_id}")
+            self._rows[command_id] = CommandRow.FromString(data) if data else None
+        return self._rows[command_id]
+
+    def all_rows(self) -> list[CommandRow]:
+        """Return the open rows that were loaded (`Want.all_fields`) or written since."""
+        for name in [] if self.restart else self.loaded.fields:
+            if name.startswith("c:"):
+                self.row(name[2:])
+        return [row for row in self._rows.values() if row is not None]
+
+    def input_of(self, command_id: str) -> Payload:
+        """Return the encoded input of an open step; it must have been loaded ("i:…")."""
+        if command_id not in self._inputs:
+            self._inputs[command_id] = Payload.FromString(self.loaded.fields[f"i:{command_id}"])
+        return self._inputs[command_id]
+
+    # --- writing -------------------------------------------------------------------------------------------------
+    def event(self, **kind: Any) -> HistoryEvent:
+        """Append an event; exactly one keyword, named like the field of HistoryEvent."""
+        head = self.head
+        head.length += 1
+        head.last_revision = self.revision
+        head.last_time_ms = max(head.last_time_ms, self.now)
+        event = HistoryEvent(position=head.length, revision=self.revision, time_ms=head.last_time_ms, **kind)
+        self.events.append(event)
+        self.dirty = True
+        self.matters = self.matters or not _MATTERS.isdisjoint(kind)
+        return event
+
+    def put(self, row: CommandRow) -> CommandRow:
+        """Write a row (new or changed)."""
+        if self._rows.get(row.command_id) is None:
+            self.head.open_commands += 1
+        self._rows[row.command_id] = row
+        self._touched[row.command_id] = None
+        self.dirty = True
+        return row
+
+    def put_input(self, command_id: str, payload: Payload) -> None:
+        """Keep the encoded input of a pool step while it is open."""
+        self._inputs[command_id] = self._new_inputs[command_id] = payload
+
+    def drop(self, row: CommandRow) -> None:
+        """Remove the row of a command that is settled."""
+        self._unwait(row)
+        if row.try_number > 1:
+            self.head.retrying = max(0, self.head.retrying - 1)
+        self.head.open_commands = max(0, self.head.open_commands - 1)
+        self._rows[row.command_id] = None
+        self._touched[row.command_id] = None
+        self._stale_timers.append(row.command_id)
+        self._new_inputs.pop(row.command_id, None)
+        self.dirty = True
+
+    def timer_gone(self, command_id: str) -> None:
+        """Remove the timer of something that is no more."""
+        self._stale_timers.append(command_id)
+        self.dirty = True
+
+    def cancel_holder(self, row: CommandRow, reason: str) -> None:
+        """Tell the holder of a step to cut it off."""
+        holder = row.holder
+        self.decision.cancels.append(CancelOrder(holder.replica_id, holder.worker_id, holder.token, reason))
+
+    # --- dispatching ---------------------------------------------------------------------------------------------
+    def step_job(self, row: CommandRow) -> Job:
+        """Build the job of a try, with a new dispatch id; large inputs are left to the GO."""
+        head = self.head
+        job = Job(
+            namespace=head.namespace,
+            run_id=head.run_id,
+            incarnation=head.incarnation,
+            kind=JOB_KIND_STEP,
+            pool=row.pool,
+            name=row.name,
+            dispatch_id=f"{self.env.bits64():016x}",
+            command_id=row.command_id,
+            try_number=row.try_number,
+            timeout_ms=row.timeout_ms,
+            trace=self.trace("anchor"),
+            at_most_once=row.at_most_once,
+        )
+        if row.input_bytes <= INLINE_INPUT_BYTES:
+            job.input.CopyFrom(self.input_of(row.command_id))
+        else:
+            job.input_omitted = True
+        return job
+
+    def run_job(self) -> Job:
+        """Build a run job with a new dispatch id."""
+        head = self.head
+        return Job(
+            namespace=head.namespace,
+            run_id=head.run_id,
+            incarnation=head.incarnation,
+            kind=JOB_KIND_RUN,
+            pool=head.pool,
+            name=head.workflow,
+            dispatch_id=f"{self.env.bits64():016x}",
+            trace=self.trace("anchor"),
+        )
+
+    def publish(self, job: Job) -> None:
+        """Write the job to the outbox; it is published once the commit is done."""
+        self._outbox[job.dispatch_id] = entry(job, self.now)
+        self.decision.jobs.append(job)
+
+    def trace(self, path: str) -> TraceContext:
+        """Return the context of a span of this run."""
+        head = self.head
+        trace = trace_id(head.namespace, head.run_id, head.incarnation)
+        span = span_id(head.namespace, head.run_id, head.incarnation, path)
+        return TraceContext(traceparent=f"00-{trace}-{span}-{'01' if head.sampled else '00'}")
+
+    # --- waiting for a name --------------------------------------------------------------------------------------
+    def wait_for_name(self, pool: str, name: str, command_id: str) -> None:
+        self._index_add.append(
+            (
+                waiting_index(self.run.namespace, pool, name),
+                waiting_member(self.run.run_id, command_id),
+                self.now,
+            )
+        )
+
+    def name_found(self, pool: str, name: str, command_id: str) -> None:
+        self._index_del.append(
+            (waiting_index(self.run.namespace, pool, name), waiting_member(self.run.run_id, command_id))
+        )
+
+    def _unwait(self, row: CommandRow) -> None:
+        if row.waiting_noted:
+            self.name_found(row.pool, row.name, row.command_id)
+
+    # --- the commit ----------------------------------------------------------------------------------------------
+    def head_due(self) -> int:
+        """Return when the run itself must be looked at next: every state has such a time."""
+        head, far = self.head, self.now + _HOUR_MS
+        if head.state == RUN_STATE_OPEN:
+            return min(head.owner.lease_due_ms, head.watch_due_ms or far)
+        if head.state == RUN_STATE_QUEUED:
+            return head.watch_due_ms
+        if head.state == RUN_STATE_WAITING:
+            return head.retry_due_ms
+        if head.state == RUN_STATE_CLOSED:
+            return self.now if head.sweeping else head.delete_at_ms
+        return head.watch_due_ms or far  # parked, needs attention
+
+    def change(self) -> Change | None:
+        """Return the commit; None when nothing changes."""
+        if not self.dirty:
+            return None
+        head = self.head
+        change = Change(self.run, 0 if not self.loaded.head else self.loaded.revision, self.revision, b"")
+        change.not_before_ms = self.not_before_ms
+        change.restart = self.restart
+        for command_id in self._stale_timers:
+            change.timers_del.append(command_id)
+        for command_id in self._touched:
+            row = self._rows[command_id]
+            if row is None:
+                change.del_fields += (f"c:{command_id}", f"i:{command_id}")
+            else:
+                self._set_timer(change, row, command_id, row.due_ms)
+                change.set_fields[f"c:{command_id}"] = row.SerializeToString()
+        for command_id, payload in self._new_inputs.items():
+            change.set_fields[f"i:{command_id}"] = payload.SerializeToString()
+        if not self.deleted:
+            self._set_timer(change, head, "", self.head_due())
+        self._move_indexes(change)
+        change.head = head.SerializeToString()
+        change.events = [event.SerializeToString() for event in self.events]
+        change.outbox_add = self._outbox
+        if self.deleted:
+            change.delete, change.tombstone = True, change.head
+            change.tombstone_ms = self.env.settings.tombstone_ms
+            change.timers_del.append("")
+        replica = head.owner.replica_id if head.state == RUN_STATE_OPEN else ""
+        cancels = tuple((c.worker_id, c.token, c.reason) for c in self.decision.cancels)
+        if self.events or cancels or self.decision.resend:
+            change.hint = Hint(
+                self.run.namespace,
+                self.run.run_id,
+                head.length,
+                head.state == RUN_STATE_CLOSED,
+                replica,
+                cancels,
+            )
+        return change
+
+    def _set_timer(self, change: Change, of: RunHead | CommandRow, command_id: str, due: int) -> None:
+        if due == 0:
+            if of.timer_at_ms:
+                of.timer_at_ms = 0
+                change.timers_del.append(command_id)
+        elif of.timer_at_ms == 0 or due < of.timer_at_ms or of.timer_at_ms <= self.now:
+            of.timer_at_ms = due
+            change.timers_set[command_id] = due
+
+    def _move_indexes(self, change: Change) -> None:
+        after = [] if self.deleted else _indexes(self.head)
+        member = self.run.run_id
+        if after != self._before or self.restart:
+            change.index_del += [(name, member) for name in self._before if name not in after]
+            change.index_add += [(name, member, self.head.created_ms) for name in after]
+        change.index_add += self._index_add
+        change.index_del += self._index_del

@@ -1,0 +1,234 @@
+"""User values as bytes: JSON by type hints.
+
+What msgspec knows (numbers, text, bytes, dates, UUIDs, enums, tuples, sets, dataclasses, TypedDicts, NamedTuples, attrs,
+msgspec structs), paths, and pydantic models (which is not imported unless the user did). Never pickle.
+
+The bytes of a value are the same in every process: sets are sorted, dicts keep their order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from functools import lru_cache
+from pathlib import Path, PurePath
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from treadle.protocol.errors import PayloadError
+from treadle.v1.common_pb2 import Payload
+
+__all__ = ("MAX_PAYLOAD_BYTES", "Codec", "decode", "encode", "may_hold_sets")
+
+MAX_PAYLOAD_BYTES: Final = 1 << 20
+"""Largest payload in bytes, 1 MiB: what is larger belongs into a file or object store, with its address passed on."""
+
+_ENCODINGS: Final = ("", "json")
+_EMPTY: Final = b"null"
+
+
+class Codec(Protocol):
+    """Changes payloads on their way out of, and into, a process that holds user code (encryption, compression)."""
+
+    def encode(self, payload: Payload) -> Payload:
+        """Return what is sent instead; `encoding` and `metadata` say how to get back."""
+        ...
+
+    def decode(self, payload: Payload) -> Payload:
+        """Return the payload as it was before `encode`."""
+        ...
+
+
+def _to_builtin(value: Any) -> Any:
+    if hasattr(type(value), "__pydantic_serializer__"):
+        if hasattr(value, "model_dump"):
+            return value.model_dump(mode="json", by_alias=True, round_trip=True)
+        return value.__pydantic_serializer__.to_python(value, mode="json", by_alias=True, round_trip=True)
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"no encoding for values of type {_type_name(type(value))}")
+
+
+def _from_builtin(type_: Any, value: Any) -> Any:
+    if hasattr(type_, "__pydantic_validator__"):
+        return type_.__pydantic_validator__.validate_json(msgspec.json.encode(value))
+    if isinstance(type_, type) and issubclass(type_, PurePath):
+        if not isinstance(value, str):
+            raise TypeError(f"Expected `str`, got `{type(value).__name__}`")
+        return type_(value)
+    if isinstance(value, type_):
+        return value
+    raise TypeError(f"values of type {_type_name(type_)} cannot be decoded")
+
+
+_ENCODER: Final = msgspec.json.Encoder(enc_hook=_to_builtin)
+_SORTING: Final = msgspec.json.Encoder(enc_hook=_to_builtin, order="deterministic")
+
+
+def encode(
+    value: Any, *, what: str, limit: int = MAX_PAYLOAD_BYTES, sets: bool = True, fields: bool = False
+) -> Payload:
+    """Return the value as a payload.
+
+    Args:
+        value: Any value that JSON by type hints can carry.
+        what: What it is, for errors ("result of step validate").
+        limit: Largest size in bytes.
+        sets: False: the caller knows from the type hints that the value holds no sets.
+        fields: The value is a dict whose keys are names of arguments, to be named so in errors.
+
+    Raises:
+        PayloadError: It holds something that cannot be encoded, or is too large; says which field.
+    """
+    try:
+        data = _ENCODER.encode(value)
+        if sets and data != _SORTING.encode(value):
+            data = _ENCODER.encode(_without_sets(value))
+    except Exception as error:  # hooks and properties of user types may raise anything
+        path, culprit = _culprit(value)
+        raise PayloadError(
+            f"{what}: cannot encode {_place(path, fields)}of type {_type_name(type(culprit))}: {error}. Use JSON-like "
+            "values, dataclasses, msgspec structs or pydantic models"
+        ) from error
+    if len(data) > limit:
+        path = _largest(value) if fields else ""
+        where = f" (mostly {_place(path, fields).strip()})" if path else ""
+        raise PayloadError(
+            f"{what}: {len(data):,} bytes of JSON are more than the limit of {limit:,}{where}. Store it elsewhere (file, "
+            "object store, database) and pass its address"
+        )
+    return Payload(data=data)
+
+
+def decode(payload: Payload, type_: Any, *, what: str) -> Any:
+    """Return the value of a payload as a `type_`.
+
+    Args:
+        payload: JSON; no data at all is read as null.
+        type_: The type hint; Any for plain JSON values.
+        what: What it is, for errors.
+
+    Raises:
+        PayloadError: It is not JSON, or does not fit the type; says which field.
+    """
+    if payload.encoding not in _ENCODINGS:
+        raise PayloadError(
+            f"{what}: encoding {payload.encoding!r} is not known here; configure the codec that made it"
+        )
+    data = payload.data or _EMPTY
+    try:
+        return decoder(type_)(data)
+    except msgspec.ValidationError as error:
+        raise PayloadError(f"{what}: does not fit {_type_name(type_)}: {_readable(error)}") from error
+    except msgspec.DecodeError as error:
+        raise PayloadError(f"{what}: not JSON ({error}): {data[:60]!r}") from error
+    except Exception as error:  # constructors of user types may raise anything
+        raise PayloadError(f"{what}: cannot decode as {_type_name(type_)}: {_readable(error)}") from error
+
+
+def decoder(type_: Any) -> Callable[[bytes], Any]:
+    """Return the function that decodes bytes as this type; made once for each type."""
+    try:
+        return _decoder(type_)
+    except TypeError:  # the hint is not hashable
+        return msgspec.json.Decoder(type_, dec_hook=_from_builtin).decode
+
+
+@lru_cache(maxsize=1024)
+def _decoder(type_: Any) -> Callable[[bytes], Any]:
+    return msgspec.json.Decoder(type_, dec_hook=_from_builtin).decode
+
+
+def may_hold_sets(type_: Any) -> bool:
+    """Whether values of this type may hold sets, as far as its hints tell; the order of sets differs by process."""
+    try:
+        return _holds_sets(msgspec.inspect.type_info(type_), set())
+    except Exception:  # a type that msgspec does not know is encoded by hooks: anything may be in it
+        return True
+
+
+def _holds_sets(info: Any, seen: set[Any]) -> bool:
+    if isinstance(
+        info,
+        msgspec.inspect.AnyType | msgspec.inspect.SetType | msgspec.inspect.FrozenSetType | msgspec.inspect.CustomType,
+    ):
+        return True
+    cls = getattr(info, "cls", None)
+    if cls is not None:
+        if cls in seen:
+            return False
+        seen.add(cls)
+    parts: list[Any] = [getattr(info, name, None) for name in ("item_type", "key_type", "value_type")]
+    parts += getattr(info, "item_types", ())
+    parts += getattr(info, "types", ())
+    parts += [field.type for field in getattr(info, "fields", ())]
+    return any(_holds_sets(part, seen) for part in parts if part is not None)
+
+
+def _without_sets(value: Any) -> Any:
+    if isinstance(value, AbstractSet):
+        return sorted(map(_without_sets, value), key=_SORTING.encode)
+    if isinstance(value, Mapping):
+        return {key: _without_sets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_sets(item) for item in value]
+    if isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(value):
+        return _without_sets(msgspec.to_builtins(value, builtin_types=(set, frozenset), enc_hook=_keep_sets))
+    if not isinstance(value, str | int | float | bytes | None):
+        plain = msgspec.to_builtins(value, enc_hook=_to_builtin, order="deterministic")
+        return plain
+    return value
+
+
+def _keep_sets(value: Any) -> Any:
+    return value if isinstance(value, AbstractSet) else _to_builtin(value)
+
+
+def _culprit(value: Any, path: str = "") -> tuple[str, Any]:
+    """The innermost part that cannot be encoded, and the way to it."""
+    for key, part in _parts(value):
+        try:
+            _ENCODER.encode(part)
+        except Exception:
+            return _culprit(part, f"{path}{key}")
+    return path, value
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [(f"[{key!r}]", item) for key, item in value.items()]
+    if isinstance(value, msgspec.Struct):
+        return [(f".{name}", getattr(value, name)) for name in value.__struct_fields__]
+    if dataclasses.is_dataclass(value):
+        return [(f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
+        return [(f"[{i}]", item) for i, item in enumerate(value)]
+    if isinstance(value, AbstractSet):
+        return [("[an element]", item) for item in value]
+    return []
+
+
+def _largest(value: dict[str, Any]) -> str:
+    sizes = {name: len(_ENCODER.encode(part)) for name, part in value.items()}
+    return f"[{max(sizes, key=sizes.__getitem__)!r}]" if sizes else ""
+
+
+def _place(path: str, fields: bool) -> str:
+    if not path:
+        return "a value " if not fields else ""
+    if not fields:
+        return f"field {path.removeprefix('.')} "
+    name, _, rest = path.removeprefix("['").partition("']")
+    return f"argument {name}{rest} "
+
+
+def _type_name(type_: Any) -> str:
+    if not isinstance(type_, type):
+        return str(type_).replace("typing.", "")
+    return type_.__qualname__ if type_.__module__ == "builtins" else f"{type_.__module__}.{type_.__qualname__}"
+
+
+def _readable(error: Exception) -> str:
+    return str(error).replace("`", "").replace(" - at $.", ", in field ").replace(" - at $", ", at field ")[:2000]

@@ -1,0 +1,147 @@
+"""How a function is called over the wire: a JSON object by parameter name."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import msgspec
+
+from treadle.protocol.errors import ConfigError, PayloadError
+from treadle.protocol.payloads import MAX_PAYLOAD_BYTES, decode, decoder, encode, may_hold_sets
+from treadle.v1.common_pb2 import Payload
+
+__all__ = ("Signature",)
+
+_RAW: Final = dict[str, msgspec.Raw]
+_RESERVED: Final = ("*",)
+
+
+class Signature:
+    """The parameters of a step or workflow, and what it returns.
+
+    `*args` and `**kwargs` are refused: the names of arguments are part of what is recorded.
+
+    Args:
+        function: The function; its type hints decide how values are decoded.
+        what: What it is, for errors ("step validate").
+
+    Raises:
+        ConfigError: It has `*args` or `**kwargs`, or a hint cannot be resolved or decoded.
+    """
+
+    __slots__ = ("_decoders", "_names", "_positional", "_sets", "_signature", "returns", "returns_sets", "what")
+
+    def __init__(self, function: Callable[..., Any], *, what: str) -> None:
+        self.what = what
+        self._signature = inspect.signature(function)
+        hints = _hints(function, what)
+        self._names: tuple[str, ...] = tuple(self._signature.parameters)
+        self._positional = 0
+        self._decoders: dict[str, Any] = {}
+        for name, parameter in self._signature.parameters.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
+                raise ConfigError(f"{what}: takes {stars}{name}; give its parameters names, or pass a list or a dict")
+            if parameter.kind is not parameter.KEYWORD_ONLY:
+                self._positional += 1
+            self._decoders[name] = _checked(hints.get(name, Any), f"{what}: parameter {name}")
+        self._sets = any(map(may_hold_sets, self._decoders.values()))
+        self.returns: Any = _checked(hints.get("return", Any), f"{what}: its result")
+        self.returns_sets = may_hold_sets(self.returns)
+
+    def encode_call(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, limit: int = MAX_PAYLOAD_BYTES
+    ) -> Payload:
+        """Return the arguments as they go over the wire; defaults are left to the callee.
+
+        Raises:
+            TypeError: Arguments are missing, too many or unknown, as in an ordinary call.
+            PayloadError: An argument cannot be encoded, or they are too large together.
+        """
+        if kwargs or len(args) != self._positional or len(self._names) != self._positional:
+            try:
+                named = self._signature.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                raise TypeError(f"{self.what}: {error}") from None
+        else:
+            named = dict(zip(self._names, args, strict=True))
+        return encode(named, what=self.what, limit=limit, sets=self._sets, fields=True)
+
+    def decode_call(self, payload: Payload) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return (args, kwargs) to call the function with, each argument as its hint says.
+
+        Raises:
+            PayloadError: An argument is missing, unknown, or does not fit its type; names it.
+        """
+        if not payload.data:
+            given: dict[str, msgspec.Raw] = {}
+        else:
+            given = cast("dict[str, msgspec.Raw]", decode(payload, _RAW, what=f"{self.what}: arguments"))
+        unknown = [name for name in given if name not in self._decoders]
+        if unknown:
+            raise PayloadError(
+                f"{self.what}: has no parameter {unknown[0]!r}; it takes {', '.join(self._names) or 'nothing'}"
+            )
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        for index, (name, parameter) in enumerate(self._signature.parameters.items()):
+            raw = given.get(name)
+            if raw is not None:
+                value = decode(
+                    Payload(data=bytes(raw)), self._decoders[name], what=f"{self.what}: argument {name}"
+                )
+            elif parameter.default is not parameter.empty:
+                value = parameter.default
+            else:
+                raise PayloadError(f"{self.what}: argument {name} is missing")
+            if index < self._positional:
+                args.append(value)
+            else:
+                kwargs[name] = value
+        return tuple(args), kwargs
+
+    def encode_result(self, value: Any, *, limit: int = MAX_PAYLOAD_BYTES) -> Payload:
+        """Return what the function returned as a payload.
+
+        Raises:
+            PayloadError: It cannot be encoded or is too large.
+        """
+        return encode(value, what=f"{self.what}: its result", limit=limit, sets=self.returns_sets)
+
+    def decode_result(self, payload: Payload) -> Any:
+        """Return the result as the return hint says.
+
+        Raises:
+            PayloadError: It does not fit.
+        """
+        return decode(payload, self.returns, what=f"{self.what}: its result")
+
+
+def _hints(function: Callable[..., Any], what: str) -> dict[str, Any]:
+    target = inspect.unwrap(function)
+    try:
+        return typing.get_type_hints(target, include_extras=True)
+    except NameError as error:
+        # Types of an enclosing function are out of reach of get_type_hints, but not of its closure.
+        variables = inspect.getclosurevars(target).nonlocals if hasattr(target, "__code__") else {}
+        try:
+            return typing.get_type_hints(target, localns=dict(variables), include_extras=True)
+        except NameError:
+            raise ConfigError(
+                f"{what}: cannot resolve its type hints: {error}. Define or import the type at module level, outside "
+                "`if TYPE_CHECKING`"
+            ) from error
+
+
+def _checked(hint: Any, what: str) -> Any:
+    hint = Any if hint is inspect.Parameter.empty else hint
+    if hint is type(None) or hint is typing.NoReturn:
+        return Any if hint is typing.NoReturn else None
+    try:
+        decoder(hint)
+    except Exception as error:
+        raise ConfigError(f"{what}: no JSON for the type {hint!r}: {error}") from error
+    return hint
