@@ -29,7 +29,7 @@ __all__ = ("MemoryStore",)
 class MemoryStore(MemoryCore):
     """The `Store` port in memory. No method ever suspends, `hints` apart.
 
-    Every method `x` of the port has a synchronous `x_now` (the clock: `now_ms`); `snapshot` and `restore` play a
+    Every method `x` of the port has a synchronous `x_now` (clock: `now_ms`); `snapshot` and `restore` play a
     Redis that comes back without its last commits.
 
     Args:

@@ -8,6 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from treadle.controlplane.store.limits import (
+    ASIDE_BYTES,
+    ASIDE_TTL_MS,
+    PAGE_BYTES,
+    PAGE_EVENTS,
+    ROUND_GAP_MS,
+)
 from treadle.controlplane.store.memory_state import RunData, State
 from treadle.controlplane.store.port import (
     Beat,
@@ -29,18 +36,7 @@ from treadle.controlplane.store.worker_rules import RECORD_TTL_MS, apply_beat, c
 from treadle.protocol.ids import SHARDS, worker_shard
 from treadle.v1.state_pb2 import WorkerRecord
 
-__all__ = ("ASIDE_BYTES", "ASIDE_TTL_MS", "PAGE_BYTES", "PAGE_EVENTS", "ROUND_GAP_MS", "MemoryCore", "page")
-
-PAGE_EVENTS = 200
-"""Events in a page of history at most."""
-PAGE_BYTES = 1 << 20
-"""Bytes in a page of history at most, but for a page of one event."""
-ROUND_GAP_MS = 3_000
-"""A gap between two duty rounds beyond which silence is counted anew."""
-ASIDE_BYTES = 1 << 20
-"""What one shard keeps aside at most, of one kind."""
-ASIDE_TTL_MS = 7 * 86_400_000
-"""How long it is kept."""
+__all__ = ("MemoryCore",)
 
 
 def wall_clock_ms() -> int:
@@ -102,12 +98,10 @@ class MemoryCore:
     def _load(self, want: Want, now: int) -> Loaded:
         state = self._state
         kept = state.tombstones.get(want.run)
-        loaded = Loaded(tombstone=kept[0] if kept is not None and kept[1] > now else None)
         run = state.runs.get(want.run)
         if run is None:
-            return loaded
-        loaded.revision = run.revision
-        loaded.head = run.head
+            return Loaded(tombstone=kept[0] if kept is not None and kept[1] > now else None)
+        loaded = Loaded(run.revision, run.head)
         if want.all_fields:
             loaded.fields = dict(list(run.fields.items())[: want.field_limit])
         else:

@@ -13,7 +13,7 @@ __all__ = ("RunData", "State")
 
 @dataclass(slots=True)
 class RunData:
-    """One run. `generation`: after which snapshot this object was made; an older one is shared, never written."""
+    """One run. `generation`: after which snapshot it was made; an older one is shared, never written."""
 
     generation: int
     revision: int = 0

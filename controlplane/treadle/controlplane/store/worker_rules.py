@@ -1,9 +1,9 @@
 """What a beat, and the opening and closing of a session, do to a worker's record: pure functions.
 
-The pair (`beat_sent_ms`, held tokens) of a record is always one true statement of the worker: "when I sent this, I
-held exactly these". So nothing but a beat that brings the list, or names the list the record has, moves
-`beat_sent_ms`; everything else only counts against silence. Otherwise an old list under a new send time would deny a
-living token.
+The pair (`beat_sent_ms`, held tokens) of a record is always one true statement of the worker: "when I
+sent this, I held exactly these". So nothing but a beat that brings the list, or names the list the record
+has, moves `beat_sent_ms`; everything else only counts against silence. Otherwise an old list under a new send
+time would deny a living token.
 """
 
 from __future__ import annotations

@@ -1,0 +1,16 @@
+"""Numbers that every store keeps to."""
+
+from __future__ import annotations
+
+__all__ = ("ASIDE_BYTES", "ASIDE_TTL_MS", "PAGE_BYTES", "PAGE_EVENTS", "ROUND_GAP_MS")
+
+PAGE_EVENTS = 200
+"""Events in a page of history at most (scripts/load.lua has it too)."""
+PAGE_BYTES = 1 << 20
+"""Bytes in a page of history at most, but for a page of one event (scripts/load.lua has it too)."""
+ROUND_GAP_MS = 3_000
+"""A gap between two duty rounds beyond which silence is counted anew."""
+ASIDE_BYTES = 1 << 20
+"""What one shard keeps aside at most, of one kind."""
+ASIDE_TTL_MS = 7 * 86_400_000
+"""How long it is kept."""

@@ -1,0 +1,108 @@
+"""Runs in Redis: a batch of loads or commits is one call of one script, on a cluster one a shard, pipelined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from treadle.controlplane.store.keys import Keys
+from treadle.controlplane.store.link import Link
+from treadle.controlplane.store.packing import pack_changes, pack_wants
+from treadle.controlplane.store.port import Change, Committed, Loaded, Outcome, Want
+
+__all__ = ("RedisPart", "RedisRuns")
+
+_OUTCOMES = {ord("0"): Outcome.OK, ord("1"): Outcome.CONFLICT, ord("2"): Outcome.EARLY}
+
+
+class RedisPart:
+    """What all parts of the store share: the connection and the names."""
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self._link = link
+        self._keys = keys
+
+    async def _now_ms(self) -> int:
+        return int((await self._link.run("due", self._route(0), 0))[0])
+
+    def _groups(self, shards: Iterable[int]) -> list[list[int]]:
+        """Return which positions of `shards` go into one call: all, or on a cluster those of one shard."""
+        if not self._link.is_cluster:
+            positions = list(range(len(list(shards))))
+            return [positions] if positions else []
+        groups: dict[int, list[int]] = {}
+        for position, shard in enumerate(shards):
+            groups.setdefault(shard, []).append(position)
+        return list(groups.values())
+
+    def _route(self, shard: int) -> bytes:
+        """Return the key by which a call finds the node of a shard."""
+        return self._keys.of_shard(shard, "times")
+
+    async def _per_group(self, name: str, shards: Sequence[int], *arguments: Any) -> list[tuple[list[int], Any]]:
+        """Call a script with `arguments` and the prefixes of the shards of each group: (positions, reply) pairs."""
+        groups = self._groups(shards)
+        calls = [
+            (
+                self._route(shards[group[0]]),
+                (*arguments, *(self._keys.shards[shards[position]] for position in group)),
+            )
+            for group in groups
+        ]
+        return list(zip(groups, await self._link.run_each(name, calls), strict=True)) if calls else []
+
+
+class RedisRuns(RedisPart):
+    """The RunStore of Redis, but for its hints."""
+
+    async def load(self, wants: Sequence[Want]) -> list[Loaded]:
+        if not self._link.is_cluster:
+            if not wants:
+                return []
+            replies = await self._link.run("load", self._route(wants[0].run.shard), pack_wants(wants, self._keys))
+            return [_loaded(want, reply) for want, reply in zip(wants, replies, strict=True)]
+        shards = [want.run.shard for want in wants]
+        groups = self._groups(shards)
+        calls = [
+            (self._route(shards[group[0]]), (pack_wants([wants[i] for i in group], self._keys),)) for group in groups
+        ]
+        answers: dict[int, Loaded] = {}
+        for group, replies in zip(groups, await self._link.run_each("load", calls) if calls else [], strict=True):
+            for i, reply in zip(group, replies, strict=True):
+                answers[i] = _loaded(wants[i], reply)
+        return [answers[i] for i in range(len(wants))]
+
+    async def commit(self, changes: Sequence[Change]) -> list[Committed]:
+        channel = self._keys.hints
+        groups = self._groups([change.run.shard for change in changes])
+        calls = [
+            (
+                self._route(changes[group[0]].run.shard),
+                (pack_changes([changes[i] for i in group], self._keys), channel),
+            )
+            for group in groups
+        ]
+        answers: dict[int, Committed] = {}
+        for group, reply in zip(groups, await self._link.run_each("commit", calls) if calls else [], strict=True):
+            time_ms = int(reply[0])
+            for i, digit in zip(group, reply[1], strict=True):
+                answers[i] = Committed(_OUTCOMES[digit], time_ms)
+        return [answers[i] for i in range(len(changes))]
+
+    async def now(self) -> int:
+        return await self._now_ms()
+
+
+def _loaded(want: Want, reply: Sequence[Any]) -> Loaded:
+    revision, head, tombstone, event, fields, events = reply
+    if revision is None:
+        return Loaded(tombstone=tombstone)
+    pairs = iter(fields)
+    found = {name.decode(): value for name, value in zip(pairs, pairs, strict=True)}
+    return Loaded(
+        revision=int.from_bytes(revision, "big"),
+        head=head,
+        fields=found,
+        event=event,
+        events=events,
+    )

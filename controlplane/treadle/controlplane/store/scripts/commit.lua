@@ -1,0 +1,79 @@
+-- A batch of changes, each all or nothing. ARGV: the batch, the channel. Reply: the clock, one digit a change
+-- (0 written, 1 another revision, 2 too early). All that may refuse is looked at before the first write.
+local channel = ARGV[2]
+local stamp = struct.pack('>d', now)
+local outcomes, hints = {}, {}
+
+local function write_times(shard, parts, i, timers_set, timers_del, index_add, index_del)
+  if timers_del > 0 then
+    local from = i + timers_set
+    variadic('ZREM', shard .. 'times', parts, from, from + timers_del - 1)
+  end
+  if timers_set > 0 then
+    variadic('ZADD', shard .. 'times', parts, i, i + timers_set - 1)
+  end
+  i = i + timers_set + timers_del
+  for k = i + index_add, i + index_add + index_del - 1, 2 do
+    call('ZREM', shard .. 'i:' .. parts[k], parts[k + 1])
+  end
+  for k = i, i + index_add - 1, 3 do
+    call('ZADD', shard .. 'i:' .. parts[k], parts[k + 1], parts[k + 2])
+  end
+end
+
+local function change()
+  local flags, not_before, set, del, events, outbox_add, outbox_del, timers_set, timers_del, index_add, index_del
+  flags, not_before, set, del, events, outbox_add, outbox_del, timers_set, timers_del, index_add, index_del, at =
+    struct_unpack('>BdHHHHHHHHH', blob, at)
+  local parts = take(4 + set + del + events + outbox_add + outbox_del
+    + timers_set + timers_del + index_add + index_del)
+  local shard, name = parts[1], parts[2]
+  local run, history = shard .. 'r:' .. name, shard .. 'l:' .. name
+  if (call('HGET', run, 'v') or '') ~= parts[3] then
+    return '1'
+  end
+  local i = 5
+  if flags == 2 then
+    call('DEL', run, history)
+    if tonumber(parts[6]) > 0 then
+      call('SET', shard .. 't:' .. name, parts[5], 'PX', parts[6])
+    end
+    write_times(shard, parts, 7, timers_set, timers_del, index_add, index_del)
+    return '0'
+  end
+  if now < not_before then
+    return '2'
+  end
+  if flags == 1 then
+    call('DEL', run, history)
+  end
+  if del > 0 then
+    variadic('HDEL', run, parts, i + set, i + set + del - 1)
+  end
+  variadic('HSET', run, parts, i, i + set - 1)
+  i = i + set + del
+  if events > 0 then
+    variadic('RPUSH', history, parts, i, i + events - 1)
+  end
+  i = i + events
+  if outbox_del > 0 then
+    variadic('HDEL', shard .. 'outbox', parts, i + outbox_add, i + outbox_add + outbox_del - 1)
+  end
+  if outbox_add > 0 then
+    for k = i + 1, i + outbox_add - 1, 2 do parts[k] = stamp .. parts[k] end
+    variadic('HSET', shard .. 'outbox', parts, i, i + outbox_add - 1)
+  end
+  write_times(shard, parts, i + outbox_add + outbox_del, timers_set, timers_del, index_add, index_del)
+  if parts[4] ~= '' then
+    hints[#hints + 1] = parts[4]
+  end
+  return '0'
+end
+
+while at <= #blob do
+  outcomes[#outcomes + 1] = change()
+end
+if #hints > 0 then -- a msgpack array of them
+  call('PUBLISH', channel, '\221' .. struct.pack('>I4', #hints) .. table.concat(hints))
+end
+return {now, table.concat(outcomes)}

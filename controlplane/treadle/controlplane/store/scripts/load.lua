@@ -1,0 +1,75 @@
+-- A batch of wants. Reply, for each: revision, head, tombstone, event, fields as pairs, events; false where nothing is.
+local PAGE_EVENTS, PAGE_BYTES, READ = 200, 1048576, 32
+
+local function all_fields(run, limit)
+  local found, seen, count, cursor = {}, {}, 0, '0'
+  repeat
+    local reply = call('HSCAN', run, cursor, 'COUNT', 200)
+    cursor = reply[1]
+    local some = reply[2]
+    for k = 1, #some, 2 do
+      local name = some[k]
+      if name ~= 'v' and name ~= 'h' and not seen[name] and count < limit then
+        seen[name] = true
+        count = count + 1
+        found[2 * count - 1], found[2 * count] = name, some[k + 1]
+      end
+    end
+  until cursor == '0' or count >= limit
+  return found
+end
+
+local function named_fields(run, parts, n)
+  local found = {}
+  for k = 3, n + 2, CHUNK do
+    local last = math.min(k + CHUNK - 1, n + 2)
+    local values = call('HMGET', run, unpack(parts, k, last))
+    for m = 1, last - k + 1 do
+      if values[m] then
+        found[#found + 1] = parts[k + m - 1]
+        found[#found + 1] = values[m]
+      end
+    end
+  end
+  return found
+end
+
+local function page(history, after)
+  local found, size = {}, 0
+  for from = after, after + PAGE_EVENTS - 1, READ do
+    local some = call('LRANGE', history, from, math.min(from + READ, after + PAGE_EVENTS) - 1)
+    for k = 1, #some do
+      size = size + #some[k]
+      if #found > 0 and size > PAGE_BYTES then
+        return found
+      end
+      found[#found + 1] = some[k]
+    end
+    if #some < READ then
+      return found
+    end
+  end
+  return found
+end
+
+local replies = {}
+while at <= #blob do
+  local flags, limit, event_at, after, n
+  flags, limit, event_at, after, n, at = struct_unpack('>BI4I4i8H', blob, at)
+  local parts = take(2 + n)
+  local run, history = parts[1] .. 'r:' .. parts[2], parts[1] .. 'l:' .. parts[2]
+  local first = call('HMGET', run, 'v', 'h')
+  if not first[1] then
+    replies[#replies + 1] = {false, false, call('GET', parts[1] .. 't:' .. parts[2]), false, {}, {}}
+  else
+    replies[#replies + 1] = {
+      first[1],
+      first[2],
+      false,
+      event_at > 0 and call('LINDEX', history, event_at - 1),
+      flags == 1 and all_fields(run, limit) or named_fields(run, parts, n),
+      after >= 0 and page(history, after) or {},
+    }
+  end
+end
+return replies
