@@ -5,8 +5,8 @@ the next start the outbox is published again. While it holds a dispatch, queued 
 dispatch again is a no-op, so the duty that republishes what stays in the outbox makes no copies.
 
 All of it is synchronous and deterministic: who publishes first is delivered first, consumers take turns, and
-what is given back is delivered again before what was never delivered, in the order of giving back (as RabbitMQ's
-quorum queues do it).
+what is given back is delivered again before what was never delivered, in the order of giving back (as
+RabbitMQ's quorum queues do it).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _log = structlog.stdlib.get_logger(__name__)
 class MemoryBroker:
     """Implements `Broker` in this process. Not thread-safe: one event loop, or none at all.
 
-    `publish`, `ack` and `give_back` call `deliver` and the listener before they return; a call made from inside
-    such a callback is queued and served right after it, so callbacks never nest. A queue must be declared before
-    it is published to; a job that finds none is returned, and its queue is declared.
+    `publish`, `ack` and `give_back` call `deliver` and the listener before they return; a call made from
+    inside such a callback is queued and served right after it, so callbacks never nest. A queue must be
+    declared before it is published to; a job that finds none is returned, and its queue is declared.
     """
 
     def __init__(self) -> None:
