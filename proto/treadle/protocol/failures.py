@@ -34,7 +34,15 @@ from treadle.v1.common_pb2 import (
     FailureKind,
 )
 
-__all__ = ("MAX_CAUSES", "MAX_MESSAGE_BYTES", "MAX_TRACEBACK_BYTES", "CauseError", "failure_of", "run_error", "step_error")
+__all__ = (
+    "MAX_CAUSES",
+    "MAX_MESSAGE_BYTES",
+    "MAX_TRACEBACK_BYTES",
+    "CauseError",
+    "failure_of",
+    "run_error",
+    "step_error",
+)
 
 MAX_MESSAGE_BYTES: Final = 8 << 10
 MAX_TRACEBACK_BYTES: Final = 32 << 10

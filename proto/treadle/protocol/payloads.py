@@ -114,9 +114,7 @@ def decode(payload: Payload, type_: Any, *, what: str) -> Any:
         PayloadError: It is not JSON, or does not fit the type; says which field.
     """
     if payload.encoding not in _ENCODINGS:
-        raise PayloadError(
-            f"{what}: encoding {payload.encoding!r} is not known here; configure the codec that made it"
-        )
+        raise PayloadError(f"{what}: encoding {payload.encoding!r} is not known here; configure the codec that made it")
     data = payload.data or _EMPTY
     try:
         return decoder(type_)(data)

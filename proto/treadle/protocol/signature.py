@@ -52,9 +52,7 @@ class Signature:
         self.returns: Any = _checked(hints.get("return", Any), f"{what}: its result")
         self.returns_sets = may_hold_sets(self.returns)
 
-    def encode_call(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, limit: int = MAX_PAYLOAD_BYTES
-    ) -> Payload:
+    def encode_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, limit: int = MAX_PAYLOAD_BYTES) -> Payload:
         """Return the arguments as they go over the wire; defaults are left to the callee.
 
         Raises:
@@ -90,9 +88,7 @@ class Signature:
         for index, (name, parameter) in enumerate(self._signature.parameters.items()):
             raw = given.get(name)
             if raw is not None:
-                value = decode(
-                    Payload(data=bytes(raw)), self._decoders[name], what=f"{self.what}: argument {name}"
-                )
+                value = decode(Payload(data=bytes(raw)), self._decoders[name], what=f"{self.what}: argument {name}")
             elif parameter.default is not parameter.empty:
                 value = parameter.default
             else:

@@ -1,0 +1,89 @@
+"""Where the code that runs now is: inside a workflow, inside a step, or neither; and what that offers it."""
+
+from __future__ import annotations
+
+import asyncio
+import random as _random
+import time
+import uuid
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from treadle.protocol.errors import ConfigError
+from treadle.worker.loop.durable_loop import DurableLoop
+
+if TYPE_CHECKING:
+    from treadle.worker.loop.execution import WorkflowExecution
+
+__all__ = ("STEP_INFO", "StepInfo", "current_execution", "now", "random", "step_info", "uuid4")
+
+
+@dataclass(slots=True)
+class StepInfo:
+    """What a step may know about its attempt.
+
+    Attributes:
+        run_id: The run that called it.
+        step: Name of the step.
+        attempt: Number of the attempt over the step's life, from 1; lost ones count.
+        idempotency_key: 32 hex digits, equal in all attempts of this step; pass it on to payment providers and the like.
+        cancel_reason: Why it is being cancelled ("cancelled", "lease lost", "drain"); "" while it is not.
+        namespace: Namespace of the run.
+        command_id: Which call of the run it is ("0/validate#1").
+        try_number: 1 + failures so far.
+    """
+
+    run_id: str
+    step: str
+    attempt: int
+    idempotency_key: str
+    cancel_reason: str = ""
+    namespace: str = ""
+    command_id: str = ""
+    try_number: int = 1
+
+
+STEP_INFO: Final[ContextVar[StepInfo | None]] = ContextVar("treadle_step_info", default=None)
+"""Set by the executor around the body of a step; threads get it by running in a copy of the context."""
+
+_ORDINARY: Final = _random.Random()
+
+
+def current_execution() -> WorkflowExecution | None:
+    """The execution whose workflow code runs now on this thread; None outside workflows."""
+    loop = asyncio._get_running_loop()
+    return loop.owner if isinstance(loop, DurableLoop) else None  # type: ignore[return-value]
+
+
+def step_info() -> StepInfo:
+    """Return what is known about the attempt that runs now.
+
+    Raises:
+        ConfigError: No step of a worker runs here (a step that is called as a plain function has no attempt).
+    """
+    info = STEP_INFO.get()
+    if info is None:
+        raise ConfigError("step_info(): call it inside a @step that a worker runs; there is no attempt here")
+    return info
+
+
+def now() -> datetime:
+    """Return the current time in UTC; inside a workflow the time of the event that it reacts to, the same in each replay."""
+    execution = current_execution()
+    return datetime.fromtimestamp(time.time() if execution is None else execution.now(), UTC)
+
+
+def random() -> _random.Random:
+    """Return a source of random numbers; inside a workflow the same ones in each replay."""
+    execution = current_execution()
+    return _ORDINARY if execution is None else execution.random()
+
+
+def uuid4() -> uuid.UUID:
+    """Return a random UUID; inside a workflow the same one in each replay."""
+    execution = current_execution()
+    if execution is None:
+        return uuid.uuid4()
+    return uuid.UUID(int=execution.random().getrandbits(128), version=4)

@@ -1,0 +1,349 @@
+"""The live coroutine of one run: fed with the events of its history, one by one, it asks for steps and timers.
+
+Live and replay are the same function. An event is fed, the loop runs until nothing is ready, and the ledger knows what the
+code asked for that the history does not have. Nothing that user code does makes `feed` raise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
+
+from treadle.protocol.errors import PayloadError
+from treadle.protocol.failures import failure_of, step_error
+from treadle.v1 import history_pb2 as history
+from treadle.v1.common_pb2 import FAILURE_KIND_CANCELLED, FAILURE_KIND_STUCK, Failure
+from treadle.worker.loop.durable_loop import DurableLoop, TimerCall
+from treadle.worker.loop.future import DurableFuture, DurableTask
+from treadle.worker.loop.ledger import Ask, Kind, Ledger
+from treadle.worker.loop.port import Divergence, ExecutionFactory, Outcome, RunContext, Turn, Waits
+
+if TYPE_CHECKING:
+    from treadle.worker.app import Registry
+    from treadle.worker.steps import Step
+    from treadle.worker.workflows import Workflow
+
+__all__ = ("WorkflowExecution", "execution_factory")
+
+
+def execution_factory(registry: Registry) -> ExecutionFactory:
+    """Return the function that makes executions of the workflows in `registry`; it raises KeyError for another name."""
+
+    def make(context: RunContext) -> WorkflowExecution:
+        return WorkflowExecution(context, registry.workflows[context.workflow])
+
+    return make
+
+
+class _StepFuture(DurableFuture):
+    """What the code awaits when it calls a step. Cancelling it drops the ask."""
+
+    __slots__ = ("ask", "ledger")
+
+    ask: Ask
+    ledger: Ledger
+
+    def cancel(self, msg: object = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self.ledger.drop(self.ask)
+        return cancelled
+
+
+class WorkflowExecution:
+    """Implements `treadle.worker.loop.port.Execution` over the durable event loop.
+
+    Args:
+        context: Which run.
+        workflow: Its code.
+    """
+
+    def __init__(self, context: RunContext, workflow: Workflow[..., Any]) -> None:
+        self.context = context
+        self._workflow = workflow
+        self._ledger = Ledger(context)
+        self._loop = DurableLoop(self)
+        self._variables = contextvars.Context()
+        self._main: DurableTask | None = None
+        self._fed = 0
+        self._cancel_requested = False
+        self._ended = False
+        self._outcome: Outcome | None = None
+        self._closed = False
+
+    # the port
+
+    @property
+    def fed(self) -> int:
+        return self._fed
+
+    @property
+    def outcome(self) -> Outcome | None:
+        return self._outcome
+
+    @property
+    def divergence(self) -> Divergence | None:
+        return self._ledger.divergence
+
+    def waits(self) -> Waits:
+        return self._ledger.waits()
+
+    def take(self) -> Turn:
+        return self._ledger.take(ended=self._outcome is not None)
+
+    def feed(self, event: history.HistoryEvent) -> None:
+        if event.position != self._fed + 1:
+            raise ValueError(f"position {event.position} was fed where {self._fed + 1} is next")
+        if self._closed or self._ledger.divergence is not None:
+            raise ValueError("nothing may be fed to an execution that is closed or has diverged")
+        self._fed = event.position
+        self._loop.advance(event.time_ms)
+        kind = event.WhichOneof("kind")
+        handler = _HANDLERS.get(kind) if kind is not None else None
+        if handler is not None:
+            self._variables.run(self._turn, handler, getattr(event, kind), event.position)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._loop.drop()
+
+    def __del__(self) -> None:
+        self.close()
+
+    # one turn
+
+    def _turn(self, handler: Callable[[WorkflowExecution, Any, int], None], message: Any, position: int) -> None:
+        loop = self._loop
+        loop.enter()
+        try:
+            handler(self, message, position)
+            idle = loop.run_until_idle()
+            if not self._ended:
+                self._look_at_main(idle)
+        finally:
+            loop.leave()
+
+    def _look_at_main(self, idle: bool) -> None:
+        main = self._main
+        if main is not None and main.done():
+            self._ended = True
+            self._outcome = self._outcome_of(main)
+            self._loop.finish()
+        elif not idle:
+            self._outcome = Outcome(failure=_stuck("it goes on without end: a loop that never waits for anything"))
+        elif main is not None:
+            self._outcome = None if any(self._ledger.open) else Outcome(failure=_stuck(_WAITS_FOR_NOTHING))
+
+    def _outcome_of(self, main: DurableTask) -> Outcome:
+        if main.cancelled():
+            if self._cancel_requested:
+                return Outcome(cancelled=True)
+            return Outcome(failure=_cancelled_by_itself())
+        error = main.exception()
+        if error is not None:
+            return Outcome(failure=failure_of(error))
+        try:
+            return Outcome(result=self._workflow.signature.encode_result(main.result()))
+        except PayloadError as unencodable:
+            return Outcome(failure=failure_of(unencodable))
+
+    # what events do
+
+    def _run_started(self, event: history.RunStarted, _position: int) -> None:
+        try:
+            args, kwargs = self._workflow.signature.decode_call(event.input)
+        except PayloadError as error:
+            self._ended = True
+            self._outcome = Outcome(failure=failure_of(error))
+            return
+        self._main = self._loop.create_task(self._workflow.function(*args, **kwargs))
+        self._loop.root = self._main
+
+    def _cancel(self, event: history.CancelRequested, _position: int) -> None:
+        if self._cancel_requested:
+            return
+        self._cancel_requested = True
+        if self._main is not None and not self._main.done():
+            self._main.cancel(event.reason or None)
+
+    def _step_scheduled(self, event: history.StepScheduled, position: int) -> None:
+        ask = self._ledger.recorded(event.command_id, event.digest, position, event.input.data)
+        if ask is not None and ask.kind is Kind.LOCAL_STEP and not ask.dropped:
+            self._ledger.become_pool_step(ask)
+
+    def _attempt_started(self, event: history.AttemptStarted, position: int) -> None:
+        if not event.local:
+            return
+        ask = self._ledger.recorded(event.command_id, event.digest, position, None)
+        if ask is not None and ask.step is not None and ask.step.at_most_once:
+            ask.call_wanted = False  # it has started: its outcome, or that it is lost, comes from the history
+
+    def _attempt_failed(self, event: history.AttemptFailed, position: int) -> None:
+        if not event.local:
+            return
+        ask = self._ledger.recorded(event.command_id, event.digest, position, None)
+        if ask is not None:
+            ask.call_wanted = False
+
+    def _step_retried(self, event: history.StepRetried, _position: int) -> None:
+        ask = self._ledger.find(event.command_id)
+        if ask is not None and ask.kind is Kind.LOCAL_STEP:
+            self._ledger.call_again(ask, event.try_number)
+
+    def _step_completed(self, event: history.StepCompleted, position: int) -> None:
+        if event.local:
+            self._ledger.recorded(event.command_id, event.digest, position, None)
+        ask = self._ledger.settle(event.command_id, event)
+        if ask is not None:
+            _deliver(ask, event)
+
+    def _step_failed(self, event: history.StepFailed, position: int) -> None:
+        if event.local:
+            self._ledger.recorded(event.command_id, event.digest, position, None)
+        ask = self._ledger.settle(event.command_id, event)
+        if ask is not None:
+            _deliver(ask, event)
+
+    def _step_cancelled(self, event: history.StepCancelled, _position: int) -> None:
+        ask = self._ledger.settle(event.command_id, event)
+        if ask is not None:
+            _deliver(ask, event)
+
+    def _step_cancel_requested(self, event: history.StepCancelRequested, _position: int) -> None:
+        ask = self._ledger.find(event.command_id)
+        if ask is not None:
+            ask.cancel_known = True
+
+    def _timer_started(self, event: history.TimerStarted, position: int) -> None:
+        ask = self._ledger.recorded(event.command_id, event.digest, position, None, timer=True)
+        if ask is not None:
+            ask.fire_at_ms = event.fire_at_ms
+
+    def _timer_fired(self, event: history.TimerFired, _position: int) -> None:
+        ask = self._ledger.settle(event.command_id, event)
+        if ask is not None and ask.call is not None:
+            self._loop.fire(ask.call)
+
+    def _timer_cancelled(self, event: history.TimerCancelled, _position: int) -> None:
+        self._ledger.settle(event.command_id, None)
+
+    # what code asks for
+
+    def call_step(
+        self, step: Step[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """The durable call of a step; asked for when it is first awaited.
+
+        Raises:
+            TypeError: Wrong arguments, as in an ordinary call.
+            PayloadError: The arguments cannot be encoded.
+        """
+        if self._loop.closing:
+            raise GeneratorExit
+        return self._await_step(step, step.signature.encode_call(args, kwargs).data)
+
+    async def _await_step(self, step: Step[..., Any], data: bytes) -> Any:
+        loop = self._loop
+        if loop.closing:
+            raise GeneratorExit
+        if loop.finishing:
+            await loop.create_future()  # the main task has ended: nothing more is recorded, nothing will come
+        future = _StepFuture(loop=loop)
+        kind = Kind.LOCAL_STEP if step.pool is None else Kind.POOL_STEP
+        ask = self._ledger.ask(loop.current_path(), step.name, kind, data)
+        ask.step = step
+        ask.future = future
+        future.ask = ask
+        future.ledger = self._ledger
+        early = self._ledger.early_outcome(ask)
+        if early is not None:
+            self._settle_early(ask, early)
+        return await future
+
+    def _settle_early(self, ask: Ask, outcome: Any) -> None:
+        if self._ledger.settle(ask.command_id, outcome) is not None:
+            self._loop.call_soon(_deliver, ask, outcome)
+
+    def start_timer(self, call: TimerCall, delay_ms: int, path: str, name: str) -> None:
+        """The code starts a timer."""
+        if self._loop.finishing:
+            return
+        ask = self._ledger.ask(path, name, Kind.TIMER, b"%d" % delay_ms)
+        ask.call = call
+        call.ask = ask
+        if self._ledger.early_outcome(ask) is not None:
+            self._ledger.settle(ask.command_id, None)
+            self._loop.fire(call)
+
+    def cancel_timer(self, call: TimerCall) -> None:
+        """The code needs a timer no longer."""
+        self._ledger.drop(call.ask)
+
+    def random(self) -> Random:
+        """The random numbers of the task that runs: the same in each replay."""
+        task = asyncio.current_task(self._loop)
+        owner = task if isinstance(task, DurableTask) else self._main
+        assert owner is not None, "code runs only once there is a main task"
+        if owner.random is None:
+            context = self.context
+            owner.random = Random(f"{context.namespace}\x1f{context.run_id}\x1f{context.incarnation}\x1f{owner.path}")
+        return owner.random
+
+    def now(self) -> float:
+        """The time of the last fed event, in seconds since 1970."""
+        return self._loop.time()
+
+
+def _deliver(ask: Ask, outcome: Any) -> None:
+    """Give the code the outcome of a step, as a fresh value or a fresh error."""
+    future, step = ask.future, ask.step
+    if future is None or step is None or future.done():
+        return
+    if isinstance(outcome, history.StepCompleted):
+        try:
+            future.set_result(step.signature.decode_result(outcome.result))
+        except PayloadError as error:
+            future.set_exception(error)
+    elif isinstance(outcome, history.StepFailed):
+        future.set_exception(step_error(step.name, outcome.failure))
+    else:
+        cancelled = Failure(kind=FAILURE_KIND_CANCELLED, attempts=outcome.attempt)
+        future.set_exception(step_error(step.name, cancelled))
+
+
+_WAITS_FOR_NOTHING: Final = (
+    "the code waits, but for nothing that could ever happen: no step, no sleep and no timeout is open. Look for an "
+    "asyncio.Event that nobody sets, a Queue that nobody fills, or a Lock that is never released"
+)
+
+
+def _stuck(message: str) -> Failure:
+    return Failure(kind=FAILURE_KIND_STUCK, type="Stuck", message=message, final=True)
+
+
+def _cancelled_by_itself() -> Failure:
+    return Failure(
+        type="CancelledError",
+        message="the workflow raised CancelledError although nobody asked for the run to be cancelled",
+    )
+
+
+_HANDLERS: Final[dict[str, Callable[[WorkflowExecution, Any, int], None]]] = {
+    "run_started": WorkflowExecution._run_started,
+    "cancel_requested": WorkflowExecution._cancel,
+    "step_scheduled": WorkflowExecution._step_scheduled,
+    "attempt_started": WorkflowExecution._attempt_started,
+    "attempt_failed": WorkflowExecution._attempt_failed,
+    "step_retried": WorkflowExecution._step_retried,
+    "step_completed": WorkflowExecution._step_completed,
+    "step_failed": WorkflowExecution._step_failed,
+    "step_cancelled": WorkflowExecution._step_cancelled,
+    "step_cancel_requested": WorkflowExecution._step_cancel_requested,
+    "timer_started": WorkflowExecution._timer_started,
+    "timer_fired": WorkflowExecution._timer_fired,
+    "timer_cancelled": WorkflowExecution._timer_cancelled,
+}

@@ -1,0 +1,79 @@
+"""Futures and tasks whose hash is the number of their creation in the run.
+
+asyncio keeps them in sets, and the order of a set follows the hashes. By default these come from addresses, so that the
+same code over the same history would go on in another order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Coroutine
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from treadle.worker.loop.durable_loop import DurableLoop
+
+__all__ = ("DurableFuture", "DurableTask")
+
+
+class DurableFuture(asyncio.Future[Any]):
+    """A future of a durable loop."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, *, loop: DurableLoop) -> None:
+        self.number = loop.number()
+        super().__init__(loop=loop)
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class DurableTask(asyncio.Task[Any]):
+    """A task of a durable loop.
+
+    Attributes:
+        number: Number of creation in the run.
+        path: "0" for the main task; "<parent>.<n>" for the n-th child of a task, from 1.
+        children: Tasks that it has made so far.
+        random: Its random numbers; made when first asked for.
+    """
+
+    __slots__ = ("children", "number", "path", "random")
+
+    def __init__(
+        self,
+        coro: Coroutine[Any, Any, Any],
+        *,
+        loop: DurableLoop,
+        number: int,
+        path: str,
+        name: object = None,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        self.number = number  # first: asyncio puts the task into a set while it is being made
+        self.path = path
+        self.children = 0
+        self.random: Random | None = None
+        # A name of asyncio's own would carry a number that counts all tasks of the process.
+        super().__init__(coro, loop=loop, name=str(name) if name is not None else path, context=context)
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+def _gathering_hash(self: Any) -> int:
+    loop = self._loop
+    count = getattr(loop, "number", None)
+    if count is None:
+        return object.__hash__(self)
+    number: int | None = self.__dict__.get("_treadle_number")
+    if number is None:
+        number = self._treadle_number = count()
+    return number
+
+
+# `gather` makes its future by itself, not through the loop. Futures of other loops keep the hash that they had.
+asyncio.tasks._GatheringFuture.__hash__ = _gathering_hash  # type: ignore[attr-defined]

@@ -1,0 +1,281 @@
+"""What workflow code has asked for, matched with what the history has.
+
+A command is known by its id (task path, name, occurrence) and the digest of its encoded input. Nothing here runs code: the
+execution tells the ledger what the code asks for or no longer needs, and what the history has; the ledger says what is new.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+from treadle.protocol.ids import digest
+from treadle.v1.common_pb2 import Payload
+from treadle.v1.worker_service_pb2 import CancelCommand, Command, ScheduleStep, StartTimer
+from treadle.worker.loop.port import Divergence, LocalCall, RunContext, Turn, Waits
+
+if TYPE_CHECKING:
+    from treadle.worker.loop.durable_loop import TimerCall
+    from treadle.worker.loop.future import DurableFuture
+    from treadle.worker.steps import Step
+
+__all__ = ("Ask", "Kind", "Ledger")
+
+
+class Kind(IntEnum):
+    """What an ask waits for."""
+
+    POOL_STEP = 0
+    LOCAL_STEP = 1
+    TIMER = 2
+
+
+class Ask:
+    """One thing that the code asked for.
+
+    Attributes:
+        command_id, digest, name, kind: What it is.
+        data: Its encoded input; a timer's delay in milliseconds, as text.
+        step, future: Steps only: the step object, and what the code awaits.
+        call: Timers only: what runs when it fires.
+        taken: It was handed out by `take`: the core knows of it.
+        recorded: The history has it.
+        dropped: The code needs it no longer.
+        cancel_known: Its cancellation was handed out, or is recorded.
+        call_wanted: Local steps: a try is to be started that was not handed out yet.
+        try_number: Local steps: 1 + recorded failures.
+        fire_at_ms: Timers: when it fires; None until recorded.
+    """
+
+    __slots__ = (
+        "call",
+        "call_wanted",
+        "cancel_known",
+        "command_id",
+        "data",
+        "digest",
+        "dropped",
+        "fire_at_ms",
+        "future",
+        "kind",
+        "name",
+        "recorded",
+        "step",
+        "taken",
+        "try_number",
+    )
+
+    def __init__(self, command_id: str, name: str, kind: Kind, data: bytes, input_digest: int) -> None:
+        self.command_id = command_id
+        self.name = name
+        self.kind = kind
+        self.data = data
+        self.digest = input_digest
+        self.step: Step[..., Any] | None = None
+        self.future: DurableFuture | None = None
+        self.call: TimerCall | None = None
+        self.taken = False
+        self.recorded = False
+        self.dropped = False
+        self.cancel_known = False
+        self.call_wanted = kind is Kind.LOCAL_STEP
+        self.try_number = 1
+        self.fire_at_ms: int | None = None
+
+    def command(self) -> Command:
+        """The command that asks for it."""
+        command = Command(command_id=self.command_id, digest=self.digest)
+        if self.kind is Kind.TIMER:
+            command.start_timer.CopyFrom(StartTimer(delay_ms=int(self.data)))
+        elif self.step is not None:
+            step = self.step
+            schedule = ScheduleStep(
+                name=step.name,
+                pool=step.pool or "",
+                input=Payload(data=self.data),
+                timeout_ms=step.timeout_ms,
+                at_most_once=step.at_most_once,
+            )
+            if step.retry_message is not None:
+                schedule.retry.CopyFrom(step.retry_message)
+            command.schedule_step.CopyFrom(schedule)
+        return command
+
+    def words(self) -> str:
+        """What it is, for a person."""
+        return describe(self.command_id, self.data, timer=self.kind is Kind.TIMER)
+
+
+def describe(command_id: str, data: bytes | None, *, timer: bool = False) -> str:
+    """A command in words: its id with what it was given, shortened."""
+    if timer:
+        return f"timer {command_id}" + (f" of {data.decode()} ms" if data else "")
+    if data is None:
+        return f"step {command_id}"
+    text = data.decode("utf-8", "replace")
+    return f"step {command_id} with {text if len(text) <= 300 else text[:297] + '...'}"
+
+
+class Ledger:
+    """The asks of one execution.
+
+    Attributes:
+        divergence: Set when code and history disagree.
+        open: How many asks of each kind are waited for.
+    """
+
+    def __init__(self, context: RunContext) -> None:
+        run = f"{context.namespace}\x1f{context.run_id}\x1f{context.incarnation}"
+        self._key = blake2b(run.encode(), digest_size=32).digest()
+        self._accepted_until = context.accepted_until
+        self._occurrences: dict[str, int] = {}
+        self._asks: dict[str, Ask] = {}
+        self._timers: dict[str, Ask] = {}
+        self._pending: list[Ask] = []
+        self._local_cancels: list[str] = []
+        self._unasked: dict[str, Any] = {}
+        self.divergence: Divergence | None = None
+        self.open = [0, 0, 0]
+
+    def ask(self, path: str, name: str, kind: Kind, data: bytes) -> Ask:
+        """The code asks for something; each call is another occurrence of (path, name)."""
+        place = f"{path}/{name}"
+        number = self._occurrences[place] = self._occurrences.get(place, 0) + 1
+        ask = Ask(f"{place}#{number}", name, kind, data, digest(self._key, data))
+        self._asks[ask.command_id] = ask
+        if kind is Kind.TIMER:
+            self._timers[ask.command_id] = ask
+        self.open[kind] += 1
+        ask.recorded = ask.command_id in self._unasked
+        self._pending.append(ask)
+        return ask
+
+    def early_outcome(self, ask: Ask) -> Any:
+        """The outcome that an accepted history has of something that the code asked for only now; None if none."""
+        return self._unasked.pop(ask.command_id, None) if ask.recorded else None
+
+    def drop(self, ask: Ask) -> None:
+        """The code needs it no longer; what still comes of it is ignored."""
+        if ask.dropped or ask.command_id not in self._asks:
+            return
+        ask.dropped = True
+        self._close(ask)
+        if ask.kind is Kind.LOCAL_STEP:
+            if ask.taken:
+                self._local_cancels.append(ask.command_id)
+        elif ask.taken or ask.recorded:
+            self._pending.append(ask)
+
+    def recorded(
+        self, command_id: str, input_digest: int, position: int, data: bytes | None, *, timer: bool = False
+    ) -> Ask | None:
+        """The history has a command at `position`: return the ask that it belongs to, None if there is none."""
+        ask = self._asks.get(command_id)
+        if ask is None:
+            if position <= self._accepted_until:
+                self._unasked.setdefault(command_id, None)
+            else:
+                self._diverge(describe(command_id, data, timer=timer), position, None)
+            return None
+        if ask.digest != input_digest and position > self._accepted_until:
+            self._diverge(describe(command_id, data, timer=timer), position, ask)
+            return None
+        ask.recorded = True
+        if ask.dropped and ask.kind is not Kind.LOCAL_STEP:
+            self._pending.append(ask)
+        return ask
+
+    def find(self, command_id: str) -> Ask | None:
+        """The ask of this id that has no outcome yet, dropped or not."""
+        return self._asks.get(command_id)
+
+    def settle(self, command_id: str, outcome: Any) -> Ask | None:
+        """The history has the outcome of a command: return the ask if the code still waits for it."""
+        ask = self._asks.pop(command_id, None)
+        if ask is None:
+            if command_id in self._unasked:
+                self._unasked[command_id] = outcome
+            return None
+        if ask.dropped:
+            return None
+        self._close(ask)
+        return ask
+
+    def call_again(self, ask: Ask, try_number: int) -> None:
+        """The wait before another try of a local step is over."""
+        ask.try_number = try_number
+        if not ask.dropped:
+            ask.call_wanted = True
+            self._pending.append(ask)
+
+    def take(self, *, ended: bool) -> Turn:
+        """What is new since the last call; after the code ended, only which local steps nobody waits for."""
+        turn = Turn()
+        if self._local_cancels:
+            turn.local_cancels = self._local_cancels
+            self._local_cancels = []
+        if self._pending:
+            if not ended:
+                for ask in self._pending:
+                    self._take(ask, turn)
+            self._pending.clear()
+        return turn
+
+    def _take(self, ask: Ask, turn: Turn) -> None:
+        if ask.command_id not in self._asks:
+            return
+        if ask.dropped:
+            if (ask.taken or ask.recorded) and not ask.cancel_known:
+                ask.cancel_known = True
+                command = Command(command_id=ask.command_id, digest=ask.digest, cancel=CancelCommand())
+                turn.commands.append(command)
+        elif ask.kind is Kind.LOCAL_STEP:
+            if ask.call_wanted:
+                ask.call_wanted = False
+                ask.taken = True
+                turn.local_calls.append(_local_call(ask))
+        elif not ask.recorded and not ask.taken:
+            ask.taken = True
+            turn.commands.append(ask.command())
+
+    def waits(self) -> Waits:
+        """What the code waits for."""
+        due = [ask.fire_at_ms for ask in self._timers.values() if ask.fire_at_ms is not None]
+        pool, local, timers = self.open
+        return Waits(pool, local, timers, min(due, default=None))
+
+    def become_pool_step(self, ask: Ask) -> None:
+        """The history ran as a pool step what the code now calls as a local one: its outcome will come."""
+        self.open[ask.kind] -= 1
+        ask.kind = Kind.POOL_STEP
+        self.open[ask.kind] += 1
+
+    def _close(self, ask: Ask) -> None:
+        self.open[ask.kind] -= 1
+        if ask.kind is Kind.TIMER:
+            self._timers.pop(ask.command_id, None)
+
+    def _diverge(self, expected: str, position: int, ask: Ask | None) -> None:
+        if ask is not None:
+            found = ask.words()
+        else:
+            new = [a.words() for a in self._asks.values() if not a.recorded and not a.dropped][:3]
+            found = "the code asked for " + ", ".join(new) if new else "the code did not ask for it"
+        self.divergence = Divergence(f"{expected} (event {position})", found)
+
+
+def _local_call(ask: Ask) -> LocalCall:
+    step = ask.step
+    assert step is not None
+    return LocalCall(
+        command_id=ask.command_id,
+        digest=ask.digest,
+        name=ask.name,
+        step=step,
+        input=Payload(data=ask.data),
+        try_number=ask.try_number,
+        retry=step.policy,
+        timeout_ms=step.timeout_ms,
+        at_most_once=step.at_most_once,
+    )

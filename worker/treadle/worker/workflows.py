@@ -1,0 +1,96 @@
+"""`@workflow`: an async function that runs durably, made of steps."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from treadle.protocol.errors import ConfigError, NotDeterministic
+from treadle.protocol.ids import check_name
+from treadle.protocol.signature import Signature
+from treadle.worker.current import current_execution
+from treadle.worker.steps import PLAIN_WORKFLOW, check_function_name, place_of
+
+__all__ = ("Workflow", "workflow")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Workflow(Generic[P, R]):
+    """A workflow, as `@workflow` makes it. Start it with a client; called, it runs as the plain coroutine, for tests.
+
+    Attributes:
+        name: What clients, history and workers know it by.
+        function: The plain coroutine function.
+        signature: How it is called over the wire.
+        pool: Pool whose workers execute its code.
+    """
+
+    __name__: str
+    __qualname__: str
+
+    def __init__(
+        self, function: Callable[P, Coroutine[Any, Any, R]], *, name: str | None = None, pool: str = "default"
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.name = check_function_name("workflow", function, name)
+        if not inspect.iscoroutinefunction(function):
+            raise ConfigError(f"workflow {self.name} at {place_of(function)}: write it as `async def`")
+        self.pool = check_name("pool", pool)
+        self.signature = Signature(function, what=f"workflow {self.name}")
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run it here and now as a plain coroutine; its steps are plain functions then, and nothing is recorded.
+
+        Raises:
+            NotDeterministic: It was called inside a workflow.
+        """
+        if current_execution() is not None:
+            raise NotDeterministic(
+                f"workflow {self.name} was called inside a workflow: move what both share into a plain async function"
+            )
+        token = PLAIN_WORKFLOW.set(True)
+        try:
+            return await self.function(*args, **kwargs)
+        finally:
+            PLAIN_WORKFLOW.reset(token)
+
+    def __repr__(self) -> str:
+        return f"<workflow {self.name} at {place_of(self.function)}>"
+
+
+class _WorkflowDecorator(Protocol):
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
+
+
+@overload
+def workflow(function: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
+@overload
+def workflow(*, name: str | None = None, pool: str = "default") -> _WorkflowDecorator: ...
+def workflow(
+    function: Callable[..., Coroutine[Any, Any, Any]] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    pool: str = "default",
+) -> Any:
+    """Make an async function a workflow: `@workflow` or `@workflow(name="import", pool="flows")`.
+
+    Args:
+        function: An `async def`. It may await steps, `asyncio.sleep`, `gather`, `TaskGroup`, `timeout` and the like; what
+            touches the world belongs into steps.
+        name: What clients know it by. Default: the function's name.
+        pool: Pool whose workers execute its code. Default: "default".
+
+    Raises:
+        ConfigError: A name or hint is wrong, or it is not an `async def`.
+    """
+
+    def decorate(target: Callable[..., Coroutine[Any, Any, Any]]) -> Workflow[..., Any]:
+        return Workflow(target, name=name, pool=pool)
+
+    return decorate if function is None else decorate(function)
