@@ -1,0 +1,100 @@
+"""Checks of requests, before anything is asked of the engine. Each refusal names the field, the value and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from treadle.protocol.errors import ConfigError, FieldInvalid, Refused
+from treadle.protocol.ids import RunKey, check_name, check_run_id
+from treadle.v1.common_pb2 import Payload
+from treadle.v1.run_service_pb2 import (
+    CONFLICT_POLICY_REJECT,
+    CONFLICT_POLICY_UNSPECIFIED,
+    ConflictPolicy,
+    RunStatus,
+    StartRunRequest,
+)
+
+__all__ = ("namespace_of", "pool_of", "policy_of", "request_id_of", "run_of", "statuses_of", "workflow_of")
+
+_WORD_LIMIT: Final = 200
+_TEXT_LIMIT: Final = 1_000
+
+
+def namespace_of(namespace: str) -> str:
+    """Return the namespace; "" is "default"."""
+    return _name("namespace", namespace or "default")
+
+
+def pool_of(pool: str) -> str:
+    """Return the name of a pool; "" stays ""."""
+    return _name("pool", pool) if pool else ""
+
+
+def run_of(namespace: str, run_id: str) -> RunKey:
+    """Return the run that a request names."""
+    return RunKey(namespace_of(namespace), check_run_id(run_id))
+
+
+def request_id_of(request_id: str) -> str:
+    """Return the id of a mutating call."""
+    if not request_id or len(request_id) > _WORD_LIMIT:
+        raise FieldInvalid(
+            f"request_id {request_id[:40]!r}: give 1 to {_WORD_LIMIT} characters",
+            field="request_id",
+            remedy="draw a random id for the call, and give the same when it is sent again",
+        )
+    return request_id
+
+
+def reason_of(reason: str) -> str:
+    """Return the reason that a person gave; it goes into the history."""
+    if len(reason) > _TEXT_LIMIT:
+        raise FieldInvalid(f"reason has {len(reason)} characters: give {_TEXT_LIMIT} at most", field="reason")
+    return reason
+
+
+def workflow_of(workflow: str) -> str:
+    """Return the name of a workflow."""
+    if not workflow or len(workflow) > _WORD_LIMIT or not workflow.isprintable():
+        raise FieldInvalid(
+            f"workflow {workflow[:40]!r}: give 1 to {_WORD_LIMIT} printable characters", field="workflow"
+        )
+    return workflow
+
+
+def policy_of(request: StartRunRequest) -> ConflictPolicy.ValueType:
+    """Return what to do when the id is taken; unset is REJECT."""
+    policy = request.conflict_policy
+    if policy not in ConflictPolicy.values():
+        raise FieldInvalid(f"conflict_policy {policy}: unknown to this server", field="conflict_policy")
+    return CONFLICT_POLICY_REJECT if policy == CONFLICT_POLICY_UNSPECIFIED else policy
+
+
+def statuses_of(statuses: Iterable[RunStatus.ValueType]) -> list[RunStatus.ValueType]:
+    """Return the statuses of a filter without doubles; none given means all."""
+    known = [status for status in RunStatus.values() if status]
+    wanted = set(statuses)
+    for status in wanted:
+        if status not in known:
+            raise FieldInvalid(f"statuses: {status} is unknown to this server", field="statuses")
+    return sorted(wanted) or known
+
+
+def check_payload(name: str, payload: Payload, limit: int) -> None:
+    """Refuse a payload of over `limit` bytes."""
+    size = payload.ByteSize()
+    if size > limit:
+        raise Refused(
+            f"{name} has {size:,} bytes, the limit is {limit:,}",
+            reason="PAYLOAD_TOO_LARGE",
+            remedy="store the data elsewhere and pass its address, or raise TREADLE_MAX_PAYLOAD_BYTES on the server",
+        )
+
+
+def _name(kind: str, name: str) -> str:
+    try:
+        return check_name(kind, name)
+    except ConfigError as error:
+        raise FieldInvalid(str(error), field=kind) from error

@@ -1,0 +1,103 @@
+"""What clients see of a run, made from its head and its last event. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from treadle.controlplane.api.fleet import PoolFleet
+from treadle.controlplane.machine.view import status_of
+from treadle.protocol.ids import trace_id
+from treadle.v1.common_pb2 import Failure
+from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.run_service_pb2 import Run, RunStatus
+from treadle.v1.state_pb2 import (
+    RUN_STATE_NEEDS_ATTENTION,
+    RUN_STATE_QUEUED,
+    RUN_STATE_WAITING,
+    RunHead,
+)
+
+__all__ = ("QUEUED_LONG_MS", "brief", "reason_of", "run_view", "status_name")
+
+QUEUED_LONG_MS: Final = 5_000
+"""From then on a queued run says why, although its pool has live workers."""
+
+_MESSAGE_LIMIT: Final = 300
+
+
+def status_name(status: RunStatus.ValueType) -> str:
+    """Return the short name, as index names have it: "running", "needs_attention"."""
+    return RunStatus.Name(status).removeprefix("RUN_STATUS_").lower()
+
+
+def run_view(head: RunHead, last: HistoryEvent | None = None, fleet: PoolFleet | None = None, now_ms: int = 0) -> Run:
+    """Return the run as clients see it.
+
+    Args:
+        head: Its head.
+        last: The last event of a closed run, which is its outcome; None leaves result and failure out.
+        fleet: The run's pool, for the reason of waiting; None leaves out what is known only from there.
+        now_ms: The store's clock.
+    """
+    run = Run(
+        namespace=head.namespace,
+        run_id=head.run_id,
+        incarnation=head.incarnation,
+        workflow=head.workflow,
+        pool=head.pool,
+        status=status_of(head),
+        state=head.state,
+        created_ms=head.created_ms,
+        closed_ms=head.closed_ms,
+        length=head.length,
+        reason=reason_of(head, fleet, now_ms),
+        retrying=head.retrying,
+        open_commands=head.open_commands,
+        cancel_requested=head.cancel_requested,
+        trace_id=trace_id(head.namespace, head.run_id, head.incarnation),
+    )
+    kind = last.WhichOneof("kind") if last is not None else None
+    if last is not None and kind == "run_completed":
+        run.result.CopyFrom(last.run_completed.result)
+    elif last is not None and kind == "run_failed":
+        run.failure.CopyFrom(last.run_failed.failure)
+    elif last is not None and kind == "run_cancelled":
+        run.reason = last.run_cancelled.reason
+    elif last is not None and kind == "run_terminated":
+        run.reason = last.run_terminated.reason
+    return run
+
+
+def reason_of(head: RunHead, fleet: PoolFleet | None, now_ms: int) -> str:
+    """Return why the run does not move, with what to do; "" when it does."""
+    if head.state == RUN_STATE_NEEDS_ATTENTION:
+        return head.attention
+    if head.state not in (RUN_STATE_WAITING, RUN_STATE_QUEUED) or fleet is None:
+        return ""
+    if fleet.workers == 0:
+        return f"no live worker in pool {head.pool!r}: start one with `treadle worker APP --pool {head.pool}`"
+    if head.state == RUN_STATE_WAITING:
+        if head.workflow in fleet.workflows:
+            return f"a worker of pool {head.pool!r} with workflow {head.workflow!r} has come: starts within 30 s"
+        return f"no live worker in pool {head.pool!r} has the workflow {head.workflow!r}: deploy one that has it"
+    waited_ms = now_ms - head.queued_ms
+    if head.queued_ms and waited_ms >= QUEUED_LONG_MS:
+        used = f"{fleet.runs_open} of {fleet.run_slots} run slots in use"
+        return f"queued for {waited_ms // 1000} s in pool {head.pool!r}: {used} on {fleet.workers} worker(s)"
+    return ""
+
+
+def brief(run: Run) -> Run:
+    """Cut the run down to what a list shows: no result, of a failure only type and beginning of the message."""
+    run.ClearField("result")
+    if run.HasField("failure"):
+        full = run.failure
+        short = Failure(
+            kind=full.kind,
+            type=full.type,
+            message=full.message[:_MESSAGE_LIMIT],
+            final=full.final,
+            attempts=full.attempts,
+        )
+        run.failure.CopyFrom(short)
+    return run

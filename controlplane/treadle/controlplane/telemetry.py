@@ -1,0 +1,200 @@
+"""Metrics and logs of this process. Configured once, by the composition root; everything else only counts and logs.
+
+Metrics live in a small registry that can be read in the process, and go out over OTLP when `OTEL_EXPORTER_OTLP_ENDPOINT`
+(or `..._METRICS_ENDPOINT`) is set. Labels name a namespace, workflow, step, pool, method or outcome; never a run.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+import structlog
+
+from treadle.protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
+    from opentelemetry.sdk.metrics import MeterProvider
+
+__all__ = ("METRICS", "Metrics", "Summary", "configure_logging", "otlp_provider")
+
+Kind = Literal["counter", "gauge", "histogram"]
+Labels = tuple[tuple[str, str], ...]
+
+METRICS: Final[Mapping[str, tuple[Kind, str, str]]] = {
+    "treadle.pool.ready": ("gauge", "{job}", "Jobs that wait in the queues of a pool."),
+    "treadle.pool.running": ("gauge", "{attempt}", "Steps that run in a pool."),
+    "treadle.pool.slots": ("gauge", "{slot}", "Step slots of live workers."),
+    "treadle.pool.slots_used": ("gauge", "{slot}", "Step slots in use."),
+    "treadle.pool.workers": ("gauge", "{worker}", "Live workers."),
+    "treadle.attempt.schedule_to_start": ("histogram", "s", "From dispatch to GO."),
+    "treadle.attempt.duration": ("histogram", "s", "How long user code of an attempt ran."),
+    "treadle.run.duration": ("histogram", "s", "From start to close."),
+    "treadle.attempts": ("counter", "{attempt}", "Attempts by outcome."),
+    "treadle.runs": ("counter", "{run}", "Runs by outcome; started ones too."),
+    "treadle.lease.expired": ("counter", "{lease}", "Holders found lost."),
+    "treadle.result.rejected": ("counter", "{report}", "Reports that were refused: stale, unknown or too late."),
+    "treadle.job.aside": ("counter", "{job}", "Jobs and reports kept aside: unknown or garbage."),
+    "treadle.commit.conflicts": ("counter", "{commit}", "Commits decided again because the run had changed."),
+    "treadle.commit.batch": ("histogram", "{commit}", "Runs in one call of the commit script."),
+    "treadle.watch.repaired": ("counter", "{dispatch}", "Dispatches that a watch had to repeat."),
+    "treadle.outbox.size": ("gauge", "{entry}", "Entries in the outbox."),
+    "treadle.outbox.lag": ("gauge", "s", "Age of the oldest entry in the outbox."),
+    "treadle.outbox.republished": ("counter", "{job}", "Jobs published again."),
+    "treadle.timer.lag": ("gauge", "s", "How late the last timer fired."),
+    "treadle.projector.lag": ("gauge", "s", "How far the trace export is behind."),
+    "treadle.redis.op.duration": ("histogram", "s", "Calls to Redis."),
+    "treadle.amqp.publish.duration": ("histogram", "s", "From publish to confirm."),
+    "treadle.eventloop.lag": ("gauge", "s", "Lag of the event loop."),
+    "treadle.sessions": ("gauge", "{session}", "Open worker sessions of this replica."),
+    "rpc.server.call.duration": ("histogram", "s", "gRPC calls by method and code."),
+}
+"""Name -> (kind, unit, description). A name that is not here cannot be counted."""
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a histogram has seen: how many values, their sum, the largest."""
+
+    count: int = 0
+    total: float = 0.0
+    largest: float = 0.0
+
+
+class Metrics:
+    """The registry. Cheap enough for every call; not thread-safe, but for reading."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[Labels, float]] = {}
+        self._summaries: dict[str, dict[Labels, Summary]] = {}
+        self._histograms: dict[str, Histogram] = {}
+
+    def count(self, name: str, by: float = 1, **labels: str) -> None:
+        """Add to a counter."""
+        series = self._series(name, "counter")
+        key = tuple(sorted(labels.items()))
+        series[key] = series.get(key, 0) + by
+
+    def gauge(self, name: str, value: float, **labels: str) -> None:
+        """Set a gauge."""
+        self._series(name, "gauge")[tuple(sorted(labels.items()))] = value
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        """Add a value to a histogram."""
+        _check(name, "histogram")
+        key = tuple(sorted(labels.items()))
+        summary = self._summaries.setdefault(name, {}).setdefault(key, Summary())
+        summary.count += 1
+        summary.total += value
+        summary.largest = max(summary.largest, value)
+        if histogram := self._histograms.get(name):
+            histogram.record(value, labels)
+
+    def value(self, name: str, **labels: str) -> float:
+        """Return a counter or gauge; 0 when it was never set."""
+        return self._values.get(name, {}).get(tuple(sorted(labels.items())), 0)
+
+    def summary(self, name: str, **labels: str) -> Summary:
+        """Return what a histogram has seen."""
+        return self._summaries.get(name, {}).get(tuple(sorted(labels.items())), Summary())
+
+    def export(self, meter: Meter) -> None:
+        """Make the instruments in `meter`: counters and gauges are read when it collects, histograms fed as they come."""
+        for name, (kind, unit, text) in METRICS.items():
+            if kind == "histogram":
+                self._histograms[name] = meter.create_histogram(name, unit, text)
+            elif kind == "counter":
+                meter.create_observable_counter(name, [_Reader(self, name)], unit, text)
+            else:
+                meter.create_observable_gauge(name, [_Reader(self, name)], unit, text)
+
+    def series(self, name: str) -> list[tuple[Labels, float]]:
+        """Return all values of a counter or gauge with their labels."""
+        return list(self._values.get(name, {}).items())
+
+    def _series(self, name: str, kind: Kind) -> dict[Labels, float]:
+        _check(name, kind)
+        return self._values.setdefault(name, {})
+
+
+class _Reader:
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self._metrics = metrics
+        self._name = name
+
+    def __call__(self, options: CallbackOptions) -> Iterable[Observation]:
+        from opentelemetry.metrics import Observation
+
+        return [Observation(value, dict(labels)) for labels, value in self._metrics.series(self._name)]
+
+
+def _check(name: str, kind: Kind) -> None:
+    known = METRICS.get(name)
+    if known is None or known[0] != kind:
+        raise ConfigError(f"no {kind} named {name!r}: add it to telemetry.METRICS")
+
+
+def otlp_provider(environ: Mapping[str, str], replica_id: str) -> MeterProvider | None:
+    """Return a provider that exports over OTLP gRPC every 10 s, or None when no endpoint is set.
+
+    The exporter reads the other `OTEL_*` variables itself. The caller shuts the provider down.
+    """
+    names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
+    off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_METRICS_EXPORTER") == "none"
+    if off or not any(environ.get(name) for name in names):
+        return None
+    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+    from opentelemetry.sdk.resources import Resource
+
+    resource = Resource.create(
+        {"service.name": environ.get("OTEL_SERVICE_NAME", "treadle-server"), "service.instance.id": replica_id}
+    )
+    reader = PeriodicExportingMetricReader(OTLPMetricExporter(), export_interval_millis=10_000)
+    return MeterProvider([reader], resource=resource)
+
+
+def configure_logging(*, level: str = "info", human: bool = False) -> None:
+    """Send structured logs to stderr: one JSON document a line, or coloured lines for people.
+
+    Args:
+        level: "debug", "info", "warning" or "error".
+        human: True: for a terminal.
+    """
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise ConfigError(f"log level {level!r}: use debug, info, warning or error")
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: list[structlog.typing.Processor] = (
+        [structlog.dev.ConsoleRenderer()]
+        if human
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(number)
+    for noisy in ("aio_pika", "aiormq", "asyncio", "grpc"):
+        logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
