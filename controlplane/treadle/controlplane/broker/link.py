@@ -28,7 +28,7 @@ AWAY: Final = (AMQPError, OSError, TimeoutError, RuntimeError)
 """What a call on a connection that is breaking raises. RuntimeError: the library's "channel closed"."""
 
 _FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 5.0
+_LONGEST_PAUSE = 3.0
 
 _log = structlog.stdlib.get_logger(__name__)
 

@@ -30,7 +30,7 @@ LOOK_EVERY: Final = 10.0
 """Seconds between two looks at whether the broker still knows this consumer."""
 
 _FIRST_PAUSE = 0.1
-_LONGEST_PAUSE = 5.0
+_LONGEST_PAUSE = 2.0
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -68,13 +68,9 @@ class Subscription:
         self._event = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._ready = asyncio.Event()
         self._fresh = False
         self._suspicion = 0
-
-    async def ready(self) -> None:
-        """Wait until the broker has confirmed the consumer for the first time."""
-        await self._ready.wait()
+        self._pause = _FIRST_PAUSE
 
     async def cancel(self) -> None:
         """Stop taking; deliveries that still arrive are given back. What is out stays with its delivery."""
@@ -84,12 +80,10 @@ class Subscription:
 
     async def run(self) -> None:
         """Consume until cancelled and everything that was delivered is settled."""
-        pause = _FIRST_PAUSE
         while self._wanted:
             try:
                 connection = await self._link.wait()
                 await self._session(connection)
-                pause = _FIRST_PAUSE
             except ChannelNotFoundEntity:
                 await self._declare_missing()
             except AWAY as error:
@@ -97,8 +91,8 @@ class Subscription:
             finally:
                 self._gone()
             if self._wanted:
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
+                await asyncio.sleep(self._pause)
+                self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
     async def _declare_missing(self) -> None:
         try:
@@ -108,7 +102,6 @@ class Subscription:
 
     async def _session(self, connection: AbstractConnection) -> None:
         channel = cast(Channel, await connection.channel(publisher_confirms=False, timeout=RPC_TIMEOUT))
-        self._tags = DeliveryTags()
         channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
         try:
             await while_open(channel, self._serve(channel))
@@ -148,7 +141,7 @@ class Subscription:
         self._consumer_tag = str(ok.consumer_tag)
         self._link.consuming[self._queue.name] += 1
         self._idle.clear()
-        self._ready.set()
+        self._pause = _FIRST_PAUSE
 
     async def _unconsume(self, channel: Channel) -> None:
         tag = self._consumer_tag
@@ -162,6 +155,8 @@ class Subscription:
 
         async def receive(message: DeliveredMessage) -> None:
             tag = message.delivery_tag or 0
+            if tags is not self._tags:
+                return  # its channel is gone
             tags.delivered(tag)
             self._fresh = True
             if not self._wanted:

@@ -1,0 +1,144 @@
+"""The worker's AMQP connection: opened again when it breaks, with jitter, so that a fleet does not come back at once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from itertools import count
+from typing import Any, Final
+
+import aio_pika
+import structlog
+from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.exceptions import AMQPError
+from yarl import URL
+
+__all__ = ("AWAY", "RPC_TIMEOUT", "AmqpLink", "while_open")
+
+RPC_TIMEOUT: Final = 10.0
+"""Seconds that any single question to the broker may take."""
+
+HEARTBEAT: Final = 10
+"""Seconds; the library gives a silent connection up after 33 (its default of 60 would make that 183)."""
+
+AWAY: Final = (AMQPError, OSError, TimeoutError, RuntimeError)
+"""What a call on a connection that is breaking raises. RuntimeError: the library's "channel closed"."""
+
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 3.0
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class AmqpLink:
+    """One connection to RabbitMQ, shared by the consumers of a worker process. It connects when it is first needed.
+
+    Args:
+        url: amqp:// or amqps://, with user, password and vhost.
+        name: Shown as the connection's name in RabbitMQ's lists. Default "treadle-worker".
+    """
+
+    def __init__(self, url: str, *, name: str = "treadle-worker") -> None:
+        self._url = URL(url).update_query({"heartbeat": str(HEARTBEAT)})
+        self._name = name
+        self._lock = asyncio.Lock()
+        self._opened: aio_pika.Connection | None = None
+        self._failures = 0
+        self._random = random.Random()
+        self.tags = count(1)
+        """Numbers for deliveries, unique over all consumers and channels of this link."""
+
+    @property
+    def address(self) -> str:
+        """Where the broker is, without the password."""
+        bare = self._url.with_query(None)
+        return str(bare.with_password("***") if bare.password else bare)
+
+    @property
+    def up(self) -> bool:
+        """Whether the connection stands."""
+        return self._living() is not None
+
+    async def wait(self) -> AbstractConnection:
+        """Return the connection, waiting for the broker as long as it takes."""
+        async with self._lock:
+            while True:
+                if living := self._living():
+                    return living
+                if self._failures:
+                    await asyncio.sleep(self._pause())
+                try:
+                    return await self._connect()
+                except AWAY as error:
+                    if self._failures in (1, 10) or self._failures % 100 == 0:
+                        _log.warning(
+                            "broker_away",
+                            address=self.address,
+                            error=str(error) or type(error).__name__,
+                            attempts=self._failures,
+                            remedy="start RabbitMQ, or correct the AMQP URL",
+                        )
+
+    async def close(self) -> None:
+        """Close the connection; the broker takes back what was not acked. Stop the consumers first."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            await _close(opened)
+
+    async def discard(self, connection: AbstractConnection) -> None:
+        """Give a connection up that no longer answers."""
+        if self._living() is connection:
+            await self.close()
+
+    def _living(self) -> AbstractConnection | None:
+        transport = self._opened.transport if self._opened is not None else None
+        if transport is None or not transport.connection.is_opened:
+            return None
+        return transport.connection
+
+    async def _connect(self) -> AbstractConnection:
+        self._failures += 1
+        await self.close()
+        connection = aio_pika.Connection(self._url, client_properties={"connection_name": self._name})
+        try:
+            async with asyncio.timeout(RPC_TIMEOUT):
+                await connection.connect()
+        except BaseException:
+            await _close(connection)
+            raise
+        self._opened = connection
+        living = self._living()
+        if living is None:
+            raise ConnectionError("closed at once: see RabbitMQ's log")
+        if self._failures > 1:
+            _log.info("broker_back", address=self.address)
+        self._failures = 0
+        return living
+
+    def _pause(self) -> float:
+        bound = min(_FIRST_PAUSE * 2.0 ** min(self._failures, 10), _LONGEST_PAUSE)
+        return bound * self._random.uniform(0.5, 1.0)
+
+
+async def while_open(channel: AbstractChannel, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` until it ends or the channel closes; then raise what closed it."""
+    task = asyncio.ensure_future(work)
+    closing = channel.closing
+    try:
+        await asyncio.wait({task, closing}, return_when=asyncio.FIRST_COMPLETED)
+        if closing.done():
+            error = None if closing.cancelled() else closing.exception()
+            raise error if isinstance(error, AWAY) else ConnectionError("the channel was closed")
+        task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _close(connection: aio_pika.Connection) -> None:
+    try:
+        async with asyncio.timeout(RPC_TIMEOUT):
+            await connection.close()
+    except AWAY as error:
+        _log.debug("close_failed", error=str(error) or type(error).__name__)
