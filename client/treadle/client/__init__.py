@@ -1,1 +1,60 @@
-"""Start, await, list and steer runs over gRPC."""
+"""Start, watch and steer runs.
+
+    async with Client("localhost:7430") as client:
+        run = await client.start(import_contacts, upload, id="upload-42")
+        print(await run.result(timeout="5m"))
+
+The errors that calls raise are drawn in `treadle.protocol.errors`.
+"""
+
+from treadle.client.aio import Client
+from treadle.client.calls import OnConflict, WorkflowLike
+from treadle.client.config import Tls
+from treadle.client.runs import RunHandle
+from treadle.client.sync import SyncClient, SyncRunHandle
+from treadle.client.views import RunInfo, RunPage, RunStatus
+from treadle.protocol.errors import (
+    ConfigError,
+    FieldInvalid,
+    NotFound,
+    PayloadError,
+    Refused,
+    RequestError,
+    ResultTimeout,
+    RunCancelled,
+    RunClosed,
+    RunError,
+    RunFailed,
+    RunIdConflict,
+    RunTerminated,
+    TreadleError,
+    Unavailable,
+)
+
+__all__ = (
+    "Client",
+    "SyncClient",
+    "RunHandle",
+    "SyncRunHandle",
+    "RunInfo",
+    "RunPage",
+    "RunStatus",
+    "OnConflict",
+    "Tls",
+    "WorkflowLike",
+    "ConfigError",
+    "FieldInvalid",
+    "NotFound",
+    "PayloadError",
+    "Refused",
+    "RequestError",
+    "ResultTimeout",
+    "RunCancelled",
+    "RunClosed",
+    "RunError",
+    "RunFailed",
+    "RunIdConflict",
+    "RunTerminated",
+    "TreadleError",
+    "Unavailable",
+)

@@ -1,0 +1,351 @@
+"""The asynchronous client."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import grpc
+
+from treadle.client.calls import OnConflict, P, WorkflowLike, start_request
+from treadle.client.config import CALL_TIMEOUT_S, DEFAULT_TARGET, Tls, auth_metadata, open_channel
+from treadle.client.runs import RunHandle
+from treadle.client.status import from_rpc_error
+from treadle.client.views import RunInfo, RunPage, RunStatus, run_info, to_ms
+from treadle.protocol.ids import check_name
+from treadle.v1.pool_service_pb2 import (
+    Check,
+    CheckHealthRequest,
+    ListPoolsRequest,
+    ListWorkersRequest,
+    Pool,
+    Worker,
+)
+from treadle.v1.pool_service_pb2_grpc import PoolServiceStub
+from treadle.v1.run_service_pb2 import ListRunsRequest
+from treadle.v1.run_service_pb2_grpc import RunServiceStub
+
+if TYPE_CHECKING:
+    from treadle.v1.pool_service_pb2_grpc import PoolServiceAsyncStub
+    from treadle.v1.run_service_pb2_grpc import RunServiceAsyncStub
+
+__all__ = ("Client",)
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+R = TypeVar("R")
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+_PAGE = 200
+
+
+class Client:
+    """Starts, watches and steers runs.
+
+        async with Client("localhost:7430") as client:
+            run = await client.start(import_contacts, upload, id="upload-42")
+            print(await run.result(timeout="5m"))
+
+    Args:
+        target: "host:port" of the control plane.
+        namespace: Tenant or environment; nothing crosses it.
+        token: Sent as `authorization: Bearer …` with each call.
+        tls: How to encrypt; None: plaintext, which is only allowed to this machine.
+        insecure: True: plaintext to other machines too.
+
+    Raises:
+        ConfigError: The namespace is not a name, or plaintext to another machine was not asked for.
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        namespace: str = "default",
+        token: str | None = None,
+        tls: Tls | None = None,
+        insecure: bool = False,
+    ) -> None:
+        self.target = target
+        self.namespace = check_name("namespace", namespace)
+        self.metadata = auth_metadata(token)
+        self._tls = tls
+        self._insecure = insecure
+        self._link: tuple[grpc.aio.Channel, RunServiceAsyncStub, PoolServiceAsyncStub] | None = None
+
+    @classmethod
+    def from_env(cls) -> Client:
+        """Return a client as TREADLE_SERVER, TREADLE_NAMESPACE and TREADLE_TOKEN say."""
+        return cls(
+            os.environ.get("TREADLE_SERVER") or DEFAULT_TARGET,
+            namespace=os.environ.get("TREADLE_NAMESPACE") or "default",
+            token=os.environ.get("TREADLE_TOKEN"),
+        )
+
+    async def __aenter__(self) -> Client:
+        self._open()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; what is under way is cancelled."""
+        if self._link is not None:
+            (channel, *_), self._link = self._link, None
+            await channel.close()
+
+    # With options, arguments are positional: a checker cannot tell keywords of the workflow from keywords of `start`.
+    @overload
+    async def start(
+        self,
+        workflow: WorkflowLike[[], R],
+        /,
+        *,
+        id: str | None = None,
+        on_conflict: OnConflict = "reject",
+        pool: str | None = None,
+    ) -> RunHandle[R]: ...
+    @overload
+    async def start(
+        self,
+        workflow: WorkflowLike[[A], R],
+        a: A,
+        /,
+        *,
+        id: str | None = None,
+        on_conflict: OnConflict = "reject",
+        pool: str | None = None,
+    ) -> RunHandle[R]: ...
+    @overload
+    async def start(
+        self,
+        workflow: WorkflowLike[[A, B], R],
+        a: A,
+        b: B,
+        /,
+        *,
+        id: str | None = None,
+        on_conflict: OnConflict = "reject",
+        pool: str | None = None,
+    ) -> RunHandle[R]: ...
+    @overload
+    async def start(
+        self,
+        workflow: WorkflowLike[[A, B, C], R],
+        a: A,
+        b: B,
+        c: C,
+        /,
+        *,
+        id: str | None = None,
+        on_conflict: OnConflict = "reject",
+        pool: str | None = None,
+    ) -> RunHandle[R]: ...
+    @overload
+    async def start(
+        self,
+        workflow: WorkflowLike[[A, B, C, D], R],
+        a: A,
+        b: B,
+        c: C,
+        d: D,
+        /,
+        *,
+        id: str | None = None,
+        on_conflict: OnConflict = "reject",
+        pool: str | None = None,
+    ) -> RunHandle[R]: ...
+    @overload
+    async def start(self, workflow: WorkflowLike[P, R], /, *args: P.args, **kwargs: P.kwargs) -> RunHandle[R]: ...
+    @overload
+    async def start(
+        self,
+        workflow: str,
+        /,
+        *args: Any,
+        id: str | None = None,
+        on_conflict: OnConflict = "reject",
+        pool: str | None = None,
+        **kwargs: Any,
+    ) -> RunHandle[Any]: ...
+    async def start(
+        self,
+        workflow: Any,
+        /,
+        *args: Any,
+        id: Any = None,
+        on_conflict: Any = "reject",
+        pool: Any = None,
+        **kwargs: Any,
+    ) -> RunHandle[Any]:
+        """Start a run. When this returns, the run is durable: it goes on whatever dies.
+
+        Args:
+            workflow: The function made by `@workflow`; or its name, with arguments as keywords or as one mapping.
+            args: Arguments of the workflow.
+            id: Name of the run, unique in the namespace; None: one is made.
+            on_conflict: When the id is taken: "reject", "use_existing", "terminate_existing" or "allow_closed".
+            pool: Pool whose workers execute the workflow; None: the function's own, or where the name is registered.
+            kwargs: Arguments of the workflow. (One called `id`, `pool` or `on_conflict` is passed by position.)
+
+        Raises:
+            RunIdConflict: The id is taken.
+            NotFound: No worker ever registered a workflow of this name, and no pool is given.
+            TypeError: Arguments are missing, too many or unknown.
+            PayloadError: An argument does not fit its type, or they are larger than 1 MiB together.
+            Refused: A limit of the control plane is reached, or the token does not allow it.
+            Unavailable: The control plane does not answer.
+        """
+        request = start_request(
+            workflow,
+            args,
+            kwargs,
+            namespace=self.namespace,
+            id=id,
+            on_conflict=on_conflict,
+            pool=pool,
+        )
+        answer = await self.call(self.stub.StartRun, request)
+        return RunHandle(
+            self,
+            request.run_id,
+            incarnation=answer.run.incarnation,
+            existed=not answer.started,
+            signature=None if isinstance(workflow, str) else workflow.signature,
+        )
+
+    @overload
+    def run(self, id: str) -> RunHandle[Any]: ...
+    @overload
+    def run(self, id: str, workflow: WorkflowLike[..., R]) -> RunHandle[R]: ...
+    def run(self, id: str, workflow: WorkflowLike[..., Any] | None = None) -> RunHandle[Any]:
+        """Return a handle on a run that exists; nothing is asked yet. With `workflow`, its result is typed."""
+        return RunHandle(self, id, signature=workflow.signature if workflow is not None else None)
+
+    async def list(
+        self,
+        *,
+        workflow: str | None = None,
+        status: RunStatus | str | Iterable[RunStatus | str] = (),
+        since: datetime | timedelta | None = None,
+        until: datetime | timedelta | None = None,
+        limit: int | None = None,
+    ) -> AsyncGenerator[RunInfo, None]:
+        """Yield runs, newest first, page by page.
+
+        Args:
+            workflow: Only this workflow.
+            status: Only these.
+            since: Only runs started at or after; a timedelta counts back from now.
+            until: Only runs started before.
+            limit: At most this many; None: all.
+        """
+        token, left = "", limit
+        while left is None or left > 0:
+            size = _PAGE if left is None else min(left, _PAGE)
+            page = await self.list_page(
+                workflow=workflow, status=status, since=since, until=until, size=size, token=token
+            )
+            for run in page.runs:
+                yield run
+            token = page.next_token
+            if left is not None:
+                left -= len(page.runs)
+            if not token:
+                return
+
+    async def list_page(
+        self,
+        *,
+        workflow: str | None = None,
+        status: RunStatus | str | Iterable[RunStatus | str] = (),
+        since: datetime | timedelta | None = None,
+        until: datetime | timedelta | None = None,
+        size: int = 50,
+        token: str = "",
+    ) -> RunPage:
+        """Return one page of runs, newest first; pass `next_token` as `token` for the next one.
+
+        Raises:
+            FieldInvalid: There is no such status, or the token is not of this list.
+        """
+        wanted = (status,) if isinstance(status, RunStatus | str) else status
+        now = datetime.now(UTC)
+        request = ListRunsRequest(
+            namespace=self.namespace,
+            workflow=workflow or "",
+            statuses=[RunStatus.of(one).to_wire() for one in wanted],
+            since_ms=to_ms(since, now=now),
+            until_ms=to_ms(until, now=now),
+            page_size=size,
+            page_token=token,
+        )
+        page = await self.call(self.stub.ListRuns, request)
+        return RunPage(tuple(run_info(run) for run in page.runs), page.next_page_token)
+
+    async def pools(self) -> tuple[Pool, ...]:
+        """Return the pools of the namespace, by name, with their demand and slots."""
+        found: list[Pool] = []
+        token = ""
+        while True:
+            request = ListPoolsRequest(namespace=self.namespace, page_size=_PAGE, page_token=token)
+            page = await self.call(self.pool_stub.ListPools, request)
+            found += page.pools
+            if not (token := page.next_page_token):
+                return tuple(found)
+
+    async def workers(self, pool: str | None = None) -> tuple[Worker, ...]:
+        """Return the worker processes of the namespace, or of one pool."""
+        found: list[Worker] = []
+        token = ""
+        while True:
+            request = ListWorkersRequest(namespace=self.namespace, pool=pool or "", page_size=_PAGE, page_token=token)
+            page = await self.call(self.pool_stub.ListWorkers, request)
+            found += page.workers
+            if not (token := page.next_page_token):
+                return tuple(found)
+
+    async def check_health(self) -> tuple[Check, ...]:
+        """Return what the control plane finds about itself, Redis and RabbitMQ."""
+        answer = await self.call(self.pool_stub.CheckHealth, CheckHealthRequest())
+        return tuple(answer.checks)
+
+    @property
+    def stub(self) -> RunServiceAsyncStub:
+        """RunService on this client's channel."""
+        return self._open()[1]
+
+    @property
+    def pool_stub(self) -> PoolServiceAsyncStub:
+        """PoolService on this client's channel."""
+        return self._open()[2]
+
+    async def call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        *,
+        timeout: float = CALL_TIMEOUT_S,
+        wait_for_ready: bool = False,
+    ) -> Response:
+        """Make one call with this client's token and a deadline (seconds).
+
+        Raises:
+            TreadleError: What the control plane answered, or why it could not be asked.
+        """
+        try:
+            return await method(request, timeout=timeout, metadata=self.metadata, wait_for_ready=wait_for_ready)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, target=self.target) from error
+
+    def _open(self) -> tuple[grpc.aio.Channel, RunServiceAsyncStub, PoolServiceAsyncStub]:
+        if self._link is None:
+            channel = open_channel(self.target, tls=self._tls, insecure=self._insecure)
+            self._link = channel, RunServiceStub(channel), PoolServiceStub(channel)
+        return self._link

@@ -1,0 +1,135 @@
+"""What a start sends: how arguments, ids and policies go over the wire."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Awaitable, Mapping
+from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar
+from uuid import uuid4
+
+from treadle.protocol.errors import ConfigError, FieldInvalid
+from treadle.protocol.ids import check_run_id
+from treadle.protocol.payloads import encode
+from treadle.protocol.signature import Signature
+from treadle.v1.common_pb2 import Payload
+from treadle.v1.run_service_pb2 import (
+    CONFLICT_POLICY_ALLOW_CLOSED,
+    CONFLICT_POLICY_REJECT,
+    CONFLICT_POLICY_TERMINATE_EXISTING,
+    CONFLICT_POLICY_USE_EXISTING,
+    ConflictPolicy,
+    StartRunRequest,
+)
+
+__all__ = ("OnConflict", "WorkflowLike", "new_run_id", "start_request")
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+
+OnConflict = Literal["reject", "use_existing", "terminate_existing", "allow_closed"]
+"""What a start does when the id is taken: raise RunIdConflict; answer with the run that has it; terminate that one and
+start anew; start anew only if that one is closed."""
+
+_POLICIES: Final[dict[str, ConflictPolicy.ValueType]] = {
+    "reject": CONFLICT_POLICY_REJECT,
+    "use_existing": CONFLICT_POLICY_USE_EXISTING,
+    "terminate_existing": CONFLICT_POLICY_TERMINATE_EXISTING,
+    "allow_closed": CONFLICT_POLICY_ALLOW_CLOSED,
+}
+_CROCKFORD: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+class WorkflowLike(Protocol[P, R_co]):
+    """What `@workflow` makes of a function, as far as a client needs it."""
+
+    @property
+    def name(self) -> str:
+        """Name under which workers register it."""
+        ...
+
+    @property
+    def pool(self) -> str:
+        """Pool whose workers execute it."""
+        ...
+
+    @property
+    def signature(self) -> Signature:
+        """Its parameters and result."""
+        ...
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R_co]:
+        """Call the function itself."""
+        ...
+
+
+def new_run_id(workflow: str) -> str:
+    """Return a fresh id that sorts by time: "<workflow>-<48 bits of time, 50 random bits, in base 32>"."""
+    number = (int(time.time() * 1000) << 50) | (int.from_bytes(os.urandom(7), "big") >> 6)
+    digits = ""
+    for _ in range(20):
+        number, digit = divmod(number, 32)
+        digits = _CROCKFORD[digit] + digits
+    stem = re.sub(r"[^A-Za-z0-9_.-]", "-", workflow)[:120]
+    return f"{stem}-{digits}"
+
+
+def start_request(
+    workflow: WorkflowLike[..., Any] | str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    namespace: str,
+    id: str | None,
+    on_conflict: str,
+    pool: str | None,
+) -> StartRunRequest:
+    """Return the request that starts a run.
+
+    Raises:
+        ConfigError: `workflow` is neither a workflow nor a name, or arguments of a start by name have no names.
+        FieldInvalid: `id` or `on_conflict` is not allowed.
+        TypeError: Arguments are missing, too many or unknown.
+        PayloadError: An argument does not fit its type (it is named), or they are larger than 1 MiB together.
+    """
+    if on_conflict not in _POLICIES:
+        raise FieldInvalid(f"on_conflict {on_conflict!r}: use one of {', '.join(_POLICIES)}", field="conflict_policy")
+    if isinstance(workflow, str):
+        name, home, payload = workflow, "", _by_name(workflow, args, kwargs)
+    else:
+        name, home, payload = _name_of(workflow), workflow.pool, _by_function(workflow, args, kwargs)
+    return StartRunRequest(
+        namespace=namespace,
+        run_id=new_run_id(name) if id is None else check_run_id(id),
+        request_id=str(uuid4()),
+        workflow=name,
+        pool=pool or home,
+        input=payload,
+        conflict_policy=_POLICIES[on_conflict],
+    )
+
+
+def _name_of(workflow: Any) -> str:
+    if isinstance(getattr(workflow, "signature", None), Signature):
+        return str(workflow.name)
+    raise ConfigError(f"{workflow!r} is no workflow: decorate it with @workflow, or give the name of one")
+
+
+def _by_function(workflow: WorkflowLike[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
+    payload = workflow.signature.encode_call(args, kwargs)
+    workflow.signature.decode_call(payload)  # what no worker could read is refused here, where the mistake was made
+    return payload
+
+
+def _by_name(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
+    named: dict[str, Any] = {}
+    if args:
+        if len(args) > 1 or not isinstance(args[0], Mapping):
+            raise ConfigError(
+                f"workflow {name!r} is started by name, so its arguments need names: pass keywords, or one mapping "
+                "from parameter to value; or start it by function"
+            )
+        named.update(args[0])
+    named.update(kwargs)
+    return encode(named, what=f"workflow {name}", fields=True)

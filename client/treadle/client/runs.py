@@ -1,0 +1,263 @@
+"""A handle on one run: wait for its result, watch it, read its history, stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from uuid import uuid4
+
+import grpc
+
+from treadle.client.status import from_rpc_error
+from treadle.client.views import RunInfo, RunStatus, run_info
+from treadle.protocol.durations import Duration, to_ms
+from treadle.protocol.errors import (
+    NotFound,
+    ResultTimeout,
+    RunCancelled,
+    RunTerminated,
+    Unavailable,
+)
+from treadle.protocol.failures import run_error
+from treadle.protocol.payloads import decode
+from treadle.protocol.signature import Signature
+from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.run_service_pb2 import (
+    AcceptRunRequest,
+    CancelRunRequest,
+    GetHistoryRequest,
+    GetRunRequest,
+    Run,
+    TerminateRunRequest,
+    WaitRunRequest,
+    WatchRunRequest,
+)
+
+if TYPE_CHECKING:
+    from treadle.client.aio import Client
+
+__all__ = ("RunHandle",)
+
+R = TypeVar("R")
+
+LONG_POLL_S: Final = 30.0
+"""How long one WaitRun waits at the server."""
+
+_SLACK_S: Final = 5.0
+_PAGE: Final = 200
+
+
+class Backoff:
+    """Waits between attempts to reach the control plane: 0.1 s, doubling to 2 s, jittered by a half."""
+
+    def __init__(self) -> None:
+        self._bound = 0.1
+
+    def reset(self) -> None:
+        """Begin anew: it answered."""
+        self._bound = 0.1
+
+    async def wait(self, at_most: float | None = None) -> None:
+        """Wait; the next wait is longer."""
+        delay = self._bound * random.uniform(0.5, 1.0)
+        self._bound = min(self._bound * 2, 2.0)
+        await asyncio.sleep(delay if at_most is None else max(min(delay, at_most), 0))
+
+
+class RunHandle(Generic[R]):
+    """One run, as started by `Client.start` or named by `Client.run`. R is what its workflow returns.
+
+    Attributes:
+        id: The run's id.
+        incarnation: Which start of that id is meant; 0: whichever is there.
+        existed: True when `start` found the run already there (`on_conflict="use_existing"`).
+    """
+
+    __slots__ = ("_client", "_signature", "existed", "id", "incarnation")
+
+    def __init__(
+        self,
+        client: Client,
+        id: str,
+        *,
+        incarnation: int = 0,
+        existed: bool = False,
+        signature: Signature | None = None,
+    ) -> None:
+        self._client = client
+        self._signature = signature
+        self.id = id
+        self.incarnation = incarnation
+        self.existed = existed
+
+    def __repr__(self) -> str:
+        return f"RunHandle({self.id!r})"
+
+    async def result(self, timeout: Duration | None = None) -> R:
+        """Wait for the run to close and return what its workflow returned.
+
+        Goes on through restarts of the control plane, until the timeout.
+
+        Args:
+            timeout: How long to wait at most, in seconds or as text ("5m"); None: as long as it takes.
+
+        Raises:
+            RunFailed: The workflow raised; `__cause__` is what it raised.
+            RunCancelled: The run was cancelled.
+            RunTerminated: A person ended it.
+            ResultTimeout: The timeout is over; the run goes on.
+            NotFound: There is no such run, or its id was started anew.
+            PayloadError: The result does not fit the workflow's return type.
+        """
+        run = await self._closed(timeout)
+        status = run_info(run).status
+        if status is RunStatus.COMPLETED:
+            value: R = self._decode(run)
+            return value
+        because = f": {run.reason}" if run.reason else ""
+        if status is RunStatus.CANCELLED:
+            raise RunCancelled(f"run {self.id} was cancelled{because}", run_id=self.id)
+        if status is RunStatus.TERMINATED:
+            raise RunTerminated(f"run {self.id} was terminated{because}", run_id=self.id)
+        raise run_error(self.id, run.failure)
+
+    async def wait(self, timeout: Duration | None = None) -> RunInfo:
+        """Wait for the run to close and return how it stands then, whatever the outcome.
+
+        Raises:
+            ResultTimeout: The timeout is over; the run goes on.
+            NotFound: There is no such run.
+        """
+        return run_info(await self._closed(timeout))
+
+    async def get(self) -> RunInfo:
+        """Return how the run stands.
+
+        Raises:
+            NotFound: There is no such run.
+        """
+        request = GetRunRequest(namespace=self._client.namespace, run_id=self.id)
+        return run_info((await self._client.call(self._client.stub.GetRun, request)).run)
+
+    async def cancel(self, reason: str = "") -> RunInfo:
+        """Ask the run to stop: its code sees `asyncio.CancelledError` and may clean up.
+
+        Raises:
+            NotFound: There is no such run.
+            RunClosed: It is closed already.
+        """
+        request = CancelRunRequest(**self._steering(reason))
+        return run_info((await self._client.call(self._client.stub.CancelRun, request)).run)
+
+    async def terminate(self, reason: str = "") -> RunInfo:
+        """End the run without asking its code.
+
+        Raises:
+            NotFound: There is no such run.
+            RunClosed: It is closed already.
+        """
+        request = TerminateRunRequest(**self._steering(reason))
+        return run_info((await self._client.call(self._client.stub.TerminateRun, request)).run)
+
+    async def accept(self, reason: str = "") -> RunInfo:
+        """Let a run that needs attention go on with today's code.
+
+        Raises:
+            NotFound: There is no such run.
+            RequestError: It does not need attention.
+        """
+        request = AcceptRunRequest(**self._steering(reason))
+        return run_info((await self._client.call(self._client.stub.AcceptRun, request)).run)
+
+    async def history(self, *, after: int = 0) -> AsyncGenerator[HistoryEvent, None]:
+        """Yield the events that the history has now, in order, from behind position `after`.
+
+        Raises:
+            NotFound: There is no such run.
+        """
+        position = after
+        while True:
+            request = GetHistoryRequest(
+                namespace=self._client.namespace, run_id=self.id, after_position=position, page_size=_PAGE
+            )
+            page = await self._client.call(self._client.stub.GetHistory, request)
+            for event in page.events:
+                position = event.position
+                yield event
+            if not page.events or position >= page.length:
+                return
+
+    async def watch(self, *, after: int = 0) -> AsyncGenerator[HistoryEvent, None]:
+        """Yield the events of the history, then each new one as it is recorded, until the run is closed.
+
+        Goes on where it was when the control plane was away. Close it (`aclosing`) when you leave early.
+
+        Raises:
+            NotFound: There is no such run.
+        """
+        position, backoff = after, Backoff()
+        while True:
+            call = self._client.stub.WatchRun(
+                WatchRunRequest(namespace=self._client.namespace, run_id=self.id, after_position=position),
+                metadata=self._client.metadata,
+                wait_for_ready=True,
+            )
+            try:
+                async for page in call:
+                    backoff.reset()
+                    for event in page.events:
+                        if event.position > position:
+                            position = event.position
+                            yield event
+                    if position >= page.run.length and run_info(page.run).status.closed:
+                        return
+            except grpc.RpcError as error:
+                reason = from_rpc_error(error, target=self._client.target)
+                if not isinstance(reason, Unavailable):
+                    raise reason from error
+            finally:
+                call.cancel()
+            await backoff.wait()
+
+    async def _closed(self, timeout: Duration | None) -> Run:
+        loop = asyncio.get_running_loop()
+        until = None if timeout is None else loop.time() + to_ms(timeout, name="timeout") / 1000
+        backoff = Backoff()
+        while True:
+            left = None if until is None else until - loop.time()
+            try:
+                run = await self._poll(left)
+            except Unavailable:
+                left = None if until is None else until - loop.time()
+                await backoff.wait(left)
+            else:
+                backoff.reset()
+                if self.incarnation and run.incarnation != self.incarnation:
+                    raise NotFound(f"run {self.id} was started anew; this start of it is gone")
+                if run_info(run).status.closed:
+                    return run
+            if until is not None and loop.time() >= until:
+                raise ResultTimeout(f"run {self.id} has no outcome after {timeout}; it goes on")
+
+    async def _poll(self, left: float | None) -> Run:
+        wait = LONG_POLL_S if left is None else max(min(left, LONG_POLL_S), 0.001)
+        request = WaitRunRequest(namespace=self._client.namespace, run_id=self.id, wait_ms=max(int(wait * 1000), 1))
+        # A server that is away is waited for by the channel; one that hangs costs at most the slack.
+        slack = _SLACK_S if left is None or left > LONG_POLL_S else 0.5
+        stub = self._client.stub.WaitRun
+        return (await self._client.call(stub, request, timeout=wait + slack, wait_for_ready=True)).run
+
+    def _steering(self, reason: str) -> dict[str, Any]:
+        return {
+            "namespace": self._client.namespace,
+            "run_id": self.id,
+            "request_id": str(uuid4()),
+            "reason": reason,
+        }
+
+    def _decode(self, run: Run) -> Any:
+        if self._signature is not None:
+            return self._signature.decode_result(run.result)
+        return decode(run.result, Any, what=f"result of run {self.id}")

@@ -1,0 +1,337 @@
+"""The blocking client: the asynchronous one on an event loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import Any, Generic, TypeVar, overload
+
+from treadle.client.aio import Client
+from treadle.client.calls import OnConflict, P, WorkflowLike
+from treadle.client.config import DEFAULT_TARGET, Tls
+from treadle.client.runs import RunHandle
+from treadle.client.views import RunInfo, RunPage, RunStatus
+from treadle.protocol.durations import Duration
+from treadle.protocol.errors import ConfigError
+from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.pool_service_pb2 import Check, Pool, Worker
+
+__all__ = ("SyncClient", "SyncRunHandle")
+
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class LoopThread:
+    """An event loop in a daemon thread, started with the first call."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run it there and return its result; Ctrl-C cancels it.
+
+        Raises:
+            ConfigError: The client is closed.
+        """
+        try:
+            loop = self._started()
+        except ConfigError:
+            coroutine.close()
+            raise
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def iterate(self, source: AsyncGenerator[T, None]) -> Iterator[T]:
+        """Yield what it yields; it is closed when the caller leaves early."""
+        try:
+            while True:
+                item = self.run(_next(source))
+                if isinstance(item, _End):
+                    return
+                yield item
+        finally:
+            if not self._closed:
+                self.run(source.aclose())
+
+    def close(self) -> None:
+        """Stop the loop and wait for the thread. Idempotent."""
+        with self._lock:
+            self._closed = True
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._closed:
+                raise ConfigError("this client is closed: make a new one")
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=_serve, args=(self._loop,), name="treadle-client", daemon=True)
+                self._thread.start()
+            return self._loop
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        pending = asyncio.all_tasks(loop)
+        for task in pending:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+class _End:
+    """Stands for the end of an iteration, which must not cross threads as an exception."""
+
+
+async def _next(source: AsyncGenerator[T, None]) -> T | _End:
+    return await anext(source, _End())
+
+
+class SyncRunHandle(Generic[R]):
+    """One run; the blocking twin of RunHandle, method for method.
+
+    Attributes:
+        id: The run's id.
+        existed: True when `start` found the run already there.
+    """
+
+    __slots__ = ("_handle", "_thread", "existed", "id")
+
+    def __init__(self, thread: LoopThread, handle: RunHandle[R]) -> None:
+        self._thread = thread
+        self._handle = handle
+        self.id = handle.id
+        self.existed = handle.existed
+
+    def __repr__(self) -> str:
+        return f"SyncRunHandle({self.id!r})"
+
+    def result(self, timeout: Duration | None = None) -> R:
+        """See RunHandle.result."""
+        return self._thread.run(self._handle.result(timeout))
+
+    def wait(self, timeout: Duration | None = None) -> RunInfo:
+        """See RunHandle.wait."""
+        return self._thread.run(self._handle.wait(timeout))
+
+    def get(self) -> RunInfo:
+        """See RunHandle.get."""
+        return self._thread.run(self._handle.get())
+
+    def cancel(self, reason: str = "") -> RunInfo:
+        """See RunHandle.cancel."""
+        return self._thread.run(self._handle.cancel(reason))
+
+    def terminate(self, reason: str = "") -> RunInfo:
+        """See RunHandle.terminate."""
+        return self._thread.run(self._handle.terminate(reason))
+
+    def accept(self, reason: str = "") -> RunInfo:
+        """See RunHandle.accept."""
+        return self._thread.run(self._handle.accept(reason))
+
+    def history(self, *, after: int = 0) -> Iterator[HistoryEvent]:
+        """See RunHandle.history."""
+        return self._thread.iterate(self._handle.history(after=after))
+
+    def watch(self, *, after: int = 0) -> Iterator[HistoryEvent]:
+        """See RunHandle.watch."""
+        return self._thread.iterate(self._handle.watch(after=after))
+
+
+class SyncClient:
+    """Starts, watches and steers runs, blocking. Same names and arguments as Client; any thread may call it.
+
+    with SyncClient("localhost:7430") as client:
+        run = client.start(import_contacts, upload, id="upload-42")
+        print(run.result(timeout="5m"))
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        namespace: str = "default",
+        token: str | None = None,
+        tls: Tls | None = None,
+        insecure: bool = False,
+    ) -> None:
+        self._client = Client(target, namespace=namespace, token=token, tls=tls, insecure=insecure)
+        self._thread = LoopThread()
+        self.target = target
+        self.namespace = namespace
+
+    def __enter__(self) -> SyncClient:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection and end the thread. Idempotent."""
+        try:
+            self._thread.run(self._client.close())
+        except ConfigError:  # closed before
+            return
+        self._thread.close()
+
+    # With options, arguments are positional: a checker cannot tell keywords of the workflow from keywords of `start`.
+    @overload
+    def start(
+        self,
+        workflow: WorkflowLike[[], R],
+        /,
+        *,
+        id: str | None = None,
+        on_conflict: OnConflict = "reject",
+        pool: str | None = None,
+    ) -> SyncRunHandle[R]: ...
+    @overload
+    def start(
+        self,
+        workflow: WorkflowLike[[A], R],
+        a: A,
+        /,
+        *,
+        id: str | None = None,
+        on_conflict: OnConflict = "reject",
+        pool: str | None = None,
+    ) -> SyncRunHandle[R]: ...
+    @overload
+    def start(
+        self,
+        workflow: WorkflowLike[[A, B], R],
+        a: A,
+        b: B,
+        /,
+        *,
+        id: str | None = None,
+        on_conflict: OnConflict = "reject",
+        pool: str | None = None,
+    ) -> SyncRunHandle[R]: ...
+    @overload
+    def start(
+        self,
+        workflow: WorkflowLike[[A, B, C], R],
+        a: A,
+        b: B,
+        c: C,
+        /,
+        *,
+        id: str | None = None,
+        on_conflict: OnConflict = "reject",
+        pool: str | None = None,
+    ) -> SyncRunHandle[R]: ...
+    @overload
+    def start(
+        self,
+        workflow: WorkflowLike[[A, B, C, D], R],
+        a: A,
+        b: B,
+        c: C,
+        d: D,
+        /,
+        *,
+        id: str | None = None,
+        on_conflict: OnConflict = "reject",
+        pool: str | None = None,
+    ) -> SyncRunHandle[R]: ...
+    @overload
+    def start(self, workflow: WorkflowLike[P, R], /, *args: P.args, **kwargs: P.kwargs) -> SyncRunHandle[R]: ...
+    @overload
+    def start(
+        self,
+        workflow: str,
+        /,
+        *args: Any,
+        id: str | None = None,
+        on_conflict: OnConflict = "reject",
+        pool: str | None = None,
+        **kwargs: Any,
+    ) -> SyncRunHandle[Any]: ...
+    def start(
+        self,
+        workflow: Any,
+        /,
+        *args: Any,
+        id: Any = None,
+        on_conflict: Any = "reject",
+        pool: Any = None,
+        **kwargs: Any,
+    ) -> SyncRunHandle[Any]:
+        """See Client.start."""
+        starting = self._client.start(workflow, *args, id=id, on_conflict=on_conflict, pool=pool, **kwargs)
+        handle: RunHandle[Any] = self._thread.run(starting)
+        return SyncRunHandle(self._thread, handle)
+
+    @overload
+    def run(self, id: str) -> SyncRunHandle[Any]: ...
+    @overload
+    def run(self, id: str, workflow: WorkflowLike[..., R]) -> SyncRunHandle[R]: ...
+    def run(self, id: str, workflow: WorkflowLike[..., Any] | None = None) -> SyncRunHandle[Any]:
+        """See Client.run."""
+        handle = self._client.run(id) if workflow is None else self._client.run(id, workflow)
+        return SyncRunHandle(self._thread, handle)
+
+    def list(
+        self,
+        *,
+        workflow: str | None = None,
+        status: RunStatus | str | Iterable[RunStatus | str] = (),
+        since: datetime | timedelta | None = None,
+        until: datetime | timedelta | None = None,
+        limit: int | None = None,
+    ) -> Iterator[RunInfo]:
+        """See Client.list."""
+        runs = self._client.list(workflow=workflow, status=status, since=since, until=until, limit=limit)
+        return self._thread.iterate(runs)
+
+    def list_page(
+        self,
+        *,
+        workflow: str | None = None,
+        status: RunStatus | str | Iterable[RunStatus | str] = (),
+        since: datetime | timedelta | None = None,
+        until: datetime | timedelta | None = None,
+        size: int = 50,
+        token: str = "",
+    ) -> RunPage:
+        """See Client.list_page."""
+        return self._thread.run(
+            self._client.list_page(workflow=workflow, status=status, since=since, until=until, size=size, token=token)
+        )
+
+    def pools(self) -> tuple[Pool, ...]:
+        """See Client.pools."""
+        return self._thread.run(self._client.pools())
+
+    def workers(self, pool: str | None = None) -> tuple[Worker, ...]:
+        """See Client.workers."""
+        return self._thread.run(self._client.workers(pool))
+
+    def check_health(self) -> tuple[Check, ...]:
+        """See Client.check_health."""
+        return self._thread.run(self._client.check_health())

@@ -1,0 +1,145 @@
+"""Runs as clients see them: plain values made from the messages of RunService."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+
+from treadle.protocol.errors import FieldInvalid
+from treadle.v1.common_pb2 import Failure, Payload
+from treadle.v1.run_service_pb2 import Run
+from treadle.v1.run_service_pb2 import RunStatus as WireStatus
+
+__all__ = ("RunInfo", "RunPage", "RunStatus", "run_info")
+
+
+class RunStatus(Enum):
+    """How a run stands, in one word."""
+
+    RUNNING = "running"
+    """Open: queued, held by a worker, or parked."""
+    WAITING = "waiting"
+    """Open, and no worker has the workflow's name."""
+    NEEDS_ATTENTION = "needs-attention"
+    """Open, and stopped for a person."""
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TERMINATED = "terminated"
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run has its outcome."""
+        return self in _CLOSED
+
+    def to_wire(self) -> WireStatus.ValueType:
+        """Return the value of the wire's enum."""
+        return WireStatus.Value(f"RUN_STATUS_{self.name}")
+
+    @classmethod
+    def of(cls, value: RunStatus | str) -> RunStatus:
+        """Return the status that `value` names, in any case, with '-' or '_'.
+
+        Raises:
+            FieldInvalid: There is no such status.
+        """
+        if isinstance(value, RunStatus):
+            return value
+        try:
+            return cls(value.lower().replace("_", "-"))
+        except ValueError:
+            known = ", ".join(status.value for status in cls)
+            raise FieldInvalid(f"no status {value!r}: use one of {known}", field="status") from None
+
+
+_CLOSED = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.TERMINATED})
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """How a run stands.
+
+    Attributes:
+        id: The name its client gave it.
+        namespace: Where it lives.
+        incarnation: Which start of that name (random, 64 bits).
+        workflow: Name of the workflow.
+        pool: Pool whose workers execute it.
+        status: In one word.
+        created_at: When it was started (UTC).
+        closed_at: When it was closed (UTC); None while open.
+        length: Events in its history.
+        reason: Why it waits or needs attention; "" otherwise.
+        retrying: Steps that have failed at least once and are still open.
+        open_commands: Steps and timers that are open.
+        cancel_requested: Whether a cancel was asked for.
+        trace_id: 32 hex digits.
+        result: Encoded result of a completed run, else None.
+        failure: What a failed run raised, else None.
+    """
+
+    id: str
+    namespace: str
+    incarnation: int
+    workflow: str
+    pool: str
+    status: RunStatus
+    created_at: datetime
+    closed_at: datetime | None
+    length: int
+    reason: str
+    retrying: int
+    open_commands: int
+    cancel_requested: bool
+    trace_id: str
+    result: Payload | None
+    failure: Failure | None
+
+    @property
+    def duration(self) -> timedelta | None:
+        """From start to close; None while open."""
+        return self.closed_at - self.created_at if self.closed_at else None
+
+
+@dataclass(frozen=True, slots=True)
+class RunPage:
+    """A page of runs, newest first; `next_token` is "" at the end."""
+
+    runs: tuple[RunInfo, ...]
+    next_token: str
+
+
+def run_info(run: Run) -> RunInfo:
+    """Return the message as a value."""
+    return RunInfo(
+        id=run.run_id,
+        namespace=run.namespace,
+        incarnation=run.incarnation,
+        workflow=run.workflow,
+        pool=run.pool,
+        status=RunStatus.of(WireStatus.Name(run.status).removeprefix("RUN_STATUS_")),
+        created_at=from_ms(run.created_ms),
+        closed_at=from_ms(run.closed_ms) if run.closed_ms else None,
+        length=run.length,
+        reason=run.reason,
+        retrying=run.retrying,
+        open_commands=run.open_commands,
+        cancel_requested=run.cancel_requested,
+        trace_id=run.trace_id,
+        result=run.result if run.HasField("result") else None,
+        failure=run.failure if run.HasField("failure") else None,
+    )
+
+
+def from_ms(ms: int) -> datetime:
+    """Return the point in time `ms` milliseconds after 1970, in UTC."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def to_ms(when: datetime | timedelta | None, *, now: datetime) -> int:
+    """Return a bound of a list as milliseconds since 1970; a timedelta counts back from `now`, None is 0."""
+    if when is None:
+        return 0
+    moment = now - when if isinstance(when, timedelta) else when
+    return int(moment.timestamp() * 1000)
