@@ -36,7 +36,7 @@ types: install ## Check the types with mypy --strict.
 	$(BIN)/mypy
 
 imports: install ## Check who may import whom.
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 layout: install ## Check the layout and the files of the repository.
 	$(PY) -m pytest -q tests/test_layout.py tests/test_repository.py tests/test_compose.py
@@ -53,7 +53,8 @@ proto: install ## Generate the Python code of proto/treadle/v1 again.
 verify: install ## Prove that the generated code is current and that the protos pass buf lint.
 	@scripts/protos "$(BIN)" verify
 
-constraints: install ## Resolve the dependencies anew and write constraints.txt.
+constraints: ## Resolve the dependencies anew and write constraints.txt.
+	@scripts/bootstrap "$(VENV)"
 	$(PY) scripts/constraints.py
 
 servers: ## Install the Redis and RabbitMQ servers that the tests start, if they are missing.

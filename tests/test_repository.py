@@ -70,10 +70,17 @@ def test_verbs_name_files_that_exist() -> None:
     assert [main for main in mains if not main.exists()] == []
 
 
-def test_continuous_integration_calls_the_same_verb() -> None:
-    script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    assert "make test" in script.read_text()
+@pytest.mark.parametrize("code", [0, 2])
+def test_continuous_integration_ends_with_the_summary_of_pytest(tmp_path: Path, code: int) -> None:
+    """With a stand-in for make: the verb that is called, the last line, and the exit status."""
+    summary = "===== 3 passed, 1 failed in 61.20s (0:01:01) ====="
+    make = tmp_path / "make"
+    make.write_text(f"#!/bin/sh\necho \"verb: $*\"\necho '{summary}'\necho later\nexit {code}\n")
+    make.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    run = subprocess.run([str(ROOT / ".ci" / "run")], env=environment, capture_output=True, text=True, check=False)
+    lines = run.stdout.splitlines()
+    assert (lines[0], lines[-1], run.returncode) == ("verb: test", summary, code)
 
 
 @pytest.mark.parametrize("script", ["apt-install", "bootstrap", "install-servers", "protos"])
