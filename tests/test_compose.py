@@ -15,6 +15,8 @@ import pytest
 import yaml
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from tests.commands import missing_flags, treadle_help
+
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "docker-compose.yml"
 OURS = ("proto", "client", "worker", "controlplane")
@@ -33,33 +35,15 @@ def own_services() -> dict[str, dict[str, Any]]:
 
 def subcommand(service: dict[str, Any]) -> tuple[str, list[str]]:
     """Return which `treadle` command a service runs, and its arguments, from entrypoint and command."""
-    entrypoint = re.search(
-        r"^ENTRYPOINT (\[.*\])$", (ROOT / service["build"]["dockerfile"]).read_text(), re.M
-    )
+    entrypoint = re.search(r"^ENTRYPOINT (\[.*\])$", (ROOT / service["build"]["dockerfile"]).read_text(), re.M)
     assert entrypoint is not None
     words: list[str] = json.loads(entrypoint[1]) + service["command"]
     assert words[0] == "treadle"
     return words[1], words[2:]
 
 
-def treadle_help(command: str) -> str:
-    """Return what `treadle COMMAND --help` prints, wide enough that no flag is wrapped."""
-    run = subprocess.run(
-        [sys.executable, "-m", "treadle.cli", command, "--help"],
-        capture_output=True,
-        text=True,
-        env={"COLUMNS": "200", "NO_COLOR": "1", "PATH": ""},
-        timeout=60,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
 def sources() -> str:
-    files = [
-        path for part in OURS for path in (ROOT / part / "treadle").rglob("*.py") if "_pb2" not in path.name
-    ]
+    files = [path for part in OURS for path in (ROOT / part / "treadle").rglob("*.py") if "_pb2" not in path.name]
     return "\n".join(path.read_text() for path in files)
 
 
@@ -145,9 +129,7 @@ def test_jaeger_is_given_the_files_that_its_configuration_names() -> None:
 @pytest.mark.parametrize("name", sorted(own_services()))
 def test_every_command_and_flag_exists(name: str) -> None:
     command, arguments = subcommand(own_services()[name])
-    text = treadle_help(command)
-    for flag in (argument for argument in arguments if argument.startswith("--")):
-        assert re.search(rf"(?<![\w-]){flag}(?![\w-])", text), f"treadle {command} has no {flag}"
+    assert missing_flags(treadle_help(command), arguments) == []
 
 
 def test_every_variable_is_an_option_of_the_command_that_gets_it() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.commands import missing_flags, treadle_help
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -53,3 +56,26 @@ def test_client_calls_of_the_readme_have_the_right_shape(program: ModuleType) ->
 
     start = inspect.signature(Client.start)
     start.bind(None, program.import_contacts, program.Upload("ada@example.com", []), id="upload-42")
+
+
+def command_lines() -> list[list[str]]:
+    """Return the words of each `treadle` command in the README, without the command itself and its comment."""
+    lines = re.findall(r"^\$ treadle (.+)$", README.read_text(encoding="utf-8"), re.M)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("words", command_lines(), ids=" ".join)
+def test_commands_of_the_readme_exist(words: list[str]) -> None:
+    path = words[:2] if words[0] == "run" else words[:1]
+    assert missing_flags(treadle_help(*path), words) == []
+
+
+def test_options_named_in_comments_exist() -> None:
+    """`treadle server  # ...: --redis, --amqp` and `# also show, watch` are promises too."""
+    text = README.read_text(encoding="utf-8")
+    for command, comment in re.findall(r"^\$ treadle (\w+).*#(.*)$", text, re.M):
+        assert missing_flags(treadle_help(command), re.findall(r"--[a-z]+", comment)) == []
+    also = re.search(r"# also (.+)$", text, re.M)
+    assert also is not None
+    run_help = treadle_help("run")
+    assert [name for name in also[1].split(", ") if not re.search(rf"\b{name}\b", run_help)] == []

@@ -176,6 +176,12 @@ def test_documents_are_linked_from_the_readme() -> None:
     assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= readme
 
 
+def test_documented_variables_are_read_somewhere() -> None:
+    documents = "".join(text for _name, text in texts(".md"))
+    code = "".join(text for name, text in texts(".py", "") if "test_repository" not in name)
+    assert [v for v in sorted(set(re.findall(r"\bTREADLE_[A-Z_]+\b", documents))) if v not in code] == []
+
+
 def test_license_is_the_one_declared() -> None:
     assert PROJECT["project"]["license"] == "Apache-2.0"
     assert "Apache License" in (ROOT / "LICENSE").read_text()
