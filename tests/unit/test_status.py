@@ -64,9 +64,7 @@ def test_a_call_that_failed_carries_the_status() -> None:
         (grpc.StatusCode.ABORTED, errors.RequestError),
     ],
 )
-def test_a_status_of_somebody_else_is_read_by_its_code(
-    code: grpc.StatusCode, kind: type[errors.RequestError]
-) -> None:
+def test_a_status_of_somebody_else_is_read_by_its_code(code: grpc.StatusCode, kind: type[errors.RequestError]) -> None:
     assert type(from_rpc_error(rpc_error(code, "boom"))) is kind
 
 

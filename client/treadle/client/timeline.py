@@ -1,0 +1,390 @@
+"""A history told as steps: what ran when, how often, where, and how it ended.
+
+Pure: events in, values out, in the order of the history. `Timeline.feed` takes one event at a time, so that the same
+code draws a finished run and follows a live one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from treadle.client.views import RunStatus
+from treadle.v1.common_pb2 import FAILURE_KIND_LOST, Failure
+from treadle.v1.history_pb2 import (
+    AttemptFailed,
+    AttemptLost,
+    AttemptReleased,
+    AttemptStarted,
+    HistoryEvent,
+    RunCompleted,
+    RunDiverged,
+    RunFailed,
+    RunHalted,
+    RunOpened,
+    RunOwnerLost,
+    RunStarted,
+    RunWaiting,
+    StepCancelled,
+    StepCancelRequested,
+    StepCompleted,
+    StepFailed,
+    StepQuarantined,
+    StepRetried,
+    StepScheduled,
+    StepWaiting,
+    TimerCancelled,
+    TimerFired,
+    TimerStarted,
+)
+
+__all__ = ("AttemptView", "StepView", "Timeline", "name_of", "timeline_of")
+
+AttemptOutcome = Literal["running", "completed", "failed", "lost", "released", "cancelled"]
+StepState = Literal[
+    "queued",
+    "running",
+    "retrying",
+    "waiting",
+    "quarantined",
+    "sleeping",
+    "completed",
+    "failed",
+    "cancelled",
+    "abandoned",
+]
+StepKind = Literal["pool", "local", "timer"]
+
+_OVER: Final = frozenset({"completed", "failed", "cancelled", "abandoned"})
+
+
+@dataclass(slots=True)
+class AttemptView:
+    """One holder of a step.
+
+    Attributes:
+        number: Over the life of the step, from 1.
+        start_ms: When it got GO; for local steps, the end less what user code took.
+        outcome: How it ended; "lost": its worker died or was fenced; "released": given back by a draining worker.
+        end_ms: When that was recorded; None while it runs.
+        worker: Worker process; "" when the history does not tell.
+        error: What it raised.
+        reason: Why it was lost or released: "closed", "silent", "denied", "drain" …
+        alone: In a child process of its own, because workers died of the step.
+    """
+
+    number: int
+    start_ms: int
+    outcome: AttemptOutcome = "running"
+    end_ms: int | None = None
+    worker: str = ""
+    error: Failure | None = None
+    reason: str = ""
+    alone: bool = False
+
+    @property
+    def duration_ms(self) -> int | None:
+        """From start to end; None while it runs."""
+        return None if self.end_ms is None else self.end_ms - self.start_ms
+
+
+@dataclass(slots=True)
+class StepView:
+    """A step or timer of a run.
+
+    Attributes:
+        command_id: "0/validate#1".
+        name: Name of the step; "sleep" for a timer.
+        kind: Where it runs: on a pool, in the worker of the run, or nowhere (a timer).
+        pool: Pool of a pool step.
+        start_ms: When it was asked for, or first seen.
+        state: How it stands. "retrying": waits for its next try; "waiting": no worker has the step; "quarantined": it
+            killed too many workers; "abandoned": the run was closed before.
+        end_ms: When it had its outcome.
+        due_ms: "retrying": when the next try is due; "sleeping": when it is over.
+        attempts: In order.
+        reason: Why it waits, in words.
+        error: What the workflow sees of a failed step, or what the last attempt raised.
+        cancelling: The workflow asked for its end.
+    """
+
+    command_id: str
+    name: str
+    kind: StepKind
+    start_ms: int
+    pool: str = ""
+    state: StepState = "queued"
+    end_ms: int | None = None
+    due_ms: int | None = None
+    attempts: list[AttemptView] = field(default_factory=list)
+    reason: str = ""
+    error: Failure | None = None
+    cancelling: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether it has its outcome."""
+        return self.state in _OVER
+
+    @property
+    def duration_ms(self) -> int | None:
+        """From when it was asked for to its outcome; None while open."""
+        return None if self.end_ms is None else self.end_ms - self.start_ms
+
+    def count(self, outcome: AttemptOutcome) -> int:
+        """How many attempts ended so."""
+        return sum(attempt.outcome == outcome for attempt in self.attempts)
+
+
+@dataclass(slots=True)
+class Timeline:
+    """One run, as its history tells it so far.
+
+    Attributes:
+        workflow, pool, trigger: What was started, where, and by what.
+        started_ms, closed_ms: When; closed_ms is None while it is open.
+        now_ms: Time of the last event.
+        position: Position of the last event.
+        status: In one word.
+        reason: Why it waits, needs attention, or was stopped.
+        owner: Worker that holds it open; "" when nobody does.
+        owners_lost: How many owners died or were fenced.
+        failure: What a failed run raised.
+        completed: The event that closed a completed run, with its result.
+        cancel_requested: Whether a cancel was asked for.
+        steps: By command id, in the order they appeared.
+    """
+
+    workflow: str = ""
+    pool: str = ""
+    trigger: str = ""
+    started_ms: int = 0
+    closed_ms: int | None = None
+    now_ms: int = 0
+    position: int = 0
+    status: RunStatus = RunStatus.RUNNING
+    reason: str = ""
+    owner: str = ""
+    owners_lost: int = 0
+    failure: Failure | None = None
+    completed: RunCompleted | None = None
+    cancel_requested: bool = False
+    steps: dict[str, StepView] = field(default_factory=dict)
+
+    @property
+    def duration_ms(self) -> int:
+        """From the start to the close, or to the last event."""
+        return (self.closed_ms or self.now_ms) - self.started_ms
+
+    def feed(self, event: HistoryEvent) -> StepView | None:
+        """Take the next event; return the step or timer it is about, None when it is about the run.
+
+        Kinds of events that a newer control plane added change nothing but the time.
+        """
+        self.now_ms, self.position = event.time_ms, event.position
+        kind = event.WhichOneof("kind")
+        handler = _HANDLERS.get(kind or "")
+        if handler is None:
+            return None
+        body = getattr(event, kind or "")
+        handler(self, body)
+        return self.steps.get(getattr(body, "command_id", ""))
+
+    # --- the run
+
+    def _run_started(self, body: RunStarted) -> None:
+        self.workflow, self.pool, self.trigger = body.workflow, body.pool, body.trigger
+        self.started_ms = self.now_ms
+
+    def _run_opened(self, body: RunOpened) -> None:
+        self.owner, self.status, self.reason = body.worker_id, RunStatus.RUNNING, ""
+
+    def _run_parked(self, body: Any) -> None:
+        self.owner = ""
+
+    def _run_released(self, body: Any) -> None:
+        self.owner = ""
+        self._end_local("released", body.reason)
+
+    def _run_owner_lost(self, body: RunOwnerLost) -> None:
+        self.owner = ""
+        self.owners_lost += 1
+        self._end_local("lost", body.reason)
+
+    def _end_local(self, outcome: AttemptOutcome, reason: str) -> None:
+        for step in self._open():
+            if step.kind == "local" and step.state == "running":
+                self._end(step, outcome, reason=reason)
+                step.state = "queued"
+
+    def _run_waiting(self, body: RunWaiting) -> None:
+        self.status = RunStatus.WAITING
+        self.reason = f"no worker has the workflow {body.workflow!r}"
+
+    def _run_diverged(self, body: RunDiverged) -> None:
+        self.owner, self.status = "", RunStatus.NEEDS_ATTENTION
+        self.reason = f"code and history disagree: expected {body.expected}, found {body.found}"
+
+    def _run_halted(self, body: RunHalted) -> None:
+        self.owner, self.status, self.reason = "", RunStatus.NEEDS_ATTENTION, body.reason
+
+    def _run_accepted(self, body: Any) -> None:
+        self.status, self.reason = RunStatus.RUNNING, ""
+
+    def _cancel_requested(self, body: Any) -> None:
+        self.cancel_requested = True
+
+    def _run_completed(self, body: RunCompleted) -> None:
+        self.completed = body
+        self._close(RunStatus.COMPLETED)
+
+    def _run_failed(self, body: RunFailed) -> None:
+        self.failure = body.failure
+        self._close(RunStatus.FAILED)
+
+    def _run_cancelled(self, body: Any) -> None:
+        self._close(RunStatus.CANCELLED, body.reason)
+
+    def _run_terminated(self, body: Any) -> None:
+        self._close(RunStatus.TERMINATED, body.reason)
+
+    def _close(self, status: RunStatus, reason: str = "") -> None:
+        self.status, self.reason, self.owner, self.closed_ms = status, reason, "", self.now_ms
+        for step in self._open():
+            self._end(step, "cancelled", reason="run closed")
+            step.state, step.end_ms = "abandoned", self.now_ms
+
+    # --- steps
+
+    def _step_scheduled(self, body: StepScheduled) -> None:
+        self.steps[body.command_id] = StepView(
+            body.command_id, body.name or name_of(body.command_id), "pool", self.now_ms, pool=body.pool
+        )
+
+    def _attempt_started(self, body: AttemptStarted) -> None:
+        step = self._step(body, self.now_ms)
+        started = AttemptView(body.attempt, self.now_ms, worker=body.worker_id, alone=body.alone)
+        step.attempts.append(started)
+        step.state, step.reason, step.due_ms = "running", "", None
+
+    def _attempt_failed(self, body: AttemptFailed) -> None:
+        step = self._attempt_over(body, "failed", body.failure)
+        step.state, step.due_ms = "retrying", body.retry_at_ms
+
+    def _attempt_lost(self, body: AttemptLost) -> None:
+        step = self._step(body, self.now_ms)
+        self._end(step, "lost", reason=body.reason)
+        step.state = "queued"
+
+    def _attempt_released(self, body: AttemptReleased) -> None:
+        step = self._step(body, self.now_ms)
+        self._end(step, "released", reason=body.reason)
+        step.state = "queued"
+
+    def _step_retried(self, body: StepRetried) -> None:
+        step = self._step(body, self.now_ms)
+        step.state, step.due_ms = "queued", None
+
+    def _step_waiting(self, body: StepWaiting) -> None:
+        step = self._step(body, self.now_ms)
+        where = f" of pool {step.pool!r}" if step.pool else ""
+        step.state, step.reason = "waiting", f"no worker{where} has the step {body.name or step.name!r}"
+
+    def _step_quarantined(self, body: StepQuarantined) -> None:
+        step = self._step(body, self.now_ms)
+        step.state, step.reason = "quarantined", f"{body.losses} workers died of it"
+
+    def _step_cancel_requested(self, body: StepCancelRequested) -> None:
+        self._step(body, self.now_ms).cancelling = True
+
+    def _step_completed(self, body: StepCompleted) -> None:
+        step = self._attempt_over(body, "completed", None)
+        step.error = None
+        self._settle(step, "completed")
+
+    def _step_failed(self, body: StepFailed) -> None:
+        if body.attempt:
+            lost = body.failure.kind == FAILURE_KIND_LOST
+            step = self._attempt_over(body, "lost" if lost else "failed", body.failure)
+        else:
+            step = self._step(body, self.now_ms)
+        step.error = body.failure
+        self._settle(step, "failed")
+
+    def _step_cancelled(self, body: StepCancelled) -> None:
+        step = self._step(body, self.now_ms)
+        self._end(step, "cancelled")
+        self._settle(step, "cancelled")
+
+    # --- timers
+
+    def _timer_started(self, body: TimerStarted) -> None:
+        timer = StepView(body.command_id, "sleep", "timer", self.now_ms, state="sleeping")
+        timer.due_ms = body.fire_at_ms
+        self.steps[body.command_id] = timer
+
+    def _timer_fired(self, body: TimerFired) -> None:
+        self._settle(self._step(body, self.now_ms), "completed")
+
+    def _timer_cancelled(self, body: TimerCancelled) -> None:
+        self._settle(self._step(body, self.now_ms), "cancelled")
+
+    # --- helpers
+
+    def _step(self, body: Any, start_ms: int) -> StepView:
+        """The step of an event; a local one appears with its first event."""
+        step = self.steps.get(body.command_id)
+        if step is None:
+            name = getattr(body, "name", "") or name_of(body.command_id)
+            step = self.steps[body.command_id] = StepView(body.command_id, name, "local", start_ms)
+        return step
+
+    def _attempt_over(
+        self,
+        body: AttemptFailed | StepCompleted | StepFailed,
+        outcome: AttemptOutcome,
+        error: Failure | None,
+    ) -> StepView:
+        """End the attempt that the event names; local ones were often not announced."""
+        began = self.now_ms - body.duration_ms
+        step = self._step(body, began)
+        last = step.attempts[-1] if step.attempts else None
+        if last is None or (last.outcome != "running" and last.number < body.attempt):
+            step.attempts.append(AttemptView(body.attempt, began))
+            last = step.attempts[-1]
+        if last.outcome == "running":
+            last.outcome, last.end_ms, last.error = outcome, self.now_ms, error
+        if error is not None:
+            step.error = error
+        return step
+
+    def _end(self, step: StepView, outcome: AttemptOutcome, *, reason: str = "") -> None:
+        if step.attempts and step.attempts[-1].outcome == "running":
+            last = step.attempts[-1]
+            last.outcome, last.end_ms, last.reason = outcome, self.now_ms, reason
+
+    def _settle(self, step: StepView, state: StepState) -> None:
+        step.state, step.end_ms, step.due_ms, step.reason = state, self.now_ms, None, ""
+
+    def _open(self) -> Iterator[StepView]:
+        return (step for step in self.steps.values() if not step.over)
+
+
+_HANDLERS: Final[dict[str, Callable[[Timeline, Any], None]]] = {
+    kind.name: getattr(Timeline, f"_{kind.name}") for kind in HistoryEvent.DESCRIPTOR.oneofs_by_name["kind"].fields
+}
+"""One method for each kind of event; a kind without one fails at import."""
+
+
+def name_of(command_id: str) -> str:
+    """Return the name in a command id: "0/validate#1" -> "validate"."""
+    return command_id.rpartition("/")[2].partition("#")[0]
+
+
+def timeline_of(events: Iterable[HistoryEvent]) -> Timeline:
+    """Return the timeline of a history."""
+    timeline = Timeline()
+    for event in events:
+        timeline.feed(event)
+    return timeline
