@@ -6,8 +6,11 @@ import os
 import re
 import subprocess
 import sys
+from typing import Any
 
-__all__ = ("missing_flags", "treadle_help")
+from treadle.controlplane.config import ServerConfig
+
+__all__ = ("missing_flags", "server_variables", "treadle_help")
 
 
 def treadle_help(*command: str) -> str:
@@ -22,6 +25,25 @@ def treadle_help(*command: str) -> str:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
+
+
+class _Recorder(dict[str, str]):
+    """An empty environment that remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return default
+
+
+def server_variables() -> set[str]:
+    """Return the names of the environment variables that a server reads."""
+    environment = _Recorder()
+    ServerConfig.from_env(environment)
+    return environment.asked
 
 
 def missing_flags(help_text: str, arguments: list[str]) -> list[str]:

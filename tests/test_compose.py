@@ -15,11 +15,11 @@ import pytest
 import yaml
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from tests.commands import missing_flags, treadle_help
+from tests.commands import missing_flags, server_variables, treadle_help
+from treadle.controlplane.config import ServerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "docker-compose.yml"
-OURS = ("proto", "client", "worker", "controlplane")
 DOCKERFILES = {"server": ROOT / "controlplane" / "Dockerfile", "worker": ROOT / "worker" / "Dockerfile"}
 
 
@@ -42,8 +42,8 @@ def subcommand(service: dict[str, Any]) -> tuple[str, list[str]]:
     return words[1], words[2:]
 
 
-def sources() -> str:
-    files = [path for part in OURS for path in (ROOT / part / "treadle").rglob("*.py") if "_pb2" not in path.name]
+def sources(*components: str) -> str:
+    files = [path for component in components for path in (ROOT / component / "treadle").rglob("*.py")]
     return "\n".join(path.read_text() for path in files)
 
 
@@ -78,12 +78,23 @@ def test_every_dependency_has_a_health_check() -> None:
             assert "healthcheck" in everything[needed], needed
 
 
-def test_every_variable_is_read_by_the_program() -> None:
-    """OTEL_* are read by the OpenTelemetry SDK itself; all others by name somewhere in our sources."""
-    text = sources()
-    names = {name for service in own_services().values() for name in service.get("environment", {})}
-    assert names
-    assert sorted(n for n in names if not n.startswith("OTEL_") and n not in text) == []
+def test_every_variable_is_read_by_the_process_that_gets_it() -> None:
+    """A setting given to the wrong process would be ignored without a word. OTEL_* are the SDK's own."""
+    workers = sources("client", "worker")
+    for name, service in own_services().items():
+        given = {variable for variable in service["environment"] if not variable.startswith("OTEL_")}
+        if name == "server":
+            assert given <= server_variables()
+        else:
+            assert sorted(variable for variable in given if variable not in workers) == [], name
+
+
+def test_server_accepts_its_settings() -> None:
+    environment = {name: str(value) for name, value in services()["server"]["environment"].items()}
+    command, arguments = subcommand(services()["server"])
+    assert (command, arguments) == ("server", ["--listen", "0.0.0.0:7430", "--insecure"])
+    config = ServerConfig.from_env(environment, listen="0.0.0.0:7430", insecure=True)
+    assert config.redis_url == "redis://redis:6379/0"
 
 
 def test_every_addressed_service_exists_and_listens_there() -> None:
@@ -130,14 +141,6 @@ def test_jaeger_is_given_the_files_that_its_configuration_names() -> None:
 def test_every_command_and_flag_exists(name: str) -> None:
     command, arguments = subcommand(own_services()[name])
     assert missing_flags(treadle_help(command), arguments) == []
-
-
-def test_every_variable_is_an_option_of_the_command_that_gets_it() -> None:
-    """A setting given to the wrong process would be ignored without a word."""
-    for name, service in own_services().items():
-        text = treadle_help(subcommand(service)[0])
-        for variable in service["environment"]:
-            assert variable.startswith("OTEL_") or variable in text, f"{name}: {variable}"
 
 
 def test_workers_run_the_example_and_serve_each_of_its_pools() -> None:
