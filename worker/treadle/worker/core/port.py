@@ -61,7 +61,7 @@ class CoreSettings:
     worker_id: str
     namespace: str
     pool: str
-    lane: Lane
+    lane: Lane.ValueType
     workflows: frozenset[str]
     steps: frozenset[str]
     step_slots: int = 16
@@ -139,7 +139,7 @@ class GiveBack:
 class Consume:
     """Have a consumer on one of the pool's queues, or none (AMQP lane only)."""
 
-    kind: JobKind
+    kind: JobKind.ValueType
     on: bool
 
 
@@ -241,7 +241,7 @@ class WorkerCorePort(Protocol):
         """A message of one of the pool's queues came; job None: it is no job."""
         ...
 
-    def channel_lost(self, kind: JobKind, tags: Sequence[int], now_ms: int) -> None:
+    def channel_lost(self, kind: JobKind.ValueType, tags: Sequence[int], now_ms: int) -> None:
         """These deliveries are void: the broker will deliver them again to somebody."""
         ...
 

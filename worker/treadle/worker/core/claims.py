@@ -1,0 +1,203 @@
+"""Deliveries of the broker: waiting for a slot, asked about, acked on a verdict or given back (A3).
+
+A claim keeps its id and its first send time when it is sent again (A5). It is made only with a free slot, which it then
+holds; only questions that can never be answered GO (unknown names, garbage) need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job, JobKind
+from treadle.v1.worker_service_pb2 import LANE_AMQP, ClaimItem
+
+from .cache import Cache
+from .outbox import Outbox, Room
+from .port import Ack, Consume, GiveBack
+from .shared import Shared
+from .slots import Slots
+
+__all__ = ("Claim", "Claims", "Intake")
+
+GARBAGE_BYTES = 64 << 10
+
+
+class Claim:
+    """A question about one delivery."""
+
+    __slots__ = ("intake", "item", "job", "tag")
+
+    def __init__(self, item: ClaimItem, job: Job | None, tag: int, intake: Intake | None) -> None:
+        self.item = item
+        self.job = job
+        self.tag: int | None = tag  # None: the delivery is void, its channel was lost
+        self.intake = intake  # whose slot it holds; None: none
+
+
+class Intake:
+    """One queue of the pool: its consumer, its slots, and the deliveries that wait for one."""
+
+    __slots__ = ("consuming", "kind", "names", "slots", "starved", "waiting")
+
+    def __init__(self, kind: JobKind.ValueType, names: frozenset[str], slots: Slots) -> None:
+        self.kind = kind
+        self.names = names
+        self.slots = slots
+        self.consuming = False
+        self.starved = False  # jobs were given back for want of a slot, and none was free since
+        self.waiting: dict[int, Job] = {}
+
+
+class Claims:
+    """All deliveries and questions."""
+
+    __slots__ = ("_by_tag", "_cache", "_claims", "_shared", "outbox", "runs", "steps")
+
+    def __init__(self, shared: Shared, steps: Slots, runs: Slots, cache: Cache) -> None:
+        self._shared = shared
+        self._cache = cache
+        self.steps = Intake(JOB_KIND_STEP, shared.settings.steps, steps)
+        self.runs = Intake(JOB_KIND_RUN, shared.settings.workflows, runs)
+        self._claims: dict[int, Claim] = {}
+        self._by_tag: dict[int, Claim] = {}
+        self.outbox: Outbox[int, ClaimItem] = Outbox()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a delivery has no verdict yet, or a question no answer."""
+        return bool(self._claims or self.steps.waiting or self.runs.waiting)
+
+    @property
+    def run_waits(self) -> int:
+        """How many run jobs are known to wait here for a slot."""
+        return len(self.runs.waiting) or int(self.runs.starved)
+
+    # --- deliveries ----------------------------------------------------------------------------------------------
+    def delivered(self, tag: int, job: Job | None, body: bytes) -> None:
+        if self._shared.draining:
+            self._give_back(tag)
+        elif job is None or job.kind not in (JOB_KIND_STEP, JOB_KIND_RUN):
+            self._shared.note("error", "garbage_delivered", bytes=len(body))
+            self._ask(tag, None, None, ClaimItem(garbage=body[:GARBAGE_BYTES]))
+        else:
+            intake = self.steps if job.kind == JOB_KIND_STEP else self.runs
+            if not intake.consuming:  # it was on its way when the consumer was cancelled
+                self._give_back(tag)
+            elif job.name not in intake.names:
+                self._shared.note("warning", "name_unknown", name=job.name, run=job.run_id)
+                self._ask(tag, job, None, ClaimItem(unregistered=True))
+            else:
+                intake.waiting[tag] = job
+
+    def channel_lost(self, tags: Sequence[int]) -> None:
+        """These deliveries are void: nothing of them may be acked. A question under way stays: its GO is a GO."""
+        for tag in tags:
+            self.steps.waiting.pop(tag, None)
+            self.runs.waiting.pop(tag, None)
+            claim = self._by_tag.pop(tag, None)
+            if claim is not None:
+                claim.tag = None
+
+    def pump(self, now_ms: int) -> None:
+        """Ask about what waits, as far as there are slots; have consumers where questions can be asked."""
+        if not self._shared.session.open or self._shared.draining:
+            return
+        for intake in (self.steps, self.runs):
+            while intake.waiting and intake.slots.take(now_ms):
+                tag = next(iter(intake.waiting))
+                self._claim(tag, intake.waiting.pop(tag), intake)
+            if intake.slots.free:
+                intake.starved = False
+                if not intake.consuming and intake.names and self._shared.settings.lane == LANE_AMQP:
+                    self._consume(intake, True)
+                    intake.slots.unripe(now_ms)
+
+    # --- questions -----------------------------------------------------------------------------------------------
+    def _claim(self, tag: int, job: Job, intake: Intake) -> None:
+        item = ClaimItem()
+        if intake is self.runs:
+            item.after_position, item.after_revision = self._cache.place(job.run_id, job.incarnation)
+        self._ask(tag, job, intake, item)
+
+    def _ask(self, tag: int, job: Job | None, intake: Intake | None, item: ClaimItem) -> None:
+        item.claim_id = self._shared.random64()
+        if job is not None:
+            item.job.CopyFrom(job)
+            item.job.ClearField("input")
+        claim = Claim(item, job, tag, intake)
+        self._claims[item.claim_id] = claim
+        self._by_tag[tag] = claim
+        self.outbox.put(item.claim_id, item)
+
+    def frame(self, room: Room, now_ms: int) -> Iterator[ClaimItem]:
+        for item in self.outbox.take(room, now_ms):
+            if not item.sent_ms:
+                item.sent_ms = now_ms
+            yield item
+
+    def answered(self, claim_id: int) -> Claim | None:
+        """A verdict came: ack. Returns the question, whose slot is now the caller's; None: it was given up."""
+        claim = self._claims.pop(claim_id, None)
+        if claim is None:
+            return None
+        self.outbox.drop(claim_id)
+        if claim.tag is not None:
+            del self._by_tag[claim.tag]
+            self._shared.actions.append(Ack(claim.tag))
+        return claim
+
+    # --- giving back ---------------------------------------------------------------------------------------------
+    def tick(self, now_ms: int) -> None:
+        session = self._shared.session
+        if not session.open and now_ms >= session.ended_at + self._shared.settings.give_back_session_ms:
+            self._give_up(now_ms)
+        for intake in (self.steps, self.runs):
+            if intake.consuming and now_ms >= self._starves_at(intake, now_ms + 1):
+                intake.starved = bool(intake.waiting)
+                self._return_waiting(intake)
+                self._consume(intake, False)
+
+    def next_due(self) -> int | None:
+        dues = [self._starves_at(i, 0) for i in (self.steps, self.runs) if i.consuming and not i.slots.free]
+        if not self._shared.session.open and (self.busy or self.steps.consuming or self.runs.consuming):
+            dues.append(self._shared.session.ended_at + self._shared.settings.give_back_session_ms)
+        return min(dues, default=None)
+
+    def drain(self) -> None:
+        """Take nothing new, give back what is not asked about."""
+        for intake in (self.steps, self.runs):
+            self._return_waiting(intake)
+            intake.starved = False
+            if intake.consuming:
+                self._consume(intake, False)
+
+    def _starves_at(self, intake: Intake, otherwise: int) -> int:
+        since = intake.slots.full_since
+        return otherwise if since is None else since + self._shared.settings.give_back_slot_ms
+
+    def _give_up(self, now_ms: int) -> None:
+        """Too long without a session: every delivery without a verdict goes back, its question is forgotten."""
+        for claim_id, claim in self._claims.items():
+            self.outbox.drop(claim_id)
+            if claim.tag is not None:
+                self._give_back(claim.tag)
+            if claim.intake is not None:
+                claim.intake.slots.give(now_ms)
+        self._claims.clear()
+        self._by_tag.clear()
+        for intake in (self.steps, self.runs):
+            self._return_waiting(intake)
+            if intake.consuming:
+                self._consume(intake, False)
+
+    def _return_waiting(self, intake: Intake) -> None:
+        for tag in intake.waiting:
+            self._give_back(tag)
+        intake.waiting.clear()
+
+    def _give_back(self, tag: int) -> None:
+        self._shared.actions.append(GiveBack(tag))
+
+    def _consume(self, intake: Intake, on: bool) -> None:
+        intake.consuming = on
+        self._shared.actions.append(Consume(intake.kind, on))

@@ -1,0 +1,88 @@
+"""Credits: claims in advance, stated every second and when they change.
+
+A statement replaces the one before and names the last pushed grant that was read, so that no slot is offered twice.
+Deliveries come first: on the AMQP lane a slot becomes a credit only when it has been free for a while.
+"""
+
+from __future__ import annotations
+
+from treadle.v1.worker_service_pb2 import LANE_AMQP, CreditStatement
+
+from .shared import Shared
+from .slots import Slots
+
+__all__ = ("Credits",)
+
+
+class Credits:
+    """Statements, and their answers."""
+
+    __slots__ = ("_due", "_runs", "_said", "_shared", "_steps", "_unanswered", "read")
+
+    def __init__(self, shared: Shared, steps: Slots, runs: Slots) -> None:
+        self._shared = shared
+        self._steps = steps
+        self._runs = runs
+        self._said: tuple[int, int, int, bool] | None = None
+        self._due = 0
+        self._unanswered: dict[int, int] = {}  # credit id -> when sent
+        self.read = 0
+
+    def session_opened(self) -> None:
+        """Credits, and the numbers of pushed grants, end with their session."""
+        self._said = None
+        self._unanswered.clear()
+        self.read = 0
+
+    def statement(self, now_ms: int, run_waiting: bool) -> CreditStatement | None:
+        """The statement to send now; None: the last one is still true and young."""
+        runs, steps = self._offer(now_ms)
+        said = (runs, steps, self.read, run_waiting)
+        if said == self._said and now_ms < self._due:
+            return None
+        credit_id = self._shared.random64()
+        self._said = said
+        self._due = now_ms + self._shared.settings.credit_every_ms
+        self._unanswered[credit_id] = now_ms
+        return CreditStatement(
+            credit_id=credit_id,
+            sent_ms=now_ms,
+            run_jobs=runs,
+            step_jobs=steps,
+            read=self.read,
+            run_waiting=run_waiting,
+        )
+
+    def taken(self, credit_id: int) -> None:
+        """This statement, and so every earlier one, was taken."""
+        if credit_id not in self._unanswered:
+            return
+        for earlier in tuple(self._unanswered):
+            del self._unanswered[earlier]
+            if earlier == credit_id:
+                return
+
+    @property
+    def none_out(self) -> bool:
+        """The last statement was of no credits, and was answered."""
+        return self._said is not None and not self._said[0] and not self._said[1] and not self._unanswered
+
+    def oldest_ms(self) -> int | None:
+        for sent_ms in self._unanswered.values():
+            return sent_ms
+        return None
+
+    def next_due(self, now_ms: int) -> int:
+        due = self._due if self._said is not None else now_ms
+        if self._shared.draining:
+            return due
+        ripe = self._runs.next_ripe(now_ms) if self._shared.settings.workflows else None
+        return due if ripe is None else min(due, ripe)
+
+    def _offer(self, now_ms: int) -> tuple[int, int]:
+        settings = self._shared.settings
+        if self._shared.draining:
+            return 0, 0
+        runs = self._runs.ripe(now_ms) if settings.workflows else 0
+        steps = self._steps.ripe(now_ms) if settings.steps and settings.lane != LANE_AMQP else 0
+        return runs, steps

@@ -1,0 +1,122 @@
+"""One coroutine and its place in the history (R4).
+
+Exactly the next position is fed, one event at a time; what comes out of order waits. The same path serves live news,
+pages of history and the worker's own results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from treadle.v1.history_pb2 import HistoryEvent
+
+from ..loop.port import ExecutionFactory, RunContext
+
+__all__ = ("Feed",)
+
+
+class Feed:
+    """Feeds an execution.
+
+    Attributes:
+        length: Length of the history as far as it is known.
+        revision: Revision of the event that was fed last; 0 before the first.
+        time_ms: Its time, by the clock of Redis.
+        fed_at_ms: When it was fed, by the worker's clock.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_buffer",
+        "_kept",
+        "_make",
+        "context",
+        "execution",
+        "fed_at_ms",
+        "length",
+        "revision",
+        "time_ms",
+    )
+
+    def __init__(self, make: ExecutionFactory, context: RunContext, *, always_replay: bool) -> None:
+        self.context = context
+        self.execution = make(context)
+        self.length = 0
+        self.revision = 0
+        self.time_ms = 0
+        self.fed_at_ms = 0
+        self._make = make
+        self._answered = (0, 0)
+        self._buffer: dict[int, HistoryEvent] = {}
+        self._kept: list[HistoryEvent] | None = [] if always_replay else None
+
+    @property
+    def fed(self) -> int:
+        return self.execution.fed
+
+    @property
+    def replays(self) -> bool:
+        """Whether every event makes a fresh coroutine (which asks for everything again)."""
+        return self._kept is not None
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether every event that is known to exist was fed."""
+        return self.execution.fed >= self.length
+
+    @property
+    def told(self) -> tuple[int, int]:
+        """Highest position that was fed or answered, and the revision of the event there."""
+        position = self.execution.fed
+        return self._answered if self._answered[0] > position else (position, self.revision)
+
+    def resume(self) -> None:
+        """It was cached and has an owner again: only what was fed is known (R6)."""
+        self.length = self.fed
+        self._answered = (0, 0)
+        self._buffer.clear()
+
+    def learn(self, events: Iterable[HistoryEvent], length: int = 0) -> None:
+        """Events came, in any order; known ones are skipped."""
+        fed = self.execution.fed
+        for event in events:
+            if event.position > fed:
+                self._buffer[event.position] = event
+                length = max(length, event.position)
+        self.length = max(self.length, length)
+
+    def answered(self, position: int, revision: int) -> None:
+        """The store said that the event at `position` exists."""
+        if position > self._answered[0]:
+            self._answered = (position, revision)
+        self.length = max(self.length, position)
+
+    def ends_here(self) -> None:
+        """The store, asked after the last news, has nothing behind what was fed: what else was known is void."""
+        self._buffer.clear()
+        self.length = max(self.fed, self._answered[0])
+
+    def run(self, now_ms: int) -> Iterator[HistoryEvent]:
+        """Feed all that is next, and yield each event after it was fed. A divergence ends it."""
+        while self._buffer and self.execution.divergence is None:
+            event = self._buffer.pop(self.execution.fed + 1, None)
+            if event is None:
+                return
+            if self._kept is None:
+                self.execution.feed(event)
+            else:
+                self._replay(event)
+            self.revision = event.revision
+            self.time_ms = event.time_ms
+            self.fed_at_ms = now_ms
+            yield event
+
+    def _replay(self, event: HistoryEvent) -> None:
+        assert self._kept is not None
+        self._kept.append(event)
+        self.execution.close()
+        self.execution = self._make(self.context)
+        for known in self._kept:
+            if self.execution.divergence is not None:
+                return
+            self.execution.feed(known)

@@ -1,0 +1,207 @@
+"""Local steps of one open run: asked for, offered to the shell, running, ended (R2, A9).
+
+A step waits until every command that was asked for before it is answered OK. One that must leave a trace (at most once,
+or the run executes alone) has its own start among these commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from treadle.v1.common_pb2 import FAILURE_KIND_CANCELLED, Failure, Payload
+from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.worker_service_pb2 import (
+    REPORT_KIND_COMPLETED,
+    REPORT_KIND_FAILED,
+    REPORT_KIND_LOST,
+    Checkpoint,
+)
+
+from ..loop.port import LocalCall
+from .port import CancelLocal, Report
+from .shared import Shared
+
+__all__ = ("Local", "LocalSteps")
+
+
+class Local:
+    """One try of a local step.
+
+    Attributes:
+        barrier: It starts when so many commands of its run were answered OK.
+        announced: Its start is one of these commands.
+        running: `may_start_local` said yes.
+        cancelled: Nobody waits for its result any more.
+    """
+
+    __slots__ = ("announced", "barrier", "call", "cancelled", "running")
+
+    def __init__(self, call: LocalCall, barrier: int, announced: bool) -> None:
+        self.call = call
+        self.barrier = barrier
+        self.announced = announced
+        self.running = False
+        self.cancelled = False
+
+
+class LocalSteps:
+    """The local steps of one run, by command id.
+
+    Attributes:
+        waiting: Not yet offered, in the order of asking.
+        active: Offered to the shell, or running.
+    """
+
+    __slots__ = ("_attempts", "_reported", "_results", "_shared", "_token", "active", "waiting")
+
+    def __init__(self, shared: Shared, owner_token: bytes) -> None:
+        self._shared = shared
+        self._token = owner_token
+        self.waiting: dict[str, Local] = {}
+        self.active: dict[str, Local] = {}
+        self._results: dict[str, Payload] = {}  # brought by a checkpoint, event not fed yet
+        self._reported: dict[str, int] = {}  # try of a checkpoint whose event was not fed yet
+        self._attempts: dict[str, int] = {}  # of announced starts
+
+    def __bool__(self) -> bool:
+        return bool(self.waiting or self.active)
+
+    def known(self, call: LocalCall) -> bool:
+        """Whether this very try was asked for before and its outcome has not been fed."""
+        local = self.waiting.get(call.command_id) or self.active.get(call.command_id)
+        if local is not None:
+            return local.call.try_number == call.try_number
+        return self._reported.get(call.command_id) == call.try_number
+
+    def ask(self, call: LocalCall, barrier: int, announced: bool) -> None:
+        self.waiting[call.command_id] = Local(call, barrier, announced)
+
+    def startable(self, answered: int) -> Iterator[Local]:
+        """Those that everything before was answered for; when draining, only those whose start has left its trace."""
+        for local in tuple(self.waiting.values()):
+            if local.barrier <= answered and (local.announced or not self._shared.draining):
+                yield local
+
+    def offered(self, local: Local) -> int:
+        """It is offered to the shell. Returns the number of its attempt."""
+        del self.waiting[local.call.command_id]
+        self.active[local.call.command_id] = local
+        return self._attempts.get(local.call.command_id, local.call.try_number)
+
+    def start(self, command_id: str) -> bool:
+        local = self.active.get(command_id)
+        if local is None or local.running or local.cancelled:
+            return False
+        local.running = True
+        return True
+
+    def refused(self, command_id: str) -> None:
+        """It was not started: it waits again, unless nobody wants it."""
+        local = self.active.get(command_id)
+        if local is not None and not local.running:
+            del self.active[command_id]
+            if not local.cancelled:
+                self.waiting[command_id] = local
+
+    def unwanted(self, command_id: str) -> None:
+        """Its task was cancelled."""
+        if self.waiting.pop(command_id, None) is None:
+            self._cut(command_id, "cancelled")
+
+    def cancel_all(self, reason: str) -> None:
+        """The run is over here: what runs is cut off, what was offered will not start, no end is reported."""
+        self.waiting.clear()
+        for command_id in tuple(self.active):
+            self._cut(command_id, reason)
+        self.active.clear()
+
+    def drain_over(self) -> None:
+        """What was only offered will not start; what runs is cut off, and its end is still reported."""
+        self.waiting.clear()
+        for command_id, local in tuple(self.active.items()):
+            self._shared.actions.append(CancelLocal(self._token, command_id, "drain"))
+            if not local.running:
+                del self.active[command_id]
+
+    def _cut(self, command_id: str, reason: str) -> None:
+        local = self.active.get(command_id)
+        if local is None or local.cancelled:
+            return
+        self._shared.actions.append(CancelLocal(self._token, command_id, reason))
+        if local.running:
+            local.cancelled = True
+        else:
+            del self.active[command_id]
+
+    def ended(self, command_id: str, report: Report) -> Checkpoint | None:
+        """A try ended. Returns what is to be recorded; None: nothing (cut off, or not started)."""
+        local = self.active.get(command_id)
+        if local is None:
+            return None
+        kind = report.kind
+        if kind in ("released", "lost") and not (local.running and local.call.at_most_once):
+            if self._shared.drain_over or local.cancelled:
+                del self.active[command_id]
+            else:
+                local.running = False
+                self.refused(command_id)
+            return None
+        del self.active[command_id]
+        if local.cancelled and kind in ("failed", "cancelled"):
+            return None  # nobody waits for it, and a retry would be of no use
+        return self._checkpoint(local.call, report)
+
+    def _checkpoint(self, call: LocalCall, report: Report) -> Checkpoint:
+        checkpoint = Checkpoint(
+            command_id=call.command_id,
+            digest=call.digest,
+            name=call.name,
+            try_number=call.try_number,
+            duration_ms=report.duration_ms,
+        )
+        if report.kind == "completed":
+            result = report.result if report.result is not None else Payload()
+            checkpoint.kind = REPORT_KIND_COMPLETED
+            checkpoint.result.CopyFrom(result)
+            self._results[call.command_id] = result
+        elif report.kind in ("failed", "cancelled"):  # cancelled by nobody here: a failure like any other
+            checkpoint.kind = REPORT_KIND_FAILED
+            checkpoint.failure.CopyFrom(report.failure or Failure(kind=FAILURE_KIND_CANCELLED))
+            checkpoint.retry_after_ms = report.retry_after_ms
+            checkpoint.retry.CopyFrom(call.retry)
+        else:
+            checkpoint.kind = REPORT_KIND_LOST  # A9
+        self._reported[call.command_id] = call.try_number
+        return checkpoint
+
+    def put_back(self, event: HistoryEvent) -> bool:
+        """Put the result that this worker reported into its event; False: it is not here."""
+        result = self._results.get(event.step_completed.command_id)
+        if result is None:
+            return False
+        event.step_completed.result.CopyFrom(result)
+        return True
+
+    def saw(self, event: HistoryEvent) -> None:
+        """An event was fed: forget what it settles."""
+        kind = event.WhichOneof("kind")
+        if kind == "attempt_started":
+            if event.attempt_started.local:
+                self._attempts[event.attempt_started.command_id] = event.attempt_started.attempt
+            return
+        if kind == "step_completed":
+            command_id = event.step_completed.command_id
+        elif kind == "step_failed":
+            command_id = event.step_failed.command_id
+        elif kind == "step_cancelled":
+            command_id = event.step_cancelled.command_id
+        elif kind == "attempt_failed" and event.attempt_failed.local:
+            command_id = event.attempt_failed.command_id
+        else:
+            return
+        self._results.pop(command_id, None)
+        self._reported.pop(command_id, None)
+        self._attempts.pop(command_id, None)
+        if self.waiting.pop(command_id, None) is None and command_id in self.active:
+            self._cut(command_id, "settled")
+            self.active.pop(command_id, None)

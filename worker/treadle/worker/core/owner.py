@@ -1,0 +1,378 @@
+"""One open run: what its code asks for becomes requests, what they are answered becomes events (R1, R2, R4, R5, R8).
+
+One request is unanswered at a time; what accumulates meanwhile goes into the next one. After its last word (park, an
+outcome, release) the owner feeds nothing until that was answered.
+"""
+
+from __future__ import annotations
+
+from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.job_pb2 import Job
+from treadle.v1.worker_service_pb2 import (
+    Checkpoint,
+    Command,
+    OwnerAnswer,
+    OwnerRequest,
+    StartLocalStep,
+)
+
+from ..loop.port import LocalCall, Turn
+from .feed import Feed
+from .locals import LocalSteps
+from .outbox import Room
+from .port import Report, StartLocal
+from .rights import Right
+from .shared import Shared
+
+__all__ = ("Owner",)
+
+
+class Owner:
+    """The owner of a run, under one token.
+
+    Attributes:
+        feed: The coroutine; None when it was refused or dropped, and only the release is left.
+        flying: The unanswered request.
+        word: Its last word: "", "park", "outcome", "diverged" or "release".
+        park: It is to be parked if it still rests.
+        empty: A request is wanted even if there is nothing to say: to confirm, to ask, to renew the right.
+        release: Why it is to be given back unfinished; "" if it is not.
+        has_slot: It holds a run slot.
+        idle_since: Since when it rests.
+        scheduled_ms: When `due` is looked at next.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_asked",
+        "_checkpoints",
+        "_commands",
+        "_gap_since",
+        "_known_at_send",
+        "_remembered",
+        "_seq",
+        "_shared",
+        "_unconfirmed_since",
+        "_untaken",
+        "alone",
+        "empty",
+        "feed",
+        "flying",
+        "has_slot",
+        "idle_since",
+        "job",
+        "locals",
+        "park",
+        "release",
+        "right",
+        "scheduled_ms",
+        "token",
+        "word",
+    )
+
+    def __init__(self, shared: Shared, token: bytes, job: Job, right: Right, *, alone: bool) -> None:
+        self._shared = shared
+        self.token = token
+        self.job = job
+        self.right = right
+        self.alone = alone
+        self.feed: Feed | None = None
+        self.locals = LocalSteps(shared, token)
+        self.flying: OwnerRequest | None = None
+        self.word = ""
+        self.park = False
+        self.empty = False
+        self.release = ""
+        self.has_slot = False
+        self.idle_since = 0
+        self.scheduled_ms: int | None = None
+        self._seq = 0
+        self._commands: list[Command] = []
+        self._checkpoints: list[Checkpoint] = []
+        self._asked = 0  # commands so far; a local step waits until as many were answered
+        self._answered = 0
+        self._known_at_send = 0
+        self._unconfirmed_since: int | None = None
+        self._gap_since: int | None = None
+        self._untaken = True
+        self._remembered: set[tuple[str, str | None]] = set()  # with always_replay: commands that were asked for
+
+    # --- feeding ---------------------------------------------------------------------------------------------------
+    def advance(self, now_ms: int) -> None:
+        """Feed what is next, take what the code asks for, offer local steps that may start."""
+        feed = self.feed
+        if feed is None or self.word:
+            return
+        fed = False
+        for event in feed.run(now_ms):
+            self.locals.saw(event)
+            fed = self._untaken = True
+        if fed and self._unconfirmed_since is None:
+            self._unconfirmed_since = now_ms
+        if feed.execution.divergence is not None:
+            self.locals.cancel_all("diverged")
+            return
+        if feed.caught_up:
+            self._gap_since = None
+            if self._untaken:
+                self._untaken = False
+                self._take(feed, feed.execution.take())
+            if feed.execution.outcome is not None:
+                self.locals.cancel_all("run ended")
+            else:
+                self._offer_locals(now_ms)
+        elif fed or self._gap_since is None:
+            self._gap_since = now_ms
+
+    def _take(self, feed: Feed, turn: Turn) -> None:
+        commands = turn.commands
+        if feed.replays:
+            commands = [c for c in commands if (c.command_id, c.WhichOneof("kind")) not in self._remembered]
+            self._remembered.update((c.command_id, c.WhichOneof("kind")) for c in commands)
+        self._ask(commands)
+        ended = feed.execution.outcome is not None
+        for call in turn.local_calls:
+            if not ended and not self.locals.known(call):
+                self._ask_local(call)
+        for command_id in turn.local_cancels:
+            self.locals.unwanted(command_id)
+
+    def _ask(self, commands: list[Command]) -> None:
+        self._commands.extend(commands)
+        self._asked += len(commands)
+
+    def _ask_local(self, call: LocalCall) -> None:
+        """A step that may start at most once, or whose run executes alone, first commits its start (A8, A9)."""
+        announced = self.alone or call.at_most_once
+        if announced:
+            start = StartLocalStep(name=call.name, try_number=call.try_number, at_most_once=call.at_most_once)
+            self._ask([Command(command_id=call.command_id, digest=call.digest, start_local_step=start)])
+        self.locals.ask(call, self._asked, announced)
+
+    # --- local steps -----------------------------------------------------------------------------------------------
+    def _offer_locals(self, now_ms: int) -> None:
+        if not self.locals.waiting or self.release:
+            return
+        startable = list(self.locals.startable(self._answered))
+        if not startable:
+            return
+        if not self.right.valid(self._shared.session, now_ms):
+            self.empty = self.empty or self.flying is None  # the next OK renews it
+            return
+        for local in startable:
+            attempt = self.locals.offered(local)
+            self._shared.actions.append(
+                StartLocal(
+                    owner_token=self.token,
+                    run_id=self.job.run_id,
+                    incarnation=self.job.incarnation,
+                    call=local.call,
+                    attempt=attempt,
+                    alone=self.alone,
+                )
+            )
+
+    def may_start_local(self, command_id: str, now_ms: int) -> bool:
+        """The last check before user code (A4, R2)."""
+        return self.right.valid(self._shared.session, now_ms) and self.locals.start(command_id)
+
+    def local_ended(self, command_id: str, report: Report) -> None:
+        checkpoint = self.locals.ended(command_id, report)
+        if checkpoint is not None:
+            self._checkpoints.append(checkpoint)
+
+    # --- requests --------------------------------------------------------------------------------------------------
+    @property
+    def rests(self) -> bool:
+        """Everything known was fed and said, and nothing of it runs here: it may be parked."""
+        return (
+            self.feed is not None
+            and self.feed.caught_up
+            and not self._untaken
+            and not self._commands
+            and not self._checkpoints
+            and not self.locals
+            and self.feed.execution.outcome is None
+            and self.feed.execution.divergence is None
+        )
+
+    @property
+    def idle(self) -> bool:
+        """It rests and nothing is on its way."""
+        return self.flying is None and not self.empty and not self.release and self.rests
+
+    def wants(self) -> bool:
+        """Whether a request is to be sent."""
+        if self.flying is not None:
+            return False
+        return bool(self._commands or self._checkpoints or self.empty or self._last_word())
+
+    def _last_word(self) -> str:
+        feed = self.feed
+        if feed is None:
+            return "release"
+        if feed.execution.divergence is not None:
+            return "diverged"
+        if feed.execution.outcome is not None and feed.caught_up:
+            return "outcome"
+        if self.locals.active:
+            return ""
+        if self.release:
+            return "release"
+        if self._shared.draining:
+            if any(local.announced for local in self.locals.waiting.values()):
+                return ""  # its start has left a trace, so it is still done
+            return "park" if self.rests else "release"
+        return "park" if self.park and self.rests else ""
+
+    def build(self, now_ms: int) -> OwnerRequest:
+        """Make the request to send now."""
+        self._seq += 1
+        request = OwnerRequest(
+            run_id=self.job.run_id,
+            incarnation=self.job.incarnation,
+            token=self.token,
+            seq=self._seq,
+            sent_ms=now_ms,
+        )
+        word = self._last_word()
+        feed = self.feed
+        if feed is not None:
+            request.seen = feed.fed
+            request.told, request.told_revision = feed.told
+            self._known_at_send = feed.length
+            self._load(request)
+            if self._commands or self._checkpoints:
+                word = ""  # there was no room for all: the last word comes after it
+            if self._gap_since is not None:
+                self._gap_since = now_ms
+        self._say(request, word)
+        self._unconfirmed_since = None
+        self.empty = False
+        self.flying = request
+        return request
+
+    def _load(self, request: OwnerRequest) -> None:
+        """Move commands and checkpoints into the request, in order, as far as there is room."""
+        room = Room()
+        count = 0
+        for command in self._commands:
+            if not room.take(command.ByteSize()):
+                break
+            request.commands.append(command)
+            count += 1
+        del self._commands[:count]
+        if self._commands:
+            return
+        count = 0
+        for checkpoint in self._checkpoints:
+            if not room.take(checkpoint.ByteSize()):
+                break
+            request.checkpoints.append(checkpoint)
+            count += 1
+        del self._checkpoints[:count]
+
+    def _say(self, request: OwnerRequest, word: str) -> None:
+        self.word = word
+        if word == "release":
+            request.release.reason = self.release or "drain"
+        elif word == "park":
+            settings = self._shared.settings
+            cached = settings.cache_runs > 0 and not settings.always_replay
+            request.park.cached = cached and not self.alone and not self._shared.draining
+        elif word == "diverged":
+            assert self.feed is not None
+            divergence = self.feed.execution.divergence
+            assert divergence is not None
+            request.diverged.expected = divergence.expected
+            request.diverged.found = divergence.found
+        elif word == "outcome":
+            self._say_outcome(request)
+
+    def _say_outcome(self, request: OwnerRequest) -> None:
+        assert self.feed is not None
+        outcome = self.feed.execution.outcome
+        assert outcome is not None
+        if outcome.cancelled:
+            request.cancelled.SetInParent()
+        elif outcome.failure is not None:
+            request.fail.failure.CopyFrom(outcome.failure)
+        else:
+            request.complete.SetInParent()
+            if outcome.result is not None:
+                request.complete.result.CopyFrom(outcome.result)
+
+    # --- answers ---------------------------------------------------------------------------------------------------
+    def accepted(self, answer: OwnerAnswer) -> None:
+        """OK or NEWS: a commit under the token, so the right is renewed. What the request brought is recorded."""
+        request, feed = self._landed(), self.feed
+        self.right = self._shared.right(request.sent_ms)
+        self._answered += len(request.commands)
+        if feed is None:
+            return
+        feed.answered(answer.position, answer.revision)
+        self._learn(feed, answer)
+        asked_only = not request.commands and not request.checkpoints and request.seen == feed.fed
+        if asked_only and not answer.events and not feed.caught_up and self._known_at_send == feed.length:
+            feed.ends_here()
+
+    def has_news(self, answer: OwnerAnswer) -> None:
+        """NEWS: only the last word was not taken (R5). What was returned stays returned, and is said again later (R8)."""
+        request = self.flying
+        self.word = ""
+        self.park = False
+        self.accepted(answer)
+        if request is not None and self.feed is not None and request.seen == self.feed.fed and self.feed.caught_up:
+            self.feed.learn((), self.feed.fed + 1)  # there is one more, and it is not here: ask
+            self.empty = True
+
+    def _landed(self) -> OwnerRequest:
+        request = self.flying
+        assert request is not None
+        self.flying = None
+        return request
+
+    def _learn(self, feed: Feed, answer: OwnerAnswer) -> None:
+        """Events of an answer; results that the request itself brought are put back before they are fed."""
+        events: list[HistoryEvent] = list(answer.events)
+        if answer.result_omitted:
+            omitted = set(answer.result_omitted)
+            for index, event in enumerate(events):
+                if event.step_completed.command_id in omitted and event.position > feed.fed:
+                    if self.locals.put_back(event):
+                        continue
+                    self._shared.note("error", "result_omitted_unknown", run=self.job.run_id)
+                    self.empty = True  # asked for anew, it comes with its result
+                    del events[index:]
+                    break
+        feed.learn(events)
+
+    def drop_code(self, reason: str, release: str) -> None:
+        """Close the coroutine; what is left is to give the run back, if `release` says why."""
+        self.locals.cancel_all(reason)
+        if self.feed is not None:
+            self.feed.execution.close()
+            self.feed = None
+        self._commands.clear()
+        self._checkpoints.clear()
+        self.release = release
+        self.word = ""
+
+    # --- time ------------------------------------------------------------------------------------------------------
+    def due_ms(self) -> int | None:
+        """When it must say something though it has nothing to say."""
+        if self.flying is not None or self.feed is None:
+            return None
+        settings = self._shared.settings
+        due: int | None = None
+        if self._unconfirmed_since is not None:
+            due = self._unconfirmed_since + settings.confirm_ms
+        if self._gap_since is not None:
+            gap = self._gap_since + settings.gap_ms
+            due = gap if due is None else min(due, gap)
+        return due
+
+    def wake(self, now_ms: int) -> None:
+        due = self.due_ms()
+        if due is not None and due <= now_ms:
+            self.empty = True

@@ -1,0 +1,324 @@
+"""All open runs: GO, answers, news, parking, giving back (the run protocol).
+
+Work is proportional to what came: runs that want to say something stand in `_ready`, those that only wait in `_idle`
+(the longest first), due times in a heap.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from itertools import count, islice
+
+from treadle.v1.job_pb2 import Job
+from treadle.v1.worker_service_pb2 import (
+    ANSWER_LEASE_LOST,
+    ANSWER_NEWS,
+    ANSWER_OK,
+    ANSWER_REWIND,
+    ANSWER_SETTLED,
+    ANSWER_UNKNOWN,
+    Grant,
+    News,
+    OwnerAnswer,
+    OwnerRequest,
+)
+
+from ..loop.port import ExecutionFactory, RunContext
+from .cache import Cache
+from .feed import Feed
+from .outbox import Outbox, Room
+from .owner import Owner
+from .port import Report
+from .rights import Right
+from .shared import Shared
+from .slots import Slots
+
+__all__ = ("Owners",)
+
+
+class Owners:
+    """Owners by token."""
+
+    __slots__ = (
+        "_by_run",
+        "_by_token",
+        "_cache",
+        "_heap",
+        "_idle",
+        "_make",
+        "_order",
+        "_parking",
+        "_pressed_until",
+        "_ready",
+        "_shared",
+        "open",
+        "requests",
+        "slots",
+    )
+
+    def __init__(self, shared: Shared, make: ExecutionFactory, slots: Slots, cache: Cache) -> None:
+        self._shared = shared
+        self._make = make
+        self._cache = cache
+        self._by_token: dict[bytes, Owner] = {}
+        self._by_run: dict[str, Owner] = {}
+        self._ready: dict[bytes, Owner] = {}
+        self._idle: dict[bytes, Owner] = {}
+        self._parking: set[bytes] = set()
+        self._heap: list[tuple[int, int, Owner]] = []
+        self._order = count()
+        self._pressed_until = 0
+        self.open = 0  # those that hold a slot
+        self.slots = slots
+        self.requests: Outbox[bytes, OwnerRequest] = Outbox()
+
+    def __len__(self) -> int:
+        return len(self._by_token)
+
+    def __contains__(self, token: bytes) -> bool:
+        return token in self._by_token
+
+    # --- GO --------------------------------------------------------------------------------------------------------
+    def fence(self, run_id: str, now_ms: int) -> None:
+        """Another GO for the run was read: an owner of it that is still here is outdated."""
+        prior = self._by_run.get(run_id)
+        if prior is not None:
+            self._forget(prior, "lease lost", now_ms)
+
+    def granted(self, grant: Grant, job: Job, right: Right, now_ms: int) -> None:
+        """A GO that has its slot: open the run. A right that is over is renewed before any local step starts."""
+        owner = self._add(grant, job, right)
+        owner.has_slot = True
+        self.open += 1
+        run = grant.run
+        feed = self._cache.take(job.run_id, job.incarnation, run)
+        if feed is None:
+            feed = self._fresh(job, run.accepted_until)
+        owner.feed = feed
+        feed.learn(run.events, run.length)
+        if not run.events or run.events[0].position > feed.fed + 1:
+            owner.empty = True  # the cache that this page was meant for is gone: ask for the beginning at once
+        self._touch(owner, now_ms)
+
+    def refuse(self, grant: Grant, job: Job, reason: str, now_ms: int) -> None:
+        """A GO that is not wanted, or has no slot: it is listed and released."""
+        owner = self._add(grant, job, Right(0, 0))
+        owner.release = reason
+        self._shared.note("debug", "run_released", run=job.run_id, reason=reason)
+        self._touch(owner, now_ms)
+
+    def _add(self, grant: Grant, job: Job, right: Right) -> Owner:
+        owner = Owner(self._shared, grant.token, job, right, alone=grant.alone)
+        self._by_token[grant.token] = owner
+        self._by_run[job.run_id] = owner
+        self._shared.held.add(grant.token, job)
+        return owner
+
+    def _fresh(self, job: Job, accepted_until: int) -> Feed:
+        context = RunContext(
+            namespace=job.namespace,
+            run_id=job.run_id,
+            incarnation=job.incarnation,
+            workflow=job.name,
+            accepted_until=accepted_until,
+        )
+        return Feed(self._make, context, always_replay=self._shared.settings.always_replay)
+
+    # --- what comes down -------------------------------------------------------------------------------------------
+    def news(self, news: News, now_ms: int) -> None:
+        owner = self._by_token.get(news.token)
+        if owner is None or owner.feed is None:
+            return
+        owner.feed.learn(news.events, news.length)
+        self._touch(owner, now_ms)
+
+    def answered(self, answer: OwnerAnswer, now_ms: int) -> None:
+        owner = self._by_token.get(answer.token)
+        if owner is None:
+            return
+        if answer.answer in (ANSWER_LEASE_LOST, ANSWER_SETTLED, ANSWER_UNKNOWN):
+            self._forget(owner, "lease lost", now_ms)
+            return
+        if owner.flying is None or owner.flying.seq != answer.seq:
+            return  # an answer to something sent again, read twice
+        if answer.answer == ANSWER_REWIND:
+            self._rewind(owner, now_ms)
+        elif answer.answer == ANSWER_NEWS:
+            self.requests.drop(owner.token)
+            self._parking.discard(owner.token)
+            owner.has_news(answer)
+            self._touch(owner, now_ms)
+        elif answer.answer == ANSWER_OK:
+            self.requests.drop(owner.token)
+            if owner.word:
+                self._close(owner, now_ms)
+            else:
+                owner.accepted(answer)
+                self._touch(owner, now_ms)
+
+    def _rewind(self, owner: Owner, now_ms: int) -> None:
+        """The owner is ahead of the store, or beside it: the next owner replays."""
+        if owner.word == "release":  # nothing is left that could be given back
+            self._forget(owner, "rewind", now_ms)
+            return
+        self._shared.note("warning", "run_rewound", run=owner.job.run_id)
+        self.requests.drop(owner.token)
+        owner.flying = None
+        owner.drop_code("rewind", "rewind")
+        self._free_slot(owner, now_ms)
+        self._touch(owner, now_ms)
+
+    def _close(self, owner: Owner, now_ms: int) -> None:
+        """The last word was taken. A parked coroutine is kept if that was announced."""
+        request = owner.flying
+        assert request is not None
+        if owner.word == "park" and request.park.cached and owner.feed is not None:
+            self._cache.put(owner.feed)
+            owner.feed = None
+        self._forget(owner, "closed", now_ms)
+
+    def _forget(self, owner: Owner, reason: str, now_ms: int) -> None:
+        owner.drop_code(reason, "")
+        token = owner.token
+        self._by_token.pop(token, None)
+        if self._by_run.get(owner.job.run_id) is owner:
+            del self._by_run[owner.job.run_id]
+        self._ready.pop(token, None)
+        self._idle.pop(token, None)
+        self._parking.discard(token)
+        self.requests.drop(token)
+        self._shared.held.remove(token)
+        self._free_slot(owner, now_ms)
+
+    def _free_slot(self, owner: Owner, now_ms: int) -> None:
+        if owner.has_slot:
+            owner.has_slot = False
+            self.open -= 1
+            self.slots.give(now_ms)
+
+    # --- user code -------------------------------------------------------------------------------------------------
+    def may_start_local(self, token: bytes, command_id: str, now_ms: int) -> bool:
+        owner = self._by_token.get(token)
+        return owner is not None and owner.may_start_local(command_id, now_ms)
+
+    def local_refused(self, token: bytes, command_id: str, now_ms: int) -> None:
+        owner = self._by_token.get(token)
+        if owner is not None:
+            owner.locals.refused(command_id)
+            self._touch(owner, now_ms)
+
+    def local_ended(self, token: bytes, command_id: str, report: Report, now_ms: int) -> None:
+        owner = self._by_token.get(token)
+        if owner is not None:
+            owner.local_ended(command_id, report)
+            self._touch(owner, now_ms)
+
+    # --- what goes up ----------------------------------------------------------------------------------------------
+    def frame(self, room: Room, now_ms: int) -> list[OwnerRequest]:
+        for token, owner in tuple(islice(self._ready.items(), room.entries)):
+            del self._ready[token]
+            self.requests.put(token, owner.build(now_ms))
+        return list(self.requests.take(room, now_ms))
+
+    def _touch(self, owner: Owner, now_ms: int) -> None:
+        """Something about this run changed: let its code run on, and see where it stands now."""
+        owner.advance(now_ms)
+        token = owner.token
+        if owner.park and owner.flying is None and not owner.rests:
+            owner.park = False
+            self._parking.discard(token)
+        if owner.wants():
+            self._ready[token] = owner
+        else:
+            self._ready.pop(token, None)
+        if not owner.idle or owner.park or self._shared.draining:
+            self._idle.pop(token, None)
+        elif token not in self._idle:
+            owner.idle_since = now_ms
+            self._idle[token] = owner
+            if self._waits_long(owner, now_ms):
+                self._park(owner)
+        self._schedule(owner)
+
+    def _schedule(self, owner: Owner) -> None:
+        due = owner.due_ms()
+        if due is not None and (owner.scheduled_ms is None or due < owner.scheduled_ms):
+            owner.scheduled_ms = due
+            heappush(self._heap, (due, next(self._order), owner))
+
+    # --- parking (R9) ----------------------------------------------------------------------------------------------
+    def session_opened(self, now_ms: int) -> None:
+        """Every open run says where it is, so that the new replica knows it and missing news come."""
+        self.requests.again()
+        for owner in self._by_token.values():
+            if owner.flying is None:
+                owner.empty = True
+                self._idle.pop(owner.token, None)
+                self._ready[owner.token] = owner
+        self._pressed_until = now_ms
+
+    def run_job_waits(self, now_ms: int) -> None:
+        """A run job of the pool waits somewhere; it is said again with every answer as long as it is true."""
+        self._pressed_until = now_ms + 2 * self._shared.settings.credit_every_ms
+
+    def relieve(self, run_waits: int, now_ms: int) -> None:
+        """No run slot is free and run jobs wait: park the longest idle runs, one for each, at once."""
+        if self.slots.free:
+            return
+        wanted = run_waits or int(now_ms < self._pressed_until)
+        while len(self._parking) < wanted and self._idle:
+            self._park(next(iter(self._idle.values())))
+
+    def _park(self, owner: Owner) -> None:
+        del self._idle[owner.token]
+        owner.park = True
+        self._parking.add(owner.token)
+        self._ready[owner.token] = owner
+
+    def _waits_long(self, owner: Owner, now_ms: int) -> bool:
+        """Whether it waits only for timers that are far away, by the time of the event that was fed last."""
+        feed = owner.feed
+        assert feed is not None
+        waits = feed.execution.waits()
+        if waits.pool_steps or waits.local_steps or not waits.timers or waits.earliest_timer_ms is None:
+            return False
+        about_now = feed.time_ms + now_ms - feed.fed_at_ms
+        return waits.earliest_timer_ms - about_now >= self._shared.settings.park_timers_ms
+
+    def _park_due(self, run_waits: int, now_ms: int) -> int | None:
+        settings = self._shared.settings
+        for owner in self._idle.values():
+            pressed = run_waits or now_ms < self._pressed_until
+            return owner.idle_since + (settings.park_pressed_ms if pressed else settings.park_ms)
+        return None
+
+    # --- time and life ---------------------------------------------------------------------------------------------
+    def tick(self, run_waits: int, now_ms: int) -> None:
+        while self._heap and self._heap[0][0] <= now_ms:
+            owner = heappop(self._heap)[2]
+            owner.scheduled_ms = None
+            if self._by_token.get(owner.token) is owner:
+                owner.wake(now_ms)
+                self._touch(owner, now_ms)
+        due = self._park_due(run_waits, now_ms)
+        while due is not None and due <= now_ms:
+            self._park(next(iter(self._idle.values())))
+            due = self._park_due(run_waits, now_ms)
+
+    def next_due(self, run_waits: int, now_ms: int) -> int | None:
+        due = self._park_due(run_waits, now_ms)
+        if self._heap and (due is None or self._heap[0][0] < due):
+            return self._heap[0][0]
+        return due
+
+    def drain(self, now_ms: int) -> None:
+        """Park what rests; give the rest back as soon as its running local steps have ended."""
+        self._cache.clear()
+        for owner in tuple(self._by_token.values()):
+            self._touch(owner, now_ms)
+
+    def drain_over(self, now_ms: int) -> None:
+        for owner in tuple(self._by_token.values()):
+            owner.locals.drain_over()
+            owner.release = owner.release or "drain"
+            self._touch(owner, now_ms)

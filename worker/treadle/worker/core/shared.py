@@ -1,0 +1,67 @@
+"""What the parts of the core have in common: settings, session, the list of held tokens, actions for the shell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from treadle.v1.job_pb2 import Job
+from treadle.v1.state_pb2 import HeldToken
+
+from .port import Action, CoreSettings, Note
+from .rights import Right, Session
+
+__all__ = ("HeldList", "Shared")
+
+
+class HeldList:
+    """The tokens that beats name (A5): from reading GO until the report is answered.
+
+    `current` is one immutable pair that is swapped as a whole: the beat thread reads it without a lock.
+    """
+
+    __slots__ = ("_changed", "_random64", "_tokens", "current")
+
+    def __init__(self, random64: Callable[[], int]) -> None:
+        self._random64 = random64
+        self._tokens: dict[bytes, HeldToken] = {}
+        self._changed = False
+        self.current: tuple[int, tuple[HeldToken, ...]] = (random64(), ())
+
+    def add(self, token: bytes, job: Job) -> None:
+        self._tokens[token] = HeldToken(
+            run_id=job.run_id, command_id=job.command_id, token=token, namespace=job.namespace
+        )
+        self._changed = True
+
+    def remove(self, token: bytes) -> None:
+        if self._tokens.pop(token, None) is not None:
+            self._changed = True
+
+    def publish(self) -> None:
+        """Show the list as it is now, under a new id if it changed."""
+        if self._changed:
+            self._changed = False
+            self.current = (self._random64(), tuple(self._tokens.values()))
+
+
+class Shared:
+    """Handed to every part of the core."""
+
+    __slots__ = ("actions", "drain_over", "draining", "held", "random64", "session", "settings")
+
+    def __init__(self, settings: CoreSettings, random64: Callable[[], int]) -> None:
+        self.settings = settings
+        self.random64 = random64
+        self.session = Session()
+        self.held = HeldList(random64)
+        self.actions: list[Action] = []
+        self.draining = False
+        self.drain_over = False
+
+    def right(self, sent_ms: int) -> Right:
+        """The right that the answer to a request sent at `sent_ms`, read in this session, gives."""
+        return Right(sent_ms + self.settings.right_ms, self.session.epoch)
+
+    def note(self, level: str, event: str, **fields: object) -> None:
+        """Leave a log line. `level` is one of Note's."""
+        self.actions.append(Note(level, event, tuple(fields.items())))  # type: ignore[arg-type]
