@@ -21,6 +21,7 @@ class Feed:
     Attributes:
         length: Length of the history as far as it is known.
         revision: Revision of the event that was fed last; 0 before the first.
+        beside: The store has another event at the position that was fed last: the coroutine is of no use.
         time_ms: Its time, by the clock of Redis.
         fed_at_ms: When it was fed, by the worker's clock.
     """
@@ -30,6 +31,7 @@ class Feed:
         "_buffer",
         "_kept",
         "_make",
+        "beside",
         "context",
         "execution",
         "fed_at_ms",
@@ -43,6 +45,7 @@ class Feed:
         self.execution = make(context)
         self.length = 0
         self.revision = 0
+        self.beside = False
         self.time_ms = 0
         self.fed_at_ms = 0
         self._make = make
@@ -83,6 +86,8 @@ class Feed:
             if event.position > fed:
                 self._buffer[event.position] = event
                 length = max(length, event.position)
+            elif event.position == fed and event.revision != self.revision:
+                self.beside = True
         self.length = max(self.length, length)
 
     def answered(self, position: int, revision: int) -> None:
@@ -98,7 +103,7 @@ class Feed:
 
     def run(self, now_ms: int) -> Iterator[HistoryEvent]:
         """Feed all that is next, and yield each event after it was fed. A divergence ends it."""
-        while self._buffer and self.execution.divergence is None:
+        while self._buffer and self.execution.divergence is None and not self.beside:
             event = self._buffer.pop(self.execution.fed + 1, None)
             if event is None:
                 return

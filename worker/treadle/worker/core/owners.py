@@ -96,7 +96,8 @@ class Owners:
             feed = self._fresh(job, run.accepted_until)
         owner.feed = feed
         feed.learn(run.events, run.length)
-        if not run.events or run.events[0].position > feed.fed + 1:
+        missing = run.events[0].position > feed.fed + 1 if run.events else not (run.from_start or feed.fed)
+        if missing:
             owner.empty = True  # the cache that this page was meant for is gone: ask for the beginning at once
         self._touch(owner, now_ms)
 
@@ -223,6 +224,9 @@ class Owners:
     def _touch(self, owner: Owner, now_ms: int) -> None:
         """Something about this run changed: let its code run on, and see where it stands now."""
         owner.advance(now_ms)
+        if owner.feed is not None and owner.feed.beside:
+            self._rewind(owner, now_ms)
+            return
         token = owner.token
         if owner.park and owner.flying is None and not owner.rests:
             owner.park = False
