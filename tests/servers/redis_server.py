@@ -156,8 +156,8 @@ class RedisServer:
 class RedisCluster:
     """Three primaries without replicas that share the slots."""
 
-    def __init__(self, *, nodes: int = 3) -> None:
-        self.nodes = [RedisServer(cluster=True) for _ in range(nodes)]
+    def __init__(self, *, nodes: int = 3, binary: str | None = None) -> None:
+        self.nodes = [RedisServer(binary=binary, cluster=True) for _ in range(nodes)]
 
     @property
     def url(self) -> str:
@@ -182,7 +182,7 @@ class RedisCluster:
         return self
 
     def _complete(self, client: redis.Redis) -> bool:
-        info = client.execute_command("CLUSTER", "INFO")
+        info = client.execute_command("CLUSTER", "INFO")  # type: ignore[no-untyped-call]
         text = info if isinstance(info, dict) else dict(_pairs(info))
         return (
             text["cluster_state"] == "ok"
