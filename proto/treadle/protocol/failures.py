@@ -7,7 +7,7 @@ the other side it becomes a StepError or RunError whose `__cause__` chain is reb
 from __future__ import annotations
 
 import traceback
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from treadle.protocol.errors import (
     Fatal,
@@ -31,8 +31,10 @@ from treadle.v1.common_pb2 import (
     FAILURE_KIND_TERMINATED,
     FAILURE_KIND_TIMED_OUT,
     Failure,
-    FailureKind,
 )
+
+if TYPE_CHECKING:
+    from treadle.v1.common_pb2 import FailureKind
 
 __all__ = (
     "MAX_CAUSES",
@@ -80,7 +82,7 @@ class CauseError(Exception):
         self.traceback_text = traceback_text
 
 
-def failure_of(error: BaseException, *, kind: FailureKind | None = None) -> Failure:
+def failure_of(error: BaseException, *, kind: FailureKind.ValueType | None = None) -> Failure:
     """Return the error as data: at most 8 KiB of message, 32 KiB of traceback, 8 causes.
 
     Args:
@@ -90,7 +92,7 @@ def failure_of(error: BaseException, *, kind: FailureKind | None = None) -> Fail
     return _failure(error, kind, MAX_CAUSES, set())
 
 
-def _failure(error: BaseException, kind: FailureKind | None, depth: int, seen: set[int]) -> Failure:
+def _failure(error: BaseException, kind: FailureKind.ValueType | None, depth: int, seen: set[int]) -> Failure:
     seen.add(id(error))
     failure = Failure(
         kind=_kind_of(error) if kind is None else kind,
@@ -130,10 +132,7 @@ def run_error(run_id: str, failure: Failure) -> RunError:
     cls = _RUN_ERRORS.get(failure.kind, RunFailed)
     said = f"{failure.type}: {failure.message}" if failure.message else failure.type
     words = {RunCancelled: "was cancelled", RunTerminated: "was terminated"}
-    if failure.kind == FAILURE_KIND_STUCK:
-        what = "is stuck"
-    else:
-        what = words.get(cls, "failed")
+    what = "is stuck" if failure.kind == FAILURE_KIND_STUCK else words.get(cls, "failed")
     error = cls(f"run {run_id} {what}" + (f": {said}" if said else ""), run_id=run_id, failure=failure)
     error.__cause__ = _causes(failure)
     return error
@@ -148,7 +147,7 @@ def _causes(failure: Failure) -> CauseError | None:
     return error
 
 
-def _kind_of(error: BaseException) -> FailureKind:
+def _kind_of(error: BaseException) -> FailureKind.ValueType:
     return FAILURE_KIND_PAYLOAD if isinstance(error, PayloadError) else FAILURE_KIND_APPLICATION
 
 

@@ -18,11 +18,12 @@ import math
 import sys
 from asyncio import events
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
+from types import AsyncGeneratorType
 from typing import Any, Final, NoReturn, Protocol, TypeVarTuple, Unpack
 
 from treadle.protocol.errors import NotDeterministic
-from treadle.worker.loop import guard
+from treadle.worker.loop import asyncio_order, guard
 from treadle.worker.loop.future import DurableFuture, DurableTask
 from treadle.worker.loop.refusals import REFUSED
 
@@ -34,6 +35,8 @@ _MAX_CALLBACKS: Final = 1_000_000
 """Callbacks in one turn after which the code counts as a busy loop that never waits."""
 
 _RUNNING, _FINISHING, _CLOSING, _OUTSIDE = range(4)
+
+assert asyncio_order.is_durable  # imported for what it does
 
 _log = logging.getLogger("treadle.worker.workflow")
 _swap_current_task: Callable[[Any, Any], Any] | None = getattr(asyncio.tasks, "_swap_current_task", None)
@@ -78,7 +81,7 @@ class DurableLoop(asyncio.AbstractEventLoop):
         self._orphans = 0
         self._tasks: list[DurableTask] = []
         self._tasks_limit = 64
-        self._generators: list[AsyncGenerator[Any, Any]] = []
+        self._generators: list[AsyncGeneratorType[Any, Any]] = []
         self._generators_limit = 64
         self._saved: tuple[Any, Any, Any, bool] = (None, None, None, False)
 
@@ -134,7 +137,7 @@ class DurableLoop(asyncio.AbstractEventLoop):
         left = _MAX_CALLBACKS
         while ready:
             handle = ready.popleft()
-            if handle._cancelled:  # type: ignore[attr-defined]
+            if handle._cancelled:
                 continue
             if not left:
                 ready.clear()
@@ -195,7 +198,7 @@ class DurableLoop(asyncio.AbstractEventLoop):
         if now > self._now:
             self._now = now
 
-    def number(self) -> int:
+    def next_number(self) -> int:
         """The next number of creation."""
         self._numbers += 1
         return self._numbers
@@ -214,10 +217,10 @@ class DurableLoop(asyncio.AbstractEventLoop):
     def is_closed(self) -> bool:
         return False
 
-    def call_soon(  # type: ignore[override]
+    def call_soon(
         self,
         callback: Callable[[Unpack[_Ts]], object],
-        *args: Unpack[_Ts],
+        *args: *_Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
         if self._state == _OUTSIDE:
@@ -226,20 +229,20 @@ class DurableLoop(asyncio.AbstractEventLoop):
         self._ready.append(handle)
         return handle
 
-    def call_later(  # type: ignore[override]
+    def call_later(
         self,
         delay: float,
         callback: Callable[[Unpack[_Ts]], object],
-        *args: Unpack[_Ts],
+        *args: *_Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         return self._call_in(delay, self._now + delay, callback, args, context)
 
-    def call_at(  # type: ignore[override]
+    def call_at(
         self,
         when: float,
         callback: Callable[[Unpack[_Ts]], object],
-        *args: Unpack[_Ts],
+        *args: *_Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         return self._call_in(when - self._now, when, callback, args, context)
@@ -297,7 +300,7 @@ class DurableLoop(asyncio.AbstractEventLoop):
             path = f"{parent.path}.{parent.children}"
         else:
             path = "0"
-        task = DurableTask(coro, loop=self, number=self.number(), path=path, name=name, context=context)
+        task = DurableTask(coro, loop=self, number=self.next_number(), path=path, name=name, context=context)
         self._tasks.append(task)
         return task
 
@@ -318,10 +321,10 @@ class DurableLoop(asyncio.AbstractEventLoop):
 
     # async generators
 
-    def _generator_started(self, generator: AsyncGenerator[Any, Any]) -> None:
+    def _generator_started(self, generator: Any) -> None:
         self._generators.append(generator)  # kept, so that the garbage collector never decides when it is closed
 
-    def _generator_dropped(self, generator: AsyncGenerator[Any, Any]) -> None:
+    def _generator_dropped(self, generator: Any) -> None:
         """Only when the whole loop is dropped: none of its code may run then."""
 
 
@@ -332,7 +335,7 @@ def _outside(what: str) -> NoReturn:
     )
 
 
-async def _close_quietly(generator: AsyncGenerator[Any, Any]) -> None:
+async def _close_quietly(generator: Any) -> None:
     try:
         await generator.aclose()
     except Exception as error:
@@ -362,4 +365,3 @@ def _refuse(name: str, instead: str) -> Callable[..., NoReturn]:
 
 for _name, _instead in REFUSED.items():
     setattr(DurableLoop, _name, _refuse(_name, _instead))
-DurableLoop.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]

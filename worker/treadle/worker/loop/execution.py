@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine
+from inspect import CORO_CREATED, getcoroutinestate
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -65,7 +66,7 @@ class WorkflowExecution:
         self.context = context
         self._workflow = workflow
         self._ledger = Ledger(context)
-        self._loop = DurableLoop(self)
+        self._loop = DurableLoop(self)  # type: ignore[abstract]  # the rest refuses
         self._variables = contextvars.Context()
         self._main: DurableTask | None = None
         self._fed = 0
@@ -73,6 +74,8 @@ class WorkflowExecution:
         self._ended = False
         self._outcome: Outcome | None = None
         self._closed = False
+        self._calls: list[Coroutine[Any, Any, Any]] = []
+        self._calls_limit = 64
 
     # the port
 
@@ -102,14 +105,17 @@ class WorkflowExecution:
         self._fed = event.position
         self._loop.advance(event.time_ms)
         kind = event.WhichOneof("kind")
-        handler = _HANDLERS.get(kind) if kind is not None else None
-        if handler is not None:
+        handler = _HANDLERS.get(kind or "")
+        if kind is not None and handler is not None:
             self._variables.run(self._turn, handler, getattr(event, kind), event.position)
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
             self._loop.drop()
+            for call in self._calls:
+                call.close()  # one that was never awaited would be warned of by the garbage collector
+            self._calls.clear()
 
     def __del__(self) -> None:
         self.close()
@@ -244,7 +250,12 @@ class WorkflowExecution:
         """
         if self._loop.closing:
             raise GeneratorExit
-        return self._await_step(step, step.signature.encode_call(args, kwargs).data)
+        call = self._await_step(step, step.signature.encode_call(args, kwargs).data)
+        self._calls.append(call)
+        if len(self._calls) > self._calls_limit:
+            self._calls = [c for c in self._calls if getcoroutinestate(c) == CORO_CREATED]
+            self._calls_limit = 64 + 2 * len(self._calls)
+        return call
 
     async def _await_step(self, step: Step[..., Any], data: bytes) -> Any:
         loop = self._loop

@@ -24,7 +24,7 @@ class DurableFuture(asyncio.Future[Any]):
     __slots__ = ("number",)
 
     def __init__(self, *, loop: DurableLoop) -> None:
-        self.number = loop.number()
+        self.number = loop.next_number()
         super().__init__(loop=loop)
 
     def __hash__(self) -> int:
@@ -62,18 +62,3 @@ class DurableTask(asyncio.Task[Any]):
 
     def __hash__(self) -> int:
         return self.number
-
-
-def _gathering_hash(self: Any) -> int:
-    loop = self._loop
-    count = getattr(loop, "number", None)
-    if count is None:
-        return object.__hash__(self)
-    number: int | None = self.__dict__.get("_treadle_number")
-    if number is None:
-        number = self._treadle_number = count()
-    return number
-
-
-# `gather` makes its future by itself, not through the loop. Futures of other loops keep the hash that they had.
-asyncio.tasks._GatheringFuture.__hash__ = _gathering_hash  # type: ignore[attr-defined]

@@ -132,7 +132,7 @@ class Ledger:
         self._occurrences: dict[str, int] = {}
         self._asks: dict[str, Ask] = {}
         self._timers: dict[str, Ask] = {}
-        self._pending: list[Ask] = []
+        self._pending: list[tuple[Ask, bool]] = []
         self._local_cancels: list[str] = []
         self._unasked: dict[str, Any] = {}
         self.divergence: Divergence | None = None
@@ -148,7 +148,7 @@ class Ledger:
             self._timers[ask.command_id] = ask
         self.open[kind] += 1
         ask.recorded = ask.command_id in self._unasked
-        self._pending.append(ask)
+        self._pending.append((ask, False))
         return ask
 
     def early_outcome(self, ask: Ask) -> Any:
@@ -165,7 +165,7 @@ class Ledger:
             if ask.taken:
                 self._local_cancels.append(ask.command_id)
         elif ask.taken or ask.recorded:
-            self._pending.append(ask)
+            self._pending.append((ask, True))
 
     def recorded(
         self, command_id: str, input_digest: int, position: int, data: bytes | None, *, timer: bool = False
@@ -183,7 +183,7 @@ class Ledger:
             return None
         ask.recorded = True
         if ask.dropped and ask.kind is not Kind.LOCAL_STEP:
-            self._pending.append(ask)
+            self._pending.append((ask, True))
         return ask
 
     def find(self, command_id: str) -> Ask | None:
@@ -207,7 +207,7 @@ class Ledger:
         ask.try_number = try_number
         if not ask.dropped:
             ask.call_wanted = True
-            self._pending.append(ask)
+            self._pending.append((ask, False))
 
     def take(self, *, ended: bool) -> Turn:
         """What is new since the last call; after the code ended, only which local steps nobody waits for."""
@@ -217,16 +217,16 @@ class Ledger:
             self._local_cancels = []
         if self._pending:
             if not ended:
-                for ask in self._pending:
-                    self._take(ask, turn)
+                for ask, cancels in self._pending:
+                    self._take(ask, cancels, turn)
             self._pending.clear()
         return turn
 
-    def _take(self, ask: Ask, turn: Turn) -> None:
-        if ask.command_id not in self._asks:
+    def _take(self, ask: Ask, cancels: bool, turn: Turn) -> None:
+        if ask.command_id not in self._asks or ask.dropped is not cancels:
             return
-        if ask.dropped:
-            if (ask.taken or ask.recorded) and not ask.cancel_known:
+        if cancels:
+            if not ask.cancel_known:
                 ask.cancel_known = True
                 command = Command(command_id=ask.command_id, digest=ask.digest, cancel=CancelCommand())
                 turn.commands.append(command)

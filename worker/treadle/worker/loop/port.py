@@ -150,4 +150,3 @@ class Execution(Protocol):
 
 ExecutionFactory = Callable[[RunContext], Execution]
 """Makes a fresh execution. Raises KeyError when no such workflow is here (the core checks names first)."""
-

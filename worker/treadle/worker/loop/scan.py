@@ -110,10 +110,9 @@ def _findings(function: Callable[..., Any]) -> Iterator[tuple[str, str, str]]:
 
 def _is_filled(cell: Any) -> bool:
     try:
-        cell.cell_contents
+        return cell.cell_contents is not _MISSING
     except ValueError:
         return False
-    return True
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -182,7 +181,7 @@ def _instead_of(value: Any) -> str | None:
     module = getattr(value, "__module__", None)
     if module == "secrets" and callable(value):
         return _RANDOM
-    if getattr(value, "__self__", None) is random._inst:  # type: ignore[attr-defined]
+    if getattr(value, "__self__", None) is random._inst:
         return _RANDOM
     name = getattr(value, "__name__", "")
     for package, names in _HTTP.items():

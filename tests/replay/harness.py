@@ -1,0 +1,287 @@
+"""A server for one run, in memory and in virtual time: it records what an execution asks for and answers it.
+
+Steps take a time drawn from the seed; timers fire when they are due. What is asked for is recorded at once, or (late=True)
+after a while, so that other events come between.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from treadle.protocol.errors import RetryAfter
+from treadle.protocol.failures import failure_of
+from treadle.protocol.retry import next_delay_ms
+from treadle.v1 import history_pb2 as h
+from treadle.v1.common_pb2 import RetryPolicy
+from treadle.v1.worker_service_pb2 import Command
+from treadle.worker.app import Registry
+from treadle.worker.loop.execution import execution_factory
+from treadle.worker.loop.port import Execution, LocalCall, Outcome, RunContext
+from treadle.worker.steps import Step
+from treadle.worker.workflows import Workflow
+
+START_MS = 1_700_000_000_000
+
+
+@dataclass(slots=True)
+class Asked:
+    """A command: at which position the code asked for it, its bytes, and where it was recorded."""
+
+    at: int
+    data: bytes
+    recorded: int = 0
+
+
+@dataclass(slots=True)
+class Server:
+    """One run.
+
+    Attributes:
+        registry: Workflows and steps.
+        workflow: The one that runs.
+        seed: Draws how long steps take.
+        late: Commands are recorded only after a while.
+        cancel_at_ms: When the run is cancelled, after its start; None: never.
+    """
+
+    registry: Registry
+    workflow: Workflow[..., Any]
+    seed: int = 0
+    late: bool = False
+    cancel_at_ms: int | None = None
+    incarnation: int = 7
+    history: list[h.HistoryEvent] = field(default_factory=list)
+    asked: list[Asked] = field(default_factory=list)
+    looked: set[int] = field(default_factory=set)
+    now_ms: int = START_MS
+    _rng: Random = field(init=False)
+    _agenda: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
+    _sequence: int = 0
+    _open: dict[str, Any] = field(default_factory=dict)
+    _known: set[str] = field(default_factory=set)
+    _owner: int = 0
+
+    def __post_init__(self) -> None:
+        self._rng = Random(self.seed)
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        payload = self.workflow.signature.encode_call(args, kwargs)
+        self.append(run_started=h.RunStarted(workflow=self.workflow.name, input=payload))
+        self.append(run_opened=h.RunOpened(worker_id="w"))
+        if self.cancel_at_ms is not None:
+            self._at(self.cancel_at_ms, lambda: self.append(cancel_requested=h.CancelRequested(reason="enough")))
+
+    def fresh(self, *, accepted_until: int = 0) -> Execution:
+        context = RunContext("default", "run-1", self.incarnation, self.workflow.name, accepted_until)
+        return execution_factory(self.registry)(context)
+
+    def append(self, **kind: Any) -> int:
+        position = len(self.history) + 1
+        self.history.append(h.HistoryEvent(position=position, revision=position, time_ms=self.now_ms, **kind))
+        return position
+
+    def new_owner(self) -> None:
+        """The owner died: its local steps are gone with it, and what it asked for and was not recorded."""
+        self._owner += 1
+        self.append(run_owner_lost=h.RunOwnerLost(worker_id="w", reason="closed"))
+        self.append(run_opened=h.RunOpened(worker_id="w2"))
+
+    def accept(self, commands: list[Command], calls: list[LocalCall], cancels: list[str], at: int) -> None:
+        self.looked.add(at)
+        for command in commands:
+            asked = Asked(at, command.SerializeToString(deterministic=True))
+            self.asked.append(asked)
+            if self.late:
+                self._at(self._rng.randrange(40), self._for_owner(lambda c=command, a=asked: self._record(c, a)))
+            else:
+                self._record(command, asked)
+        for call in calls:
+            self._at(self._rng.randrange(1, 300), self._for_owner(lambda c=call: self._local(c)))
+        for command_id in cancels:
+            self._known.add(command_id + "/cancelled")
+
+    def _for_owner(self, action: Callable[[], None]) -> Callable[[], None]:
+        owner = self._owner
+        return lambda: action() if owner == self._owner else None
+
+    def advance(self) -> bool:
+        """Let the next thing happen; False when there is none."""
+        before = len(self.history)
+        while self._agenda and len(self.history) == before:
+            due, _, action = heapq.heappop(self._agenda)
+            self.now_ms = max(self.now_ms, due)
+            action()
+        return len(self.history) > before
+
+    def _at(self, delay_ms: int, action: Callable[[], None]) -> None:
+        self._sequence += 1
+        heapq.heappush(self._agenda, (self.now_ms + delay_ms, self._sequence, action))
+
+    def _record(self, command: Command, asked: Asked) -> None:
+        kind, command_id = command.WhichOneof("kind"), command.command_id
+        if kind == "cancel":
+            self._cancel(command_id, asked)
+            return
+        if command_id in self._known:
+            return
+        self._known.add(command_id)
+        self._open[command_id] = command
+        if kind == "schedule_step":
+            s = command.schedule_step
+            asked.recorded = self.append(
+                step_scheduled=h.StepScheduled(
+                    command_id=command_id, digest=command.digest, name=s.name, pool=s.pool, input=s.input
+                )
+            )
+            self._at(self._rng.randrange(1, 400), lambda: self._run(command))
+        else:
+            due = self.now_ms + command.start_timer.delay_ms
+            asked.recorded = self.append(
+                timer_started=h.TimerStarted(command_id=command_id, digest=command.digest, fire_at_ms=due)
+            )
+            self._at(command.start_timer.delay_ms, lambda: self._fire(command_id))
+
+    def _cancel(self, command_id: str, asked: Asked) -> None:
+        command = self._open.get(command_id)
+        if command is None:
+            asked.recorded = len(self.history)
+        elif command.WhichOneof("kind") == "start_timer":
+            del self._open[command_id]
+            asked.recorded = self.append(timer_cancelled=h.TimerCancelled(command_id=command_id))
+        else:
+            asked.recorded = self.append(step_cancel_requested=h.StepCancelRequested(command_id=command_id))
+            if self._rng.random() < 0.5:  # the other half completes: the result came first
+                del self._open[command_id]
+                self.append(step_cancelled=h.StepCancelled(command_id=command_id, attempt=1))
+
+    def _fire(self, command_id: str) -> None:
+        if self._open.pop(command_id, None) is not None:
+            self.append(timer_fired=h.TimerFired(command_id=command_id))
+
+    def _run(self, command: Command) -> None:
+        command_id = command.command_id
+        if self._open.pop(command_id, None) is None:
+            return
+        step = self.registry.steps[command.schedule_step.name]
+        try:
+            result = call_step(step, command.schedule_step.input)
+        except Exception as error:
+            failure = failure_of(error)
+            failure.attempts = 1
+            self.append(step_failed=h.StepFailed(command_id=command_id, attempt=1, failure=failure))
+        else:
+            payload = step.signature.encode_result(result)
+            self.append(step_completed=h.StepCompleted(command_id=command_id, attempt=1, result=payload))
+
+    def _local(self, call: LocalCall) -> None:
+        if call.command_id + "/cancelled" in self._known:
+            return
+        common: dict[str, Any] = {
+            "command_id": call.command_id,
+            "attempt": call.try_number,
+            "name": call.name,
+            "digest": call.digest,
+            "local": True,
+        }
+        try:
+            result = call_step(call.step, call.input)
+        except Exception as error:
+            failure = failure_of(error)
+            delay = retry_delay(call.retry, call.try_number, error)
+            if delay is None:
+                failure.attempts = call.try_number
+                self.append(step_failed=h.StepFailed(failure=failure, **common))
+                return
+            self.append(attempt_failed=h.AttemptFailed(failure=failure, try_number=call.try_number, **common))
+            again = h.StepRetried(command_id=call.command_id, try_number=call.try_number + 1)
+            self._at(delay, lambda: void(self.append(step_retried=again)))
+        else:
+            payload = call.step.signature.encode_result(result)
+            self.append(step_completed=h.StepCompleted(result=payload, **common))
+
+
+def void(_value: object) -> None:
+    """For lambdas whose result nobody wants."""
+
+
+def retry_delay(policy: RetryPolicy, try_number: int, error: Exception) -> int | None:
+    if isinstance(error, RetryAfter):
+        return 5
+    return next_delay_ms(policy, try_number=try_number, failure=failure_of(error), share=0.0)
+
+
+def call_step(step: Step[..., Any], payload: Any) -> Any:
+    args, kwargs = step.signature.decode_call(payload)
+    result = step.function(*args, **kwargs)
+    if not isinstance(result, Coroutine):
+        return result
+    try:
+        result.send(None)
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError(f"{step.name} waits; steps of the catalogue must not")
+
+
+def feed_all(execution: Execution, history: list[h.HistoryEvent]) -> None:
+    for event in history[execution.fed :]:
+        execution.feed(event)
+        assert execution.divergence is None, execution.divergence
+
+
+def drive(server: Server, *, kill_at: int | None = None, lose: bool = False) -> Outcome:
+    """Run until there is an outcome.
+
+    Args:
+        server: Started.
+        kill_at: Drop the execution once it was fed this far, and go on with another one.
+        lose: What the killed one asked for last is lost.
+    """
+    execution = server.fresh()
+    while True:
+        feed_all(execution, server.history)
+        if execution.outcome is not None:
+            outcome = execution.outcome
+            execution.close()
+            return outcome
+        turn = execution.take()
+        killed = kill_at is not None and execution.fed >= kill_at
+        before = len(server.history)
+        if not (killed and lose):
+            server.accept(turn.commands, turn.local_calls, turn.local_cancels, execution.fed)
+        if killed:
+            kill_at = None
+            execution.close()
+            server.new_owner()
+            execution = server.fresh()
+        elif len(server.history) == before and not server.advance():
+            raise AssertionError(f"nothing more happens; the code waits for {execution.waits()}")
+
+
+def replay(server: Server, upto: int) -> tuple[list[bytes], Execution]:
+    """A fresh execution that was fed `upto` events, and the commands that it asks for then."""
+    execution = server.fresh()
+    feed_all(execution, server.history[:upto])
+    commands = [c.SerializeToString(deterministic=True) for c in execution.take().commands]
+    return commands, execution
+
+
+def check_every_prefix(server: Server, outcome: Outcome) -> list[list[bytes]]:
+    """Replay every prefix of the history: it must ask for exactly what the live one had asked for and not got."""
+    seen = []
+    for upto in range(len(server.history) + 1):
+        commands, execution = replay(server, upto)
+        if execution.outcome is None:
+            later = [a for a in server.asked if a.recorded > upto]
+            assert set(commands) <= {a.data for a in later}, f"at position {upto} of {len(server.history)}"
+            if upto in server.looked:  # where the live one was asked, too
+                expected = [a.data for a in later if a.at <= upto]
+                assert commands == expected, f"at position {upto} of {len(server.history)}"
+        if upto == len(server.history):
+            assert execution.outcome == outcome
+        execution.close()
+        seen.append(commands)
+    return seen
