@@ -34,7 +34,8 @@ class ServerConfig:
     """Everything that `treadle server` can be told.
 
     Attributes:
-        redis_url: redis://, rediss:// or unix://. A cluster's node leads to the others.
+        redis_url: redis://, rediss:// or unix://.
+        redis_cluster: True: `redis_url` names any node of a Redis Cluster.
         amqp_url: amqp:// or amqps://; "": the in-memory broker, for one replica only.
         listen: "host:port" of the gRPC server; port 0 takes a free one.
         insecure: True: listen on other interfaces than loopback without TLS and tokens.
@@ -56,6 +57,7 @@ class ServerConfig:
     """
 
     redis_url: str = DEFAULT_REDIS_URL
+    redis_cluster: bool = False
     amqp_url: str = DEFAULT_AMQP_URL
     listen: str = DEFAULT_LISTEN
     insecure: bool = False
@@ -212,6 +214,7 @@ def _flag(text: str, name: str) -> bool:
 
 _PARSERS: Final[Mapping[str, Callable[[str, str], object]]] = {
     "redis_url": _text,
+    "redis_cluster": _flag,
     "amqp_url": _text,
     "listen": _text,
     "insecure": _flag,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Final, Protocol
 
 from treadle.controlplane.api import checks
@@ -12,18 +13,11 @@ from treadle.controlplane.api.fleet import Fleet
 from treadle.controlplane.api.pages import page_size, read_token, write_token
 from treadle.controlplane.api.records import ListFilter, Records
 from treadle.controlplane.hints import HintHub, Woken
-from treadle.controlplane.machine.requests import (
-    AcceptRun,
-    CancelRun,
-    Reply,
-    Request,
-    RunReply,
-    StartRun,
-    TerminateRun,
-)
+from treadle.controlplane.machine import requests
+from treadle.controlplane.machine.requests import Reply, Request, RunReply
 from treadle.controlplane.store.port import Store
 from treadle.controlplane.telemetry import Metrics
-from treadle.protocol.errors import NotFound, Refused, RequestError, RunClosed
+from treadle.protocol.errors import NotFound, Refused, RequestError, RunClosed, RunIdConflict, Unavailable
 from treadle.protocol.ids import RunKey
 from treadle.v1 import run_service_pb2 as pb
 from treadle.v1.run_service_pb2_grpc import RunServiceServicer
@@ -37,6 +31,7 @@ _WAIT_DEFAULT_MS: Final = 30_000
 _WAIT_LARGEST_MS: Final = 60_000
 _ANSWER_S: Final = 0.25  # kept back from the caller's deadline, so that the answer arrives inside it
 _EVENTS_PAGE: Final = 200
+_REPLACE_TRIES: Final = 5
 _KEEP_S: Final = 1.0  # how old the size of the outbox and the registry may be
 
 
@@ -45,6 +40,10 @@ class Engine(Protocol):
 
     async def ask(self, run: RunKey, request: Request) -> Reply:
         """Load, decide, commit. Raises RequestError for refusals."""
+        ...
+
+    async def declare(self, namespace: str, pool: str) -> None:
+        """Have the queues of a pool declared. Raises Unavailable."""
         ...
 
 
@@ -80,7 +79,7 @@ class RunService(RunServiceServicer):
     async def StartRun(self, request: pb.StartRunRequest, context: Context) -> pb.StartRunResponse:
         """See run_service.proto."""
         run = checks.run_of(request.namespace, request.run_id)
-        start = StartRun(
+        start = requests.StartRun(
             workflow=checks.workflow_of(request.workflow),
             pool=checks.pool_of(request.pool),
             input=request.input,
@@ -91,7 +90,9 @@ class RunService(RunServiceServicer):
         checks.check_payload("input", request.input, self._max_payload_bytes)
         start.pool = await self._admission.pool_for(run.namespace, start.workflow, start.pool)
         await self._admission.check_outbox()
-        reply = await self._ask(run, start)
+        with suppress(Unavailable):  # the broker is away: the outbox keeps the job, and the queue is declared later
+            await self._engine.declare(run.namespace, start.pool)
+        reply = await self._start(run, start)
         if reply.started:
             self._metrics.count("treadle.runs", namespace=run.namespace, outcome="started")
         return pb.StartRunResponse(run=await self._records.view(reply.head), started=reply.started)
@@ -130,17 +131,17 @@ class RunService(RunServiceServicer):
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
         """See run_service.proto."""
-        asked = CancelRun(checks.request_id_of(request.request_id), checks.reason_of(request.reason))
+        asked = requests.CancelRun(checks.request_id_of(request.request_id), checks.reason_of(request.reason))
         return pb.CancelRunResponse(run=await self._steer(request, asked))
 
     async def TerminateRun(self, request: pb.TerminateRunRequest, context: Context) -> pb.TerminateRunResponse:
         """See run_service.proto."""
-        asked = TerminateRun(checks.request_id_of(request.request_id), checks.reason_of(request.reason))
+        asked = requests.TerminateRun(checks.request_id_of(request.request_id), checks.reason_of(request.reason))
         return pb.TerminateRunResponse(run=await self._steer(request, asked))
 
     async def AcceptRun(self, request: pb.AcceptRunRequest, context: Context) -> pb.AcceptRunResponse:
         """See run_service.proto."""
-        asked = AcceptRun(checks.request_id_of(request.request_id), checks.reason_of(request.reason))
+        asked = requests.AcceptRun(checks.request_id_of(request.request_id), checks.reason_of(request.reason))
         return pb.AcceptRunResponse(run=await self._steer(request, asked))
 
     async def GetHistory(self, request: pb.GetHistoryRequest, context: Context) -> pb.GetHistoryResponse:
@@ -173,6 +174,23 @@ class RunService(RunServiceServicer):
                     return
                 if caught_up:
                     await _pause(woken)
+
+    async def _start(self, run: RunKey, start: requests.StartRun) -> RunReply:
+        """Start; where the policy says so, first end the run that has the id (one commit ends, the next one starts)."""
+        for _ in range(_REPLACE_TRIES):
+            try:
+                return await self._ask(run, start)
+            except RunIdConflict as conflict:
+                if conflict.reason != "RUN_OPEN":
+                    raise
+            ended = requests.TerminateRun(f"{start.request_id}/replaces", "replaced by a new start of the same id")
+            with suppress(RunClosed):  # it closed by itself meanwhile: as good
+                await self._ask(run, ended)
+        raise Unavailable(
+            f"run {run.run_id!r} was started again by others each time it was ended here",
+            reason="VERSION_CONFLICT",
+            remedy="try again, or give each start an id of its own",
+        )
 
     async def _steer(
         self, request: pb.CancelRunRequest | pb.TerminateRunRequest | pb.AcceptRunRequest, asked: Request
