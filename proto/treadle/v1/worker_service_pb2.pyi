@@ -320,6 +320,9 @@ class SessionHello(_message.Message):
     LANE_FIELD_NUMBER: _builtins.int
     WORKFLOWS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    STEP_SLOTS_FIELD_NUMBER: _builtins.int
+    RUN_SLOTS_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """Random id of the process; it has registered."""
     session_id: _builtins.str
@@ -334,6 +337,12 @@ class SessionHello(_message.Message):
     """Pool."""
     lane: Global___Lane.ValueType
     """How it gets step jobs."""
+    step_slots: _builtins.int
+    """Slots for steps."""
+    run_slots: _builtins.int
+    """Slots for open runs."""
+    host: _builtins.str
+    """Host name and process id, for people."""
     @_builtins.property
     def workflows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workflows it has."""
@@ -354,10 +363,13 @@ class SessionHello(_message.Message):
         lane: Global___Lane.ValueType = ...,
         workflows: _abc.Iterable[_builtins.str] | None = ...,
         steps: _abc.Iterable[_builtins.str] | None = ...,
+        step_slots: _builtins.int = ...,
+        run_slots: _builtins.int = ...,
+        host: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lane", b"lane", "namespace", b"namespace", "pool", b"pool", "replaces", b"replaces", "sent_ms", b"sent_ms", "session_id", b"session_id", "steps", b"steps", "worker_id", b"worker_id", "workflows", b"workflows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "lane", b"lane", "namespace", b"namespace", "pool", b"pool", "replaces", b"replaces", "run_slots", b"run_slots", "sent_ms", b"sent_ms", "session_id", b"session_id", "step_slots", b"step_slots", "steps", b"steps", "worker_id", b"worker_id", "workflows", b"workflows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

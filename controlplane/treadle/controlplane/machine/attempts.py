@@ -195,6 +195,7 @@ def claim_step(view: RunView, request: Claimed) -> ClaimVerdict:
     if item.unregistered:
         return ClaimVerdict(claim_id=item.claim_id, verdict=_wait(view, row))
     if row.state in (COMMAND_STATE_QUEUED, COMMAND_STATE_WAITING):
+        view.decision.claimed.append((row.pool, JOB_KIND_STEP, row.queued_ms))
         grant = _go(view, row, request.worker_id, item.claim_id, item.sent_ms, request.replica_id)
         return _verdict_go(view, row, item, grant)
     if row.state != COMMAND_STATE_HELD:

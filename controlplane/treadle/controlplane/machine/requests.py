@@ -8,7 +8,7 @@ from treadle.controlplane.store.port import Change, WorkerView
 from treadle.protocol.errors import RequestError
 from treadle.v1.common_pb2 import Payload, TraceContext
 from treadle.v1.history_pb2 import HistoryEvent
-from treadle.v1.job_pb2 import Job
+from treadle.v1.job_pb2 import Job, JobKind
 from treadle.v1.run_service_pb2 import ConflictPolicy
 from treadle.v1.state_pb2 import OutboxEntry, RunHead
 from treadle.v1.worker_service_pb2 import (
@@ -89,10 +89,12 @@ class FireTimer:
     Attributes:
         command_id: Whose timer.
         gone: The queue has gone past the job that the row or head waits for (only then is a queued one dispatched again).
+        soon: The queue was just seen empty: look again in 16 s.
     """
 
     command_id: str
     gone: bool = False
+    soon: bool = False
 
 
 @dataclass(slots=True)
@@ -162,11 +164,12 @@ Reply = RunReply | ClaimVerdict | ReportAnswer | OwnerAnswer | RequestError | No
 
 @dataclass(slots=True)
 class PushedGrant:
-    """A GO for a credit, to be pushed once the commit is done. `history`: the owner needs the history from its start."""
+    """A GO for a credit, to be pushed once the commit is done. Run jobs: `after` is the position the worker's coroutine
+    was fed up to (0: it has none); what the grant does not bring is loaded and sent as news."""
 
     credit: Credit
     grant: Grant
-    history: bool = False
+    after: int = 0
 
 
 @dataclass(slots=True)
@@ -193,6 +196,7 @@ class Decision:
         head: The head as committed.
         resend: The owner has not confirmed what it was sent: hint again.
         unknown: Indexes of requests that named a run nobody knows: put them aside before answering.
+        claimed: (pool, kind, time of dispatch) of jobs that a claim was answered with GO for: their queues got so far.
         orphans: Command ids of timers of a run that is no more: remove them.
         owner_gone: (replica id, worker id, token) of an owner whose run was closed under it.
     """
@@ -208,6 +212,7 @@ class Decision:
     unknown: list[int] = field(default_factory=list)
     owner_gone: tuple[str, str, bytes] | None = None
     orphans: list[str] = field(default_factory=list)
+    claimed: list[tuple[str, JobKind.ValueType, int]] = field(default_factory=list)
 
 
 def entry(job: Job, now_ms: int) -> bytes:

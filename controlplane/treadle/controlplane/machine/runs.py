@@ -173,10 +173,9 @@ def _push(view: RunView, credit: Credit, grant: Grant, after: int) -> None:
     head, events = view.head, view.events
     first_new = head.length - len(events) + 1
     grant.run.CopyFrom(RunGrant(length=head.length, accepted_until=head.accepted_until, from_start=after == 0))
-    at_hand = first_new == after + 1
-    if at_hand:
+    if first_new == after + 1:
         grant.run.events.extend(events)
-    view.decision.grants.append(PushedGrant(credit, grant, history=not at_hand))
+    view.decision.grants.append(PushedGrant(credit, grant, after))
 
 
 def _open(view: RunView, worker_id: str, claim_id: int, sent_ms: int, replica_id: str) -> Grant:
@@ -222,6 +221,7 @@ def claim_run(view: RunView, request: Claimed) -> ClaimVerdict:
     if item.unregistered:
         return ClaimVerdict(claim_id=item.claim_id, verdict=_wait(view))
     if head.state in (RUN_STATE_QUEUED, RUN_STATE_WAITING):
+        view.decision.claimed.append((head.pool, JOB_KIND_RUN, head.queued_ms))
         grant = _open(view, request.worker_id, item.claim_id, item.sent_ms, request.replica_id)
     elif head.state != RUN_STATE_OPEN:
         return ClaimVerdict(claim_id=item.claim_id, verdict=VERDICT_STALE)

@@ -28,6 +28,8 @@ from .view import RunView
 __all__ = ("fire", "registered")
 
 _HOUR_MS = 3_600_000
+_SOON_MS = 16_000
+"""A queue that is still empty, or was emptied again, so long after it was seen empty has gone past older jobs."""
 
 
 def fire(view: RunView, request: FireTimer) -> None:
@@ -59,7 +61,7 @@ def _fire_row(view: RunView, request: FireTimer) -> None:
     elif row.state == COMMAND_STATE_WAITING:
         attempts.dispatch(view, row)
     elif row.state == COMMAND_STATE_QUEUED:
-        _watch_row(view, row, gone=request.gone)
+        _watch_row(view, row, request)
     elif row.state == COMMAND_STATE_QUARANTINED:
         row.due_ms = view.now + _HOUR_MS
         view.put(row)
@@ -69,8 +71,12 @@ def _fire_row(view: RunView, request: FireTimer) -> None:
     # held pool steps: CheckLease
 
 
-def _watch_row(view: RunView, row: CommandRow, *, gone: bool) -> None:
-    if gone:
+def _watch_row(view: RunView, row: CommandRow, request: FireTimer) -> None:
+    if request.soon:
+        row.due_ms = view.now + _SOON_MS
+        view.put(row)
+        return
+    if request.gone:
         step = row.watch_step_ms
         attempts.dispatch(view, row)
         if row.state == COMMAND_STATE_QUEUED:
@@ -95,6 +101,8 @@ def _fire_head(view: RunView, request: FireTimer) -> None:
     elif head.state == RUN_STATE_WAITING:
         view.name_found(head.pool, head.workflow, "")
         runs.wake(view)
+    elif head.state == RUN_STATE_QUEUED and request.soon:
+        head.watch_due_ms = view.now + _SOON_MS
     elif head.state == RUN_STATE_QUEUED:
         if request.gone:
             step = head.watch_step_ms

@@ -1,0 +1,226 @@
+"""Group commit: requests to many runs become one load and one commit.
+
+While a batch is in flight the next one collects, so a batch of one is taken at once when idle and batches grow under load;
+there is no window. Per run there is at most one batch in flight; what arrives meanwhile is folded into the next. A commit
+that met another replica's is decided again; a store that is away is waited for, as long as somebody waits for the reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from treadle.controlplane.clock import StoreClock, monotonic_ms
+from treadle.controlplane.machine import Decision, Request, decide
+from treadle.controlplane.machine.decide import want
+from treadle.controlplane.machine.requests import Asked, Claimed, Reply, Reported
+from treadle.controlplane.replica import Replica
+from treadle.controlplane.store.port import Change, Committed, Outcome, Store
+from treadle.protocol.errors import Refused, Unavailable
+from treadle.protocol.ids import RunKey
+from treadle.v1.job_pb2 import JOB_KIND_RUN
+
+__all__ = ("Committer",)
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_LANES = 2
+_RUNS_A_BATCH = 50
+_REQUESTS_A_RUN = 100
+_ENTRIES_A_RUN = 200
+_PATIENCE_MS = 10_000
+_EARLY_S = 0.002
+
+
+@dataclass(slots=True)
+class _Item:
+    request: Request
+    answer: Callable[[Reply | Exception], None]
+    since_ms: int
+    settled: bool = False
+
+    def settle(self, reply: Reply | Exception) -> None:
+        if not self.settled:
+            self.settled = True
+            self.answer(reply)
+
+
+class Committer:
+    """See the module.
+
+    Args:
+        store: Where runs are.
+        replica: Decides with its credits, and is told what was done.
+        clock: The store's clock.
+        done: Called after each commit, before the replies are given.
+    """
+
+    def __init__(
+        self, store: Store, replica: Replica, clock: StoreClock, done: Callable[[RunKey, Decision], None]
+    ) -> None:
+        self._store, self._replica, self._clock, self._done = store, replica, clock, done
+        self._waiting: dict[RunKey, deque[_Item]] = {}
+        self._ready: dict[RunKey, None] = {}
+        self._busy: set[RunKey] = set()
+        self._work = asyncio.Event()
+        self.commits = 0
+        self.conflicts = 0
+
+    def submit(self, run: RunKey, request: Request, settle: Callable[[Reply | Exception], None]) -> None:
+        """Queue a request; `settle` gets the machine's reply once it is committed, or the error.
+
+        It is called exactly once: with a RequestError when the machine refused it, with Unavailable when the store stayed
+        away, and before the effects of the commit (news, grants) are sent.
+        """
+        self._waiting.setdefault(run, deque()).append(_Item(request, settle, monotonic_ms()))
+        if run not in self._busy:
+            self._ready[run] = None
+            self._work.set()
+
+    async def run(self) -> None:
+        """Work for ever."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_LANES):
+                group.create_task(self._lane())
+
+    async def _lane(self) -> None:
+        while True:
+            await self._work.wait()
+            batch = self._take()
+            if not batch:
+                self._work.clear()
+                continue
+            try:
+                await self._batch(batch)
+            except Unavailable as error:
+                await self._store_away(batch, error)
+            except Exception as error:  # one bad batch must not stop the lane: who waits is told
+                _log.exception("batch_failed", runs=len(batch))
+                for items in batch.values():
+                    _fail(items, error)
+            finally:
+                self._release(batch)
+
+    def _take(self) -> dict[RunKey, list[_Item]]:
+        batch: dict[RunKey, list[_Item]] = {}
+        while self._ready and len(batch) < _RUNS_A_BATCH:
+            run = next(iter(self._ready))
+            del self._ready[run]
+            self._busy.add(run)
+            batch[run] = _fold(self._waiting[run])
+        return batch
+
+    def _release(self, batch: dict[RunKey, list[_Item]]) -> None:
+        for run in batch:
+            self._busy.discard(run)
+            if self._waiting.get(run):
+                self._ready[run] = None
+                self._work.set()
+            else:
+                self._waiting.pop(run, None)
+
+    async def _batch(self, batch: dict[RunKey, list[_Item]]) -> None:
+        loaded = await self._store.load([want(run, [i.request for i in items]) for run, items in batch.items()])
+        env = self._replica.env(self._clock.now(), monotonic_ms())
+        decided = [
+            (run, items, decide(run, found, [i.request for i in items], env))
+            for (run, items), found in zip(batch.items(), loaded, strict=True)
+        ]
+        changes = [d.change for _, _, d in decided if d.change is not None]
+        outcomes = iter(await self._commit(changes, decided))
+        for run, items, decision in decided:
+            if decision.change is None or next(outcomes).outcome is Outcome.OK:
+                await self._finish(run, items, decision)
+            else:
+                self.conflicts += 1
+                self._replica.failed(decision)
+                self._waiting.setdefault(run, deque()).extendleft(reversed(items))
+        if any(d.change is not None and d.change.not_before_ms for _, _, d in decided):
+            await asyncio.sleep(_EARLY_S)  # a refusal as too early must not spin
+
+    async def _commit(
+        self, changes: list[Change], decided: list[tuple[RunKey, list[_Item], Decision]]
+    ) -> list[Committed]:
+        if not changes:
+            return []
+        sent = monotonic_ms()
+        try:
+            outcomes = await self._store.commit(changes)
+        except BaseException:
+            for _, _, decision in decided:
+                self._replica.failed(decision)
+            raise
+        self.commits += len(changes)
+        self._clock.observe(outcomes[0].time_ms, sent)
+        return outcomes
+
+    async def _finish(self, run: RunKey, items: list[_Item], decision: Decision) -> None:
+        refused = await self._put_aside(run, items, decision) if decision.unknown else None
+        if decision.orphans:
+            await self._drop_orphans(run, decision)
+        for index, (item, reply) in enumerate(zip(items, decision.replies, strict=True)):
+            item.settle(refused if refused is not None and index in decision.unknown else reply)
+        self._done(run, decision)
+
+    async def _put_aside(self, run: RunKey, items: list[_Item], decision: Decision) -> Refused | None:
+        """What names a run that nobody knows is kept before it is acknowledged."""
+        for index in decision.unknown:
+            request = items[index].request
+            data = _message(request)
+            _log.warning("run_unknown", run=str(run), request=type(request).__name__)
+            if not await self._store.put_aside(run.shard, "unknown", data):
+                return Refused(f"no room to keep a message of unknown run {run}", reason="ASIDE_FULL")
+        return None
+
+    async def _drop_orphans(self, run: RunKey, decision: Decision) -> None:
+        gone = Change(run, 0, 1, b"", delete=True, timers_del=list(decision.orphans))
+        await self._store.commit([gone])
+
+    async def _store_away(self, batch: dict[RunKey, list[_Item]], error: Unavailable) -> None:
+        """Keep what is still waited for, and try again after a while."""
+        now = monotonic_ms()
+        for run, items in batch.items():
+            young = [item for item in items if now - item.since_ms < _PATIENCE_MS]
+            _fail([item for item in items if item not in young], error)
+            self._waiting.setdefault(run, deque()).extendleft(reversed(young))
+        await asyncio.sleep(0.2)
+
+
+def _fail(items: list[_Item], error: Exception) -> None:
+    for item in items:
+        item.settle(error)
+
+
+def _fold(waiting: deque[_Item]) -> list[_Item]:
+    """Take what one commit may carry: at most 200 entries, and one request that is checked against an event."""
+    items: list[_Item] = []
+    entries = 0
+    checked = False
+    while waiting and len(items) < _REQUESTS_A_RUN:
+        request = waiting[0].request
+        size, checks = 1, False
+        if isinstance(request, Asked):
+            size = len(request.request.commands) + len(request.request.checkpoints) + 1
+            checks = True
+        elif isinstance(request, Claimed):
+            checks = request.item.job.kind == JOB_KIND_RUN
+        if items and (entries + size > _ENTRIES_A_RUN or (checks and checked)):
+            break
+        entries += size
+        checked = checked or checks
+        items.append(waiting.popleft())
+    return items
+
+
+def _message(request: Request) -> bytes:
+    if isinstance(request, Claimed):
+        return request.item.SerializeToString()
+    if isinstance(request, Asked):
+        return request.request.SerializeToString()
+    if isinstance(request, Reported):
+        return request.report.SerializeToString()
+    return b""

@@ -1,0 +1,68 @@
+"""Looks at holders: reads the row, then the worker's record, then asks the machine (in this order: A6)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from treadle.controlplane.engine import Engine
+from treadle.controlplane.machine.requests import CheckLease
+from treadle.controlplane.store.port import Loaded, Want
+from treadle.protocol.ids import RunKey
+from treadle.v1.state_pb2 import COMMAND_STATE_HELD, RUN_STATE_OPEN, CommandRow, Holder, RunHead
+
+__all__ = ("Holding", "LeaseChecker", "holder_in")
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Who holds a run (command id "") or a step of it, as read from its row."""
+
+    run: RunKey
+    command_id: str
+    holder: Holder
+
+
+def holder_in(loaded: Loaded, run: RunKey, command_id: str) -> Holding | None:
+    """Return the holder that the row (or the head) names; None when nobody holds it."""
+    if not loaded.head:
+        return None
+    head = RunHead.FromString(loaded.head)
+    if not command_id:
+        return Holding(run, "", head.owner) if head.state == RUN_STATE_OPEN else None
+    data = loaded.fields.get(f"c:{command_id}")
+    if not data:
+        return None
+    row = CommandRow.FromString(data)
+    return Holding(run, command_id, row.holder) if row.state == COMMAND_STATE_HELD and not row.local else None
+
+
+class LeaseChecker:
+    """Checks holders at once, as if their leases were due."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def check(self, items: Sequence[tuple[RunKey, str]]) -> None:
+        """Look at the holders of these (run, command id) pairs.
+
+        Raises:
+            Unavailable: The store is away; the lease timers will ask again.
+        """
+        wants = [Want(run, fields=[f"c:{command_id}"] if command_id else ()) for run, command_id in items]
+        loaded = await self._engine.store.load(wants)
+        found = [holder_in(view, run, cid) for view, (run, cid) in zip(loaded, items, strict=True)]
+        await self.decide([holding for holding in found if holding is not None])
+
+    async def decide(self, holdings: Sequence[Holding]) -> None:
+        """Read the records of these holders, which were read from their rows before, and decide."""
+        if not holdings:
+            return
+        views = await self._engine.store.view_workers([h.holder.worker_id for h in holdings])
+        await asyncio.gather(
+            *(
+                self._engine.ask(h.run, CheckLease(h.command_id, h.holder.token, h.holder.lease_set_ms, view))
+                for h, view in zip(holdings, views, strict=True)
+            )
+        )

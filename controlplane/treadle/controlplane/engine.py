@@ -1,0 +1,222 @@
+"""The middle of a replica: store, broker, committer and the replica's memory, put together.
+
+Everything that changes a run goes through `ask`. After a commit its jobs are published, its grants and news go down the
+sessions of this replica, and hints wake who waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from random import Random
+
+import structlog
+
+from treadle.controlplane.clock import StoreClock, monotonic_ms
+from treadle.controlplane.committer import Committer
+from treadle.controlplane.hints import HintHub
+from treadle.controlplane.machine import Decision, Request, Settings
+from treadle.controlplane.machine.requests import Reply
+from treadle.controlplane.replica import Replica
+from treadle.controlplane.store.port import Hint, Store, Want
+from treadle.protocol.errors import Unavailable
+from treadle.protocol.ids import RunKey, shard_of
+from treadle.protocol.topology import Queue, queue_of
+from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job
+from treadle.v1.state_pb2 import RunHead
+
+from .broker.port import Broker
+
+__all__ = ("Engine",)
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_REMOVE_AFTER_S = 0.02
+_GARBAGE_BYTES = 64 * 1024
+
+
+class Engine:
+    """See the module.
+
+    Args:
+        store, broker: Started adapters; the broker must have been given this engine as its listener.
+        settings: Times and limits of the machine.
+        replica_id: Random id of this process.
+    """
+
+    def __init__(self, store: Store, broker: Broker, settings: Settings | None = None, replica_id: str = "") -> None:
+        self.store, self.broker = store, broker
+        self.settings = settings or Settings()
+        self.replica_id = replica_id or secrets.token_hex(8)
+        self.clock = StoreClock()
+        self.hub = HintHub()
+        chance = Random(secrets.randbits(128))
+        self.replica = Replica(
+            self.replica_id,
+            self.settings,
+            bits64=lambda: chance.getrandbits(64) or 1,
+            token=lambda: secrets.token_bytes(16),
+            share=chance.random,
+        )
+        self.committer = Committer(store, self.replica, self.clock, self._done)
+        self.passed: dict[Queue, int] = {}
+        self.unroutable: set[Queue] = set()
+        self.timer_added = asyncio.Event()
+        self.earliest_timer_ms = 2**62
+        self._confirmed: list[tuple[int, str]] = []
+        self._confirms = asyncio.Event()
+        self._declared: set[Queue] = set()
+        self._pages = asyncio.Event()
+        self._aside: asyncio.Queue[tuple[bytes, Callable[[], None]]] = asyncio.Queue()
+        self.garbage = 0
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+    async def ask(self, run: RunKey, request: Request) -> Reply:
+        """Decide and commit one request, in a batch with others.
+
+        Raises:
+            RequestError: The machine refused it; nothing was changed by it.
+            Unavailable: The store stayed away.
+        """
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def settle(reply: Reply | Exception) -> None:
+            if future.done():
+                return  # whoever asked has gone
+            if isinstance(reply, Exception):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+
+        self.committer.submit(run, request, settle)
+        return await future
+
+    async def run_record(self, run: RunKey) -> RunHead | None:
+        """Return the head of a run; None when there is no such run."""
+        loaded = (await self.store.load([Want(run)]))[0]
+        return RunHead.FromString(loaded.head) if loaded.head else None
+
+    async def events(self, run: RunKey, after: int) -> tuple[list[HistoryEvent], int]:
+        """Return a page of history behind `after`, in order, and the length of the history (0: no such run)."""
+        loaded = (await self.store.load([Want(run, events_after=after)]))[0]
+        length = RunHead.FromString(loaded.head).length if loaded.head else 0
+        return [HistoryEvent.FromString(data) for data in loaded.events], length
+
+    async def declare(self, namespace: str, pool: str) -> None:
+        """Have both queues of a pool declared."""
+        for kind in (JOB_KIND_STEP, JOB_KIND_RUN):
+            queue = Queue(namespace, pool, kind)
+            if queue not in self._declared:
+                await self.broker.declare(queue)
+                self._declared.add(queue)
+
+    def keep_garbage(self, queue: Queue, body: bytes, kept: Callable[[], None]) -> None:
+        """Keep what is no job aside, then call `kept`; when there is no room it stays in its queue."""
+        self.garbage += 1
+        self._aside.put_nowait((f"{queue.name}\n".encode() + body[:_GARBAGE_BYTES], kept))
+
+    async def _keep_aside(self) -> None:
+        while True:
+            data, kept = await self._aside.get()
+            try:
+                if await self.store.put_aside(0, "garbage", data):
+                    kept()
+            except Unavailable as error:
+                _log.warning("garbage_not_kept", error=str(error))
+
+    # --- life ----------------------------------------------------------------------------------------------------------
+    async def prepare(self) -> None:
+        """Read the store's clock; must come before anything else."""
+        sent = monotonic_ms()
+        self.clock.observe(await self.store.now(), sent)
+
+    async def run(self) -> None:
+        """Work for ever: commits, pages of news, removal of confirmed jobs, hints of other replicas."""
+        with self.hub.listening(self._hinted):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.committer.run())
+                group.create_task(self._load_pages())
+                group.create_task(self._keep_aside())
+                group.create_task(self._remove_confirmed())
+                group.create_task(self.hub.run(self.store))
+
+    # --- after a commit ------------------------------------------------------------------------------------------------
+    def _done(self, run: RunKey, decision: Decision) -> None:
+        if decision.jobs:
+            self.broker.publish(decision.jobs)
+        self.replica.done(run, decision)
+        if decision.grants or decision.events or decision.cancels or decision.resend:
+            self._pages.set()
+        for pool, kind, queued_ms in decision.claimed:
+            queue = Queue(run.namespace, pool, kind)
+            self.passed[queue] = max(queued_ms, self.passed.get(queue, 0))
+        change = decision.change
+        if change is None:
+            return
+        if change.timers_set:
+            due = min(change.timers_set.values())
+            if due < self.earliest_timer_ms:
+                self.earliest_timer_ms = due
+                self.timer_added.set()
+        if change.hint is not None:
+            self.hub.feed([change.hint])
+
+    def _hinted(self, hints: Sequence[Hint]) -> None:
+        for hint in hints:
+            self.replica.hinted(hint)
+        self._pages.set()
+
+    async def _load_pages(self) -> None:
+        """Owners that are behind get their next page."""
+        while True:
+            await self._pages.wait()
+            self._pages.clear()
+            wanted = self.replica.pages()
+            if not wanted:
+                continue
+            try:
+                loaded = await self.store.load([Want(page.run, events_after=page.after) for page in wanted])
+            except Unavailable:
+                continue  # the watch of each run hints again
+            for page, found in zip(wanted, loaded, strict=True):
+                if not found.head:
+                    continue
+                events = [HistoryEvent.FromString(data) for data in found.events]
+                self.replica.page(page, events, RunHead.FromString(found.head).length)
+            self._pages.set()
+
+    # --- the broker's listener -----------------------------------------------------------------------------------------
+    def confirmed(self, jobs: Sequence[Job]) -> None:
+        """The broker owns these now: their entries leave the outbox, a little later and together."""
+        for job in jobs:
+            self._confirmed.append((shard_of(job.namespace, job.run_id), job.dispatch_id))
+            self.unroutable.discard(queue_of(job))
+        self._confirms.set()
+
+    def returned(self, jobs: Sequence[Job]) -> None:
+        """These found no queue; the broker declares it again, the outbox brings them again."""
+        for job in jobs:
+            queue = queue_of(job)
+            if queue not in self.unroutable:
+                _log.warning("pool_unroutable", queue=queue.name)
+            self.unroutable.add(queue)
+
+    async def _remove_confirmed(self) -> None:
+        while True:
+            await self._confirms.wait()
+            self._confirms.clear()
+            await asyncio.sleep(_REMOVE_AFTER_S)
+            entries, self._confirmed = self._confirmed, []
+            try:
+                await self.store.confirmed(entries)
+            except Unavailable:
+                self._confirmed = entries + self._confirmed
+                self._confirms.set()
+
+    async def flush_confirmed(self) -> None:
+        """Remove what was confirmed, before the process ends."""
+        entries, self._confirmed = self._confirmed, []
+        if entries:
+            await self.store.confirmed(entries)

@@ -1,0 +1,161 @@
+"""The session lane: jobs of the broker go down the session to workers that state credits for them.
+
+For each queue there is a consumer while a session of this replica has a credit for it; a job that found none for 0.25 s is
+given back, and a job whose name no session here knows is said to be unregistered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+import structlog
+
+from treadle.controlplane.broker.port import Consumer, Delivery
+from treadle.controlplane.clock import monotonic_ms
+from treadle.controlplane.engine import Engine
+from treadle.controlplane.machine import Credit
+from treadle.controlplane.machine.requests import Claimed, PushedGrant, Reply
+from treadle.protocol.errors import RequestError
+from treadle.protocol.ids import RunKey
+from treadle.protocol.topology import Queue
+from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job
+from treadle.v1.worker_service_pb2 import VERDICT_GO, ClaimItem, ClaimVerdict
+
+__all__ = ("Lanes",)
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_PREFETCH = 100
+_IDLE_S = 0.25
+
+
+class Lanes:
+    """One pump a queue."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._pumps: dict[Queue, _Pump] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Work for ever."""
+        async with asyncio.TaskGroup() as self._tasks:
+            for pump in self._pumps.values():
+                self._tasks.create_task(pump.run())
+            await asyncio.get_running_loop().create_future()
+
+    def stated(self, namespace: str, pool: str) -> None:
+        """A session of this pool stated credits."""
+        for kind in (JOB_KIND_STEP, JOB_KIND_RUN):
+            queue = Queue(namespace, pool, kind)
+            pump = self._pumps.get(queue)
+            if pump is None:
+                pump = self._pumps[queue] = _Pump(self._engine, queue)
+                if self._tasks is not None:
+                    self._tasks.create_task(pump.run())
+            pump.turn()
+
+
+class _Pump:
+    def __init__(self, engine: Engine, queue: Queue) -> None:
+        self._engine, self._queue = engine, queue
+        self._waiting: deque[Delivery] = deque()
+        self._consumer: Consumer | None = None
+        self._credit = asyncio.Event()
+
+    def _credits(self) -> int:
+        queue = self._queue
+        return self._engine.replica.credits.total(queue.namespace, queue.pool, queue.kind, monotonic_ms())
+
+    async def run(self) -> None:
+        """Consume while there are credits."""
+        while True:
+            await self._credit.wait()
+            try:
+                await self._engine.declare(self._queue.namespace, self._queue.pool)
+                self._consumer = await self._engine.broker.consume(self._queue, _PREFETCH, self._deliver)
+                await self._until_idle()
+            except RequestError as error:
+                _log.warning("lane_waits_for_broker", queue=self._queue.name, error=str(error))
+                await asyncio.sleep(0.2)
+            finally:
+                await self._stop()
+
+    async def _until_idle(self) -> None:
+        self.turn()
+        while self._credits() > 0:
+            await asyncio.sleep(_IDLE_S)
+        self._credit.clear()
+
+    async def _stop(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await consumer.cancel()
+        while self._waiting:
+            self._waiting.pop().give_back()
+
+    def _deliver(self, delivery: Delivery) -> None:
+        if delivery.job is None:
+            self._keep_garbage(delivery)
+            return
+        self._waiting.append(delivery)
+        self.turn()
+
+    def turn(self) -> None:
+        """Match what waits with credits."""
+        if self._credits() > 0:
+            self._credit.set()
+        now = monotonic_ms()
+        for _ in range(len(self._waiting)):
+            delivery = self._waiting.popleft()
+            job = delivery.job
+            assert job is not None
+            credit = self._engine.replica.credits.offer(job.namespace, job.pool, job.kind, job.name, "", now)
+            if credit is not None:
+                self._claim(delivery, job, credit)
+            elif not self._unregistered(delivery, job, now):
+                self._waiting.appendleft(delivery)
+                return
+
+    def _unregistered(self, delivery: Delivery, job: Job, now: int) -> bool:
+        session = self._engine.replica.credits.any_of(job.namespace, job.pool, job.kind, now)
+        if session is None or session.knows(job.kind, job.name):
+            return False
+        item = ClaimItem(claim_id=session.credit_id or 1, sent_ms=session.sent_ms, job=job, unregistered=True)
+
+        def settle(reply: Reply | Exception) -> None:
+            if isinstance(reply, Exception):
+                delivery.give_back()
+            else:
+                delivery.ack()
+
+        claimed = Claimed(item, session.worker_id, self._engine.replica_id)
+        self._engine.committer.submit(RunKey(job.namespace, job.run_id), claimed, settle)
+        return True
+
+    def _claim(self, delivery: Delivery, job: Job, credit: Credit) -> None:
+        run = RunKey(job.namespace, job.run_id)
+        item = ClaimItem(claim_id=credit.credit_id, sent_ms=credit.sent_ms, job=job)
+        replica = self._engine.replica
+
+        def settle(reply: Reply | Exception) -> None:
+            if isinstance(reply, Exception):
+                replica.credits.give_back(credit, job.kind)
+                delivery.give_back()
+                return
+            delivery.ack()
+            if isinstance(reply, ClaimVerdict) and reply.verdict == VERDICT_GO:
+                if not reply.grant.HasField("job"):
+                    reply.grant.job.CopyFrom(job)
+                replica.push(run, PushedGrant(credit, reply.grant))
+            else:
+                replica.credits.give_back(credit, job.kind)
+                self.turn()
+
+        self._engine.committer.submit(run, Claimed(item, credit.worker_id, self._engine.replica_id), settle)
+
+    def _keep_garbage(self, delivery: Delivery) -> None:
+        """The lanes carry jobs only; anything else is counted, logged and left to the worker's or doctor's eye."""
+        _log.warning("garbage_in_queue", queue=self._queue.name, size=len(delivery.body))
+        self._engine.keep_garbage(self._queue, delivery.body, delivery.ack)

@@ -1,0 +1,255 @@
+"""A replica without its I/O: turns frames into requests, and decisions and replies into frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from treadle.controlplane.machine import Credit, Decision, Env, Request, Settings
+from treadle.controlplane.machine.requests import Asked, Claimed, PushedGrant, Reply, Reported
+from treadle.controlplane.store.port import Hint
+from treadle.protocol.ids import RunKey
+from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.job_pb2 import JOB_KIND_RUN, JobKind
+from treadle.v1.state_pb2 import RUN_STATE_OPEN
+from treadle.v1.worker_service_pb2 import (
+    ANSWER_LEASE_LOST,
+    ANSWER_OK,
+    ANSWER_SETTLED,
+    VERDICT_GO,
+    ClaimVerdict,
+    OwnerAnswer,
+    ReportAnswer,
+    SessionHello,
+    SessionRequest,
+)
+
+from .credits import CreditBook, Statement
+from .session import OpenRun, Session
+
+__all__ = ("Page", "Replica")
+
+
+class Page(NamedTuple):
+    """A page of history to be loaded for an owner, and then told with `page()`."""
+
+    worker_id: str
+    token: bytes
+    run: RunKey
+    after: int
+
+
+class Replica:
+    """See the module.
+
+    Args:
+        replica_id: Random id of this process.
+        settings: Times and limits of the machine.
+        bits64, token, share: Chance, injected.
+    """
+
+    def __init__(
+        self,
+        replica_id: str,
+        settings: Settings,
+        *,
+        bits64: Callable[[], int],
+        token: Callable[[], bytes],
+        share: Callable[[], float],
+    ) -> None:
+        self.replica_id = replica_id
+        self.settings = settings
+        self.credits = CreditBook()
+        self.sessions: dict[str, Session] = {}
+        self._bits64, self._token, self._share = bits64, token, share
+        self._owners: dict[RunKey, tuple[Session, OpenRun]] = {}
+        self._behind: dict[bytes, Page] = {}
+
+    # --- sessions --------------------------------------------------------------------------------------------------
+    def open_session(self, hello: SessionHello, ready: Callable[[], None]) -> Session:
+        """A session was recorded in the store; it replaces an earlier one of the same worker here.
+
+        `ready` is called whenever a batch for it begins.
+        """
+        before = self.sessions.get(hello.worker_id)
+        if before is not None:
+            self.close_session(before)
+        session = Session(hello.worker_id, hello.session_id, hello.namespace, hello.pool, hello.lane, ready)
+        self.sessions[hello.worker_id] = session
+        self.credits.enter(
+            Statement(
+                hello.worker_id,
+                hello.namespace,
+                hello.pool,
+                frozenset(hello.workflows),
+                frozenset(hello.steps),
+            )
+        )
+        session.batch.welcome.replica_id = self.replica_id
+        return session
+
+    def close_session(self, session: Session) -> dict[bytes, tuple[RunKey, str]]:
+        """A session ended; returns what was granted over it and not given back: token -> (run, command id)."""
+        if self.sessions.get(session.worker_id) is session:
+            del self.sessions[session.worker_id]
+            self.credits.leave(session.worker_id)
+        for mine in session.open.values():
+            held = self._owners.get(mine.run)
+            if held is not None and held[0] is session:
+                del self._owners[mine.run]
+        return session.granted
+
+    def requests(self, session: Session, frame: SessionRequest, now_ms: int) -> list[tuple[RunKey, Request]]:
+        """Take a frame: credits are noted, the rest are requests for the machine, in order."""
+        namespace, worker_id = session.namespace, session.worker_id
+        if frame.HasField("credits"):
+            self.credits.state(worker_id, frame.credits, now_ms)
+            session.batch.credits_taken = frame.credits.credit_id
+        found: list[tuple[RunKey, Request]] = []
+        for item in frame.claims:
+            if item.garbage or not item.job.run_id:
+                continue  # kept aside by the shell
+            found.append((RunKey(namespace, item.job.run_id), Claimed(item, worker_id, self.replica_id)))
+        found.extend((RunKey(namespace, report.run_id), Reported(report)) for report in frame.reports)
+        for ask in frame.requests:
+            run = RunKey(namespace, ask.run_id)
+            self._attach(session, run, ask.token, ask.seen)
+            found.append((run, Asked(ask, worker_id, self.replica_id)))
+        return found
+
+    def _attach(self, session: Session, run: RunKey, token: bytes, seen: int) -> OpenRun:
+        mine = session.adopt(run, token, seen)
+        mine.seen = max(mine.seen, seen)
+        mine.sent = max(mine.sent, seen)
+        self._owners[run] = (session, mine)
+        return mine
+
+    # --- deciding ----------------------------------------------------------------------------------------------------
+    def env(self, store_now_ms: int, now_ms: int) -> Env:
+        """Return the world for one decision: `store_now_ms` is the clock of Redis, `now_ms` this replica's own."""
+
+        def offer(namespace: str, pool: str, kind: JobKind.ValueType, name: str, prefer: str) -> Credit | None:
+            return self.credits.offer(namespace, pool, kind, name, prefer, now_ms)
+
+        return Env(store_now_ms, self.replica_id, self._bits64, self._token, self._share, offer, self.settings)
+
+    def failed(self, decision: Decision) -> None:
+        """The commit of a decision did not happen: its credits were not used."""
+        for pushed in decision.grants:
+            self.credits.give_back(pushed.credit, pushed.grant.job.kind)
+
+    def done(self, run: RunKey, decision: Decision) -> None:
+        """The commit of a decision is done: push grants, cancels and news down the sessions of this replica."""
+        for pushed in decision.grants:
+            self.push(run, pushed)
+        for order in decision.cancels:
+            if order.replica_id == self.replica_id and order.worker_id in self.sessions:
+                self.sessions[order.worker_id].cancel(order.token, order.reason)
+        if decision.owner_gone is not None and decision.owner_gone[0] == self.replica_id:
+            _, worker_id, token = decision.owner_gone
+            if worker_id in self.sessions:
+                self.sessions[worker_id].cancel(token, "run closed")
+        head = decision.head
+        if head is not None and head.state == RUN_STATE_OPEN and head.owner.replica_id == self.replica_id:
+            self.news(run, head.owner.token, decision.events, head.length, resend=decision.resend)
+
+    def push(self, run: RunKey, pushed: PushedGrant) -> None:
+        """A GO for a credit is committed: send it down, if the session is still there."""
+        grant = pushed.grant
+        session = self.sessions.get(pushed.credit.worker_id)
+        grant.push_number = self.credits.use(pushed.credit, grant.job.kind)
+        if session is None or not grant.push_number:
+            return  # the session is gone: the end of it, or the lease check, finds the token
+        if grant.job.kind == JOB_KIND_RUN:
+            mine = session.granted_run(run, grant, pushed.after)
+            self._owners[run] = (session, mine)
+            if mine.behind:
+                self._behind[mine.token] = Page(session.worker_id, mine.token, run, mine.sent)
+        else:
+            session.granted_step(run, grant.job.command_id, grant.token)
+        session.batch.grants.append(grant)
+
+    def answer(self, session: Session, run: RunKey, request: Request, reply: Reply) -> None:
+        """Put the reply to a request of this session into its next frame."""
+        if isinstance(reply, ClaimVerdict) and isinstance(request, Claimed):
+            if reply.verdict == VERDICT_GO:
+                self._granted(session, run, request, reply)
+            session.batch.verdicts.append(reply)
+        elif isinstance(reply, ReportAnswer):
+            session.forget(reply.token)
+            session.batch.report_answers.append(reply)
+        elif isinstance(reply, OwnerAnswer) and isinstance(request, Asked):
+            self._answered(session, run, request, reply)
+            session.batch.owner_answers.append(reply)
+
+    def _granted(self, session: Session, run: RunKey, request: Claimed, reply: ClaimVerdict) -> None:
+        job = request.item.job
+        if job.kind != JOB_KIND_RUN:
+            session.granted_step(run, job.command_id, reply.grant.token)
+            return
+        after = 0 if reply.grant.run.from_start else request.item.after_position
+        mine = session.granted_run(run, reply.grant, after)
+        self._owners[run] = (session, mine)
+        if mine.behind:
+            self._behind[mine.token] = Page(session.worker_id, mine.token, run, mine.sent)
+
+    def _answered(self, session: Session, run: RunKey, request: Asked, reply: OwnerAnswer) -> None:
+        ask = request.request
+        final = ask.WhichOneof("final")
+        gone = reply.answer in (ANSWER_LEASE_LOST, ANSWER_SETTLED) or (reply.answer == ANSWER_OK and final is not None)
+        if gone:
+            session.forget(ask.token)
+            held = self._owners.get(run)
+            if held is not None and held[1].token == ask.token:
+                del self._owners[run]
+            return
+        mine = self._attach(session, run, ask.token, ask.seen)
+        if reply.events:
+            mine.sent = max(mine.sent, reply.events[-1].position)
+            mine.length = max(mine.length, mine.sent)
+        if mine.behind:
+            self._behind[mine.token] = Page(session.worker_id, mine.token, run, mine.sent)
+
+    # --- news --------------------------------------------------------------------------------------------------------
+    def news(
+        self, run: RunKey, token: bytes, events: Sequence[HistoryEvent], length: int, *, resend: bool = False
+    ) -> None:
+        """The history of a run that a session here holds open has grown (or its owner has not confirmed it)."""
+        held = self._owners.get(run)
+        if held is None or held[1].token != token:
+            return
+        session, mine = held
+        if resend:
+            mine.sent = mine.seen
+        session.news(mine, events, length)
+        if mine.behind:
+            self._behind[mine.token] = Page(session.worker_id, mine.token, run, mine.sent)
+
+    def hinted(self, hint: Hint) -> None:
+        """Another replica changed a run; only ever a hint."""
+        run = RunKey(hint.namespace, hint.run_id)
+        held = self._owners.get(run)
+        if held is not None and hint.replica_id == self.replica_id:
+            session, mine = held
+            mine.length = max(mine.length, hint.length)
+            if mine.behind:
+                self._behind[mine.token] = Page(session.worker_id, mine.token, run, mine.sent)
+        for worker_id, token, reason in hint.cancels:
+            if worker_id in self.sessions:
+                self.sessions[worker_id].cancel(token, reason)
+
+    def pages(self) -> list[Page]:
+        """Return the pages that must be loaded now; empties the list."""
+        wanted, self._behind = list(self._behind.values()), {}
+        return wanted
+
+    def page(self, wanted: Page, events: Iterable[HistoryEvent], length: int) -> None:
+        """A page was loaded; `events` are those behind `wanted.after`, in order."""
+        held = self._owners.get(wanted.run)
+        if held is None or held[1].token != wanted.token:
+            return
+        session, mine = held
+        before = mine.sent
+        session.news(mine, list(events), length)
+        if mine.behind and mine.sent > before:
+            self._behind[mine.token] = Page(session.worker_id, mine.token, wanted.run, mine.sent)

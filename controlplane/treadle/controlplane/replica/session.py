@@ -1,0 +1,123 @@
+"""One worker's session as its replica sees it: what it holds, what it was sent, and the batch that goes down next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from treadle.protocol.ids import RunKey
+from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.worker_service_pb2 import CancelAttempt, ClaimVerdict, Grant, Lane, News, SessionResponse
+
+__all__ = ("OpenRun", "Session")
+
+_WINDOW = 200
+"""Events sent to an owner and not yet confirmed: one page."""
+
+
+@dataclass(slots=True)
+class OpenRun:
+    """A run that this session's worker owns.
+
+    Attributes:
+        run: The run.
+        token: Token of the owner.
+        seen: Position that the owner has confirmed.
+        sent: Position up to which events were sent down this session.
+        length: Length of the history, as far as this replica knows.
+    """
+
+    run: RunKey
+    token: bytes
+    seen: int
+    sent: int
+    length: int
+
+    @property
+    def behind(self) -> bool:
+        """Whether a page is to be loaded and sent."""
+        return self.length > self.sent and self.sent - self.seen < _WINDOW
+
+
+class Session:
+    """See the module. `ready` is called when a batch begins; `frame()` hands it over."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        session_id: str,
+        namespace: str,
+        pool: str,
+        lane: Lane.ValueType,
+        ready: Callable[[], None],
+    ) -> None:
+        self.worker_id = worker_id
+        self.session_id = session_id
+        self.namespace = namespace
+        self.pool = pool
+        self.lane = lane
+        self.open: dict[bytes, OpenRun] = {}
+        self.granted: dict[bytes, tuple[RunKey, str]] = {}
+        self._batch = SessionResponse()
+        self._empty = True
+        self._ready = ready
+
+    @property
+    def batch(self) -> SessionResponse:
+        """The batch that is being filled."""
+        if self._empty:
+            self._empty = False
+            self._ready()
+        return self._batch
+
+    def frame(self) -> SessionResponse | None:
+        """Return the batch, if there is anything in it."""
+        if self._empty:
+            return None
+        batch, self._batch, self._empty = self._batch, SessionResponse(), True
+        return batch
+
+    def granted_step(self, run: RunKey, command_id: str, token: bytes) -> None:
+        """A GO for a step goes down this session."""
+        self.granted[token] = (run, command_id)
+
+    def granted_run(self, run: RunKey, grant: Grant, after: int) -> OpenRun:
+        """A GO for a run goes down this session; its worker's coroutine was fed up to `after`."""
+        self.granted[grant.token] = (run, "")
+        events = grant.run.events
+        sent = events[-1].position if events else after
+        mine = OpenRun(run, grant.token, after, sent, grant.run.length)
+        self.open[grant.token] = mine
+        return mine
+
+    def adopt(self, run: RunKey, token: bytes, seen: int) -> OpenRun:
+        """An owner speaks over this session for the first time: it came from another one."""
+        mine = self.open.get(token)
+        if mine is None:
+            mine = self.open[token] = OpenRun(run, token, seen, seen, seen)
+            self.granted[token] = (run, "")
+        return mine
+
+    def forget(self, token: bytes) -> None:
+        """The worker does not hold this any more."""
+        self.open.pop(token, None)
+        self.granted.pop(token, None)
+
+    def news(self, mine: OpenRun, events: Sequence[HistoryEvent], length: int) -> None:
+        """Send what follows what was sent, as far as the window goes."""
+        mine.length = max(mine.length, length)
+        fresh = []
+        for event in events:
+            if event.position == mine.sent + 1 and mine.sent - mine.seen < _WINDOW:
+                fresh.append(event)
+                mine.sent += 1
+        if fresh:
+            self.batch.news.append(News(run_id=mine.run.run_id, token=mine.token, events=fresh, length=mine.length))
+
+    def verdict(self, verdict: ClaimVerdict) -> None:
+        """Answer a claim that concerns no run."""
+        self.batch.verdicts.append(verdict)
+
+    def cancel(self, token: bytes, reason: str) -> None:
+        """Tell the worker to cut off an attempt."""
+        self.batch.cancels.append(CancelAttempt(token=token, reason=reason))
