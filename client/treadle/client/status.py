@@ -65,6 +65,7 @@ _BY_CODE: Final[dict[str, type[RequestError]]] = {
     "PERMISSION_DENIED": Refused,
     "UNAUTHENTICATED": Refused,
     "UNAVAILABLE": Unavailable,
+    "CANCELLED": Unavailable,  # by the server, which goes away; a cancel of ours never comes as a status
     "DEADLINE_EXCEEDED": Unavailable,
 }
 # These codes stand for more than one situation: only the reason tells.
@@ -128,8 +129,9 @@ def from_rpc_error(error: grpc.RpcError, *, target: str = "") -> TreadleError:
     code, text = error.code().name, error.details() or ""
     at = f" at {target}" if target else ""
     if code == "UNAVAILABLE":
+        why = text.rpartition(": ")[2]  # gRPC puts the addresses that it tried before the cause
         return Unavailable(
-            f"no control plane answers{at}: {text}",
+            f"no control plane answers{at}: {why}",
             remedy="start `treadle dev` or `treadle server`, or give the right address (TREADLE_SERVER)",
         )
     if code == "DEADLINE_EXCEEDED":

@@ -1,0 +1,82 @@
+"""The `treadle` command. Each command is a module that is imported when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from cyclopts import App, CycloptsError
+
+from treadle.cli.exits import Exit, tell
+from treadle.protocol.errors import TreadleError
+
+__all__ = ("app", "main")
+
+_HERE = "treadle.cli"
+
+# Name -> (where, one line of help). The line stands here so that `--help` imports no command.
+_COMMANDS = {
+    "dev": ("dev:dev", "Run an app: control plane, embedded state and a worker with reload."),
+    "server": ("server:server", "Run the control plane on Redis and RabbitMQ."),
+    "worker": ("worker:worker", "Run one worker process of a pool."),
+    "pools": ("pools:list_pools", "List pools, their slots and workers."),
+    "doctor": ("doctor:doctor", "Check the control plane and its servers."),
+}
+_RUN_COMMANDS = {
+    "start": ("run_start:start", "Start a run."),
+    "show": ("run_show:show", "Show steps, attempts and the last error of a run."),
+    "list": ("run_list:list_runs", "List runs, newest first."),
+    "watch": ("run_watch:watch", "Follow a run until it is closed."),
+    "cancel": ("run_steer:cancel", "Ask a run to stop."),
+    "terminate": ("run_steer:terminate", "End a run at once."),
+    "history": ("run_show:history", "Print the events of a run."),
+    "accept": ("run_steer:accept", "Let a run that needs attention go on."),
+}
+
+
+def _version() -> str:
+    try:
+        return version("treadle")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
+
+
+def app() -> App:
+    """Return the command line, with nothing of the commands imported yet."""
+    root = App(
+        name="treadle",
+        help="Reliable background workflows on RabbitMQ and Redis.",
+        version=_version,
+        help_format="plaintext",
+        suppress_keyboard_interrupt=False,
+    )
+    for name, (where, line) in _COMMANDS.items():
+        root.command(f"{_HERE}.{where}", name=name, help=line)
+    run = App(name="run", help="Start, watch and steer runs.", help_format="plaintext")
+    for name, (where, line) in _RUN_COMMANDS.items():
+        run.command(f"{_HERE}.{where}", name=name, help=line)
+    root.command(run)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code (see `treadle.cli.exits`)."""
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = app()(tokens, exit_on_error=False, result_action="return_value")
+    except CycloptsError:  # told on stderr already
+        return Exit.USAGE
+    except TreadleError as error:
+        return tell(error)
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away; the interpreter must not flush into it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+    return code if isinstance(code, int) else Exit.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""`treadle run start`: start a run by the name of its workflow."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from treadle.cli.options import Connection, OutputOption
+
+__all__ = ("start",)
+
+Conflict = Literal["reject", "use_existing", "terminate_existing", "allow_closed"]
+
+
+async def start(
+    workflow: str,
+    /,
+    *,
+    input: Annotated[str, Parameter(name=["--input", "-i"])] = "{}",
+    id: str | None = None,
+    pool: str | None = None,
+    on_conflict: Conflict = "reject",
+    watch: Annotated[bool, Parameter(negative="")] = False,
+    wait: Annotated[bool, Parameter(negative="")] = False,
+    timeout: str | None = None,
+    output: OutputOption = "table",
+    connection: Connection | None = None,
+) -> int:
+    """Start a run. Prints its id; with --watch or --wait, its result, and the exit code is its outcome.
+
+    Parameters
+    ----------
+    workflow
+        Name of the workflow.
+    input
+        Arguments as a JSON object by parameter name; @FILE reads a file, @- stdin.
+    id
+        Id of the run; one is made otherwise.
+    pool
+        Pool whose workers execute it; the one where it is registered otherwise.
+    on_conflict
+        What to do when the id is taken.
+    watch
+        Show what it does, line by line, until it is closed.
+    wait
+        Wait until it is closed.
+    timeout
+        With --watch or --wait: how long to wait at most ("90s", "5m"). The run goes on; the exit code is 5.
+    """
+    from treadle.cli.output import emit_one, note
+    from treadle.cli.plain import plain_run
+    from treadle.cli.run_watch import follow, outcome_exit
+
+    connection = connection or Connection()
+    arguments = read_input(input)
+    async with connection.client() as client:
+        run = await client.start(workflow, arguments, id=id, pool=pool, on_conflict=on_conflict)
+        if run.existed:
+            note(f"run {run.id} was there before")
+        if not (watch or wait):
+            info = await run.get()
+            emit_one(plain_run(info), output, lambda: print(run.id))
+            return 0
+        if watch:
+            await follow(run, timeout=timeout)
+        info = await run.wait(timeout)
+        value = plain_run(info)
+        emit_one(value, output, lambda: _print_outcome(value))
+        return outcome_exit(info)
+
+
+def read_input(text: str) -> dict[str, Any]:
+    """Return the arguments that `-i` gives: JSON, @FILE, or @- for stdin.
+
+    Raises:
+        ConfigError: The file cannot be read, or it is no JSON object.
+    """
+    from treadle.protocol.errors import ConfigError
+
+    where = "--input"
+    if text.startswith("@"):
+        where = "stdin" if text == "@-" else text[1:]
+        try:
+            text = sys.stdin.read() if text == "@-" else Path(where).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--input: cannot read {where!r}: {error}") from error
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{where}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f'{where}: give a JSON object by parameter name, like \'{{"name": "Ada"}}\', not {text[:40]!r}'
+        )
+    return value
+
+
+def _print_outcome(value: dict[str, Any]) -> None:
+    from treadle.cli.output import note
+    from treadle.cli.plain import dumps
+
+    if value["status"] == "completed":
+        print(dumps(value["result"]))
+        return
+    failure = value["failure"] or {}
+    why = f": {failure.get('type', '')}: {failure.get('message', '')}" if failure else ""
+    note(f"error: run {value['id']} {value['status']}{why}")
+    note(f"  fix: see `treadle run show {value['id']}`")
