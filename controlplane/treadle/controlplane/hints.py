@@ -62,6 +62,8 @@ class HintHub:
     def __init__(self) -> None:
         self._waiting: dict[RunKey, set[Woken]] = {}
         self._listeners: list[Callable[[Sequence[Hint]], None]] = []
+        self.closed = False
+        """True: the process is about to end; who waits was woken and should answer with what there is."""
 
     def subscribe(self, run: RunKey) -> Subscription:
         """Be woken by changes of `run` while inside. Subscribe first, then read, then wait.
@@ -89,6 +91,13 @@ class HintHub:
                 listener(hints)
             except Exception:
                 _log.exception("hint_listener_failed", runs=len(hints))
+
+    def close(self) -> None:
+        """Wake everybody: the process is about to end."""
+        self.closed = True
+        for waiting in self._waiting.values():
+            for woken in waiting:
+                woken.set()
 
     async def run(self, store: RunStore) -> None:
         """Feed the store's hints for ever: one task of the process. A store that is away is waited for."""

@@ -126,7 +126,7 @@ class ErrorInterceptor(aio.ServerInterceptor):
                 if isinstance(request, Message):
                     for check in checks:
                         check(request)
-                else:
+                elif checks:
                     request = _checked(request, checks)
                 answers = behaviour(request, context)
                 if inspect.isawaitable(answers):  # a handler that writes to the context itself

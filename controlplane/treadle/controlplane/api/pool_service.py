@@ -77,7 +77,10 @@ class PoolService(PoolServiceServicer):
         """See pool_service.proto."""
         found = [*await self._check_store(), await self._check_broker()]
         return pb.CheckHealthResponse(
-            checks=[pb.Check(name=check.name, ok=check.ok, detail=check.detail, remedy=check.remedy) for check in found]
+            checks=[
+                pb.Check(name=check.name, ok=check.ok, detail=check.detail, remedy="" if check.ok else check.remedy)
+                for check in found
+            ]
         )
 
     async def _pool(self, namespace: str, name: str, fleet: PoolFleet) -> pb.Pool:

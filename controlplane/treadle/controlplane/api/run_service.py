@@ -12,7 +12,7 @@ from treadle.controlplane.api.errors import Context
 from treadle.controlplane.api.fleet import Fleet
 from treadle.controlplane.api.pages import page_size, read_token, write_token
 from treadle.controlplane.api.records import ListFilter, Records
-from treadle.controlplane.hints import HintHub, Woken
+from treadle.controlplane.hints import HintHub
 from treadle.controlplane.machine import requests
 from treadle.controlplane.machine.requests import Reply, Request, RunReply
 from treadle.controlplane.store.port import Store
@@ -123,7 +123,7 @@ class RunService(RunServiceServicer):
             first = head = await self._records.head(run)
             while head.state != RUN_STATE_CLOSED and head.incarnation == first.incarnation:
                 left = until - time.monotonic()
-                if left <= 0:
+                if left <= 0 or self._hub.closed:
                     break
                 await woken.wait(min(left, POLL_S))
                 head = await self._records.head(run)
@@ -172,8 +172,10 @@ class RunService(RunServiceServicer):
                     shown = view
                 if caught_up and page.head.state == RUN_STATE_CLOSED:
                     return
+                if self._hub.closed:
+                    raise Unavailable("this replica stops", remedy=f"watch again from position {after}")
                 if caught_up:
-                    await _pause(woken)
+                    await woken.wait(POLL_S)
 
     async def _start(self, run: RunKey, start: requests.StartRun) -> RunReply:
         """Start; where the policy says so, first end the run that has the id (one commit ends, the next one starts)."""
@@ -258,10 +260,6 @@ def _wait_s(wait_ms: int, context: Context) -> float:
     wait_s = min(wait_ms if wait_ms > 0 else _WAIT_DEFAULT_MS, _WAIT_LARGEST_MS) / 1000
     remaining: float | None = context.time_remaining()
     return wait_s if remaining is None else min(wait_s, remaining - _ANSWER_S)
-
-
-async def _pause(woken: Woken) -> None:
-    await woken.wait(POLL_S)
 
 
 def _moved(now: pb.Run, before: pb.Run) -> bool:

@@ -1,0 +1,132 @@
+"""One replica of the control plane, put together from a store and a broker that are connected already."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from treadle.controlplane.api.pool_service import PoolService
+from treadle.controlplane.api.run_service import RunService
+from treadle.controlplane.api.server import ApiServer
+from treadle.controlplane.broker.port import Broker
+from treadle.controlplane.config import ServerConfig
+from treadle.controlplane.duties.leases import LeaseChecker
+from treadle.controlplane.duties.outbox import OutboxDuty
+from treadle.controlplane.duties.queues import QueueWatch
+from treadle.controlplane.duties.silence import SilenceDuty
+from treadle.controlplane.duties.timers import TimerDuty
+from treadle.controlplane.engine import Engine
+from treadle.controlplane.lanes import Lanes
+from treadle.controlplane.machine.env import Settings
+from treadle.controlplane.sessions import WorkerService
+from treadle.controlplane.store.port import Store
+from treadle.controlplane.telemetry import Metrics
+from treadle.protocol.errors import Unavailable
+from treadle.protocol.topology import Queue
+from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP
+
+__all__ = ("ControlPlane",)
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class ControlPlane:
+    """See the module. `engine` is what the broker must be started with as its listener.
+
+    Args:
+        config: Settings.
+        store, broker: Adapters; who connects them closes them.
+        metrics: Where to count.
+
+    Raises:
+        ConfigError: The tokens file has a wrong line.
+    """
+
+    def __init__(self, config: ServerConfig, store: Store, broker: Broker, metrics: Metrics | None = None) -> None:
+        self._config = config
+        self._metrics = metrics or Metrics()
+        self.engine = Engine(store, broker, Settings(retention_ms=config.retention_ms), config.replica_id)
+        leases = LeaseChecker(self.engine)
+        timers = TimerDuty(self.engine, leases, QueueWatch(self.engine))
+        lanes = Lanes(self.engine)
+        self._work = (
+            self.engine.run,
+            lanes.run,
+            timers.run,
+            OutboxDuty(self.engine, timers).run,
+            SilenceDuty(self.engine, leases, timers).run,
+        )
+        self._workers = WorkerService(
+            self.engine,
+            leases,
+            lanes,
+            amqp_url=config.worker_amqp_url,
+            max_payload_bytes=config.max_payload_bytes,
+        )
+        self._api = ApiServer(
+            config,
+            runs=RunService(
+                self.engine,
+                store,
+                self.engine.hub,
+                max_payload_bytes=config.max_payload_bytes,
+                outbox_max=config.outbox_max,
+                metrics=self._metrics,
+            ),
+            pools=PoolService(store, broker, outbox_max=config.outbox_max, unroutable=self._is_unroutable),
+            workers=self._workers,
+            metrics=self._metrics,
+        )
+
+    async def run(self, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
+        """Serve until `stop` is set, then let present calls end within the grace.
+
+        Args:
+            stop: Set by who wants it to end.
+            ready: Called once, with the address that is listened on.
+
+        Raises:
+            ConfigError: The port is taken, or a TLS file is wrong.
+            ExceptionGroup: A duty failed in a way that nobody foresaw.
+        """
+        await self.engine.prepare()
+        await self._declare_known()
+        address = await self._api.start()
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(work(), name=work.__qualname__) for work in self._work]
+                _log.info("serving", address=address, replica_id=self.engine.replica_id)
+                ready(address)
+                await stop.wait()
+                await self._shut()
+                for task in tasks:
+                    task.cancel()
+        finally:
+            await self._api.stop(0)
+            await self._flush()
+
+    async def _shut(self) -> None:
+        """Send workers to other replicas, then refuse new calls and wait for the present ones."""
+        self.engine.hub.close()
+        _log.info("stopping", grace_s=self._config.shutdown_grace_s)
+        await self._workers.going_away()
+        await self._api.stop(self._config.shutdown_grace_s)
+
+    async def _declare_known(self) -> None:
+        """Declare the queues of all known pools, so that no first job is returned. A broker that is away does it later."""
+        try:
+            for namespace, pool in await self.engine.store.pools():
+                await self.engine.declare(namespace, pool)
+        except Unavailable as error:
+            _log.warning("queues_not_declared", error=str(error))
+
+    async def _flush(self) -> None:
+        try:
+            await self.engine.flush_confirmed()
+        except Unavailable as error:  # the jobs will be published once more, and found stale
+            _log.warning("confirmed_jobs_kept", error=str(error))
+
+    def _is_unroutable(self, namespace: str, pool: str) -> bool:
+        return any(Queue(namespace, pool, kind) in self.engine.unroutable for kind in (JOB_KIND_STEP, JOB_KIND_RUN))
