@@ -326,6 +326,12 @@ class Owner:
             self.feed.learn((), self.feed.fed + 1)  # there is one more, and it is not here: ask
             self.empty = True
 
+    def refused(self) -> bool:
+        """REWIND: nothing of the request was applied, its number is free again. False: it was a release."""
+        self._landed()
+        self._seq -= 1
+        return self.word != "release"
+
     def _landed(self) -> OwnerRequest:
         request = self.flying
         assert request is not None

@@ -143,7 +143,11 @@ class Owners:
         if owner.flying is None or owner.flying.seq != answer.seq:
             return  # an answer to something sent again, read twice
         if answer.answer == ANSWER_REWIND:
-            self._rewind(owner, now_ms)
+            self.requests.drop(owner.token)
+            if owner.refused():
+                self._rewind(owner, now_ms)
+            else:  # a release: nothing is left that could be given back
+                self._forget(owner, "rewind", now_ms)
         elif answer.answer == ANSWER_NEWS:
             self.requests.drop(owner.token)
             self._parking.discard(owner.token)
@@ -159,12 +163,7 @@ class Owners:
 
     def _rewind(self, owner: Owner, now_ms: int) -> None:
         """The owner is ahead of the store, or beside it: the next owner replays."""
-        if owner.word == "release":  # nothing is left that could be given back
-            self._forget(owner, "rewind", now_ms)
-            return
         self._shared.note("warning", "run_rewound", run=owner.job.run_id)
-        self.requests.drop(owner.token)
-        owner.flying = None
         owner.drop_code("rewind", "rewind")
         self._free_slot(owner, now_ms)
         self._touch(owner, now_ms)
@@ -224,7 +223,7 @@ class Owners:
     def _touch(self, owner: Owner, now_ms: int) -> None:
         """Something about this run changed: let its code run on, and see where it stands now."""
         owner.advance(now_ms)
-        if owner.feed is not None and owner.feed.beside:
+        if owner.feed is not None and owner.feed.beside and owner.flying is None:
             self._rewind(owner, now_ms)
             return
         token = owner.token
