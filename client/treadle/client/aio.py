@@ -102,6 +102,8 @@ class Client:
 
     # With options, arguments are positional: a checker cannot tell keywords of the workflow from keywords of `start`.
     @overload
+    async def start(self, workflow: WorkflowLike[P, R], /, *args: P.args, **kwargs: P.kwargs) -> RunHandle[R]: ...
+    @overload
     async def start(
         self,
         workflow: WorkflowLike[[], R],
@@ -161,8 +163,6 @@ class Client:
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
     ) -> RunHandle[R]: ...
-    @overload
-    async def start(self, workflow: WorkflowLike[P, R], /, *args: P.args, **kwargs: P.kwargs) -> RunHandle[R]: ...
     @overload
     async def start(
         self,

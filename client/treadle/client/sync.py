@@ -200,6 +200,8 @@ class SyncClient:
 
     # With options, arguments are positional: a checker cannot tell keywords of the workflow from keywords of `start`.
     @overload
+    def start(self, workflow: WorkflowLike[P, R], /, *args: P.args, **kwargs: P.kwargs) -> SyncRunHandle[R]: ...
+    @overload
     def start(
         self,
         workflow: WorkflowLike[[], R],
@@ -259,8 +261,6 @@ class SyncClient:
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
     ) -> SyncRunHandle[R]: ...
-    @overload
-    def start(self, workflow: WorkflowLike[P, R], /, *args: P.args, **kwargs: P.kwargs) -> SyncRunHandle[R]: ...
     @overload
     def start(
         self,
