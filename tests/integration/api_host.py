@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grpc import aio
 
-from treadle.controlplane.api.pool_service import PoolService
 from treadle.controlplane.api.run_service import RunService
-from treadle.controlplane.api.server import MESSAGE_BYTES, ApiServer
+from treadle.controlplane.api.server import MESSAGE_BYTES
 from treadle.controlplane.broker.memory import MemoryBroker
 from treadle.controlplane.config import ServerConfig
 from treadle.controlplane.engine import Engine
 from treadle.controlplane.machine.requests import Asked, Claimed
+from treadle.controlplane.plane import ControlPlane
 from treadle.controlplane.store.memory import MemoryStore
 from treadle.controlplane.store.port import Want
 from treadle.controlplane.telemetry import Metrics
@@ -109,35 +109,25 @@ class ApiHost:
 
 @asynccontextmanager
 async def api_host(config: ServerConfig | None = None, **settings: object) -> AsyncIterator[ApiHost]:
-    """Serve the API on a free port of loopback while inside. `settings` go into ServerConfig."""
-    config = config or ServerConfig(listen="127.0.0.1:0", amqp_url="", **settings)  # type: ignore[arg-type]
+    """Run a control plane on a free port of loopback while inside. `settings` go into ServerConfig."""
+    if config is None:
+        config = ServerConfig(listen="127.0.0.1:0", amqp_url="", shutdown_grace_s=0.5, **settings)  # type: ignore[arg-type]
     store, broker, metrics = MemoryStore(), MemoryBroker(), Metrics()
-    engine = Engine(store, broker)
-    await broker.start(engine)
-    await engine.prepare()
-    run_service = RunService(
-        engine,
-        store,
-        engine.hub,
-        max_payload_bytes=config.max_payload_bytes,
-        outbox_max=config.outbox_max,
-        metrics=metrics,
-    )
-    server = ApiServer(
-        config,
-        runs=run_service,
-        pools=PoolService(store, broker, outbox_max=config.outbox_max),
-        metrics=metrics,
-    )
-    address = await server.start()
-    working = asyncio.create_task(engine.run())
+    plane = ControlPlane(config, store, broker, metrics)
+    await broker.start(plane.engine)
+    stop = asyncio.Event()
+    address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(plane.run(stop, address.set_result))
     options = [("grpc.max_receive_message_length", MESSAGE_BYTES), ("grpc.max_send_message_length", MESSAGE_BYTES)]
     try:
-        async with aio.insecure_channel(address, options=options) as channel:
-            runs, pools = RunServiceStub(channel), PoolServiceStub(channel)
-            yield ApiHost(config, store, engine, run_service, metrics, address, channel, runs, pools)
+        waited: list[asyncio.Future[Any]] = [serving, address]
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if address.done():
+            async with aio.insecure_channel(address.result(), options=options) as channel:
+                runs, pools = RunServiceStub(channel), PoolServiceStub(channel)
+                yield ApiHost(config, store, plane.engine, plane.runs, metrics, address.result(), channel, runs, pools)
     finally:
-        await server.stop(0)
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
+        stop.set()
+        address.cancel()
+        await serving
         await broker.stop()

@@ -65,16 +65,17 @@ class ControlPlane:
             amqp_url=config.worker_amqp_url,
             max_payload_bytes=config.max_payload_bytes,
         )
+        self.runs = RunService(
+            self.engine,
+            store,
+            self.engine.hub,
+            max_payload_bytes=config.max_payload_bytes,
+            outbox_max=config.outbox_max,
+            metrics=self._metrics,
+        )
         self._api = ApiServer(
             config,
-            runs=RunService(
-                self.engine,
-                store,
-                self.engine.hub,
-                max_payload_bytes=config.max_payload_bytes,
-                outbox_max=config.outbox_max,
-                metrics=self._metrics,
-            ),
+            runs=self.runs,
             pools=PoolService(store, broker, outbox_max=config.outbox_max, unroutable=self._is_unroutable),
             workers=self._workers,
             metrics=self._metrics,
