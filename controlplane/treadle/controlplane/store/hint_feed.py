@@ -56,9 +56,9 @@ class HintFeed:
     async def stop(self) -> None:
         """Unsubscribe."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        while task is not None and not task.done():
+            task.cancel()  # again, because a cancel that meets a lost connection may be taken for its error
+            await asyncio.wait([task], timeout=0.5)
 
     async def listen(self) -> AsyncIterator[list[Hint]]:
         """Batches of hints from the first `anext` on. A listener that is 10,000 behind loses the oldest."""
@@ -83,7 +83,8 @@ class HintFeed:
 
     async def _run(self) -> None:
         pause = _RETRY_S[0]
-        while True:
+        me = asyncio.current_task()
+        while me is None or not me.cancelling():
             try:
                 await self._subscription()
             except (RedisError, OSError, TimeoutError, Unavailable) as error:

@@ -30,6 +30,7 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
+from treadle.controlplane.store.lane import Lane
 from treadle.controlplane.store.scripts import Script, script
 from treadle.protocol.errors import Unavailable
 
@@ -80,6 +81,7 @@ class Link:
         self._url = url
         self._timeout = timeout
         self._client: Any = None
+        self._lane: Lane | None = None
 
     @property
     def client(self) -> Any:
@@ -108,6 +110,7 @@ class Link:
                 socket_connect_timeout=self._timeout,
             )
             self._client = aredis.Redis.from_pool(pool)
+            self._lane = Lane(self._url, self._timeout) if Lane.fits(self._url) else None
         try:
             with self.errors():
                 if self.is_cluster:
@@ -121,6 +124,9 @@ class Link:
     async def stop(self) -> None:
         """Close all connections."""
         client, self._client = self._client, None
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            await lane.close()
         if client is not None:
             await client.aclose()
 
@@ -144,11 +150,6 @@ class Link:
         wanted = script(name)
         commands = [("EVALSHA", wanted.sha, 1, key, *arguments) for key, arguments in calls]
         with self.errors():
-            if len(commands) == 1:
-                try:
-                    return [await self.client.execute_command(*commands[0])]
-                except NoScriptError:
-                    return [await self._evaluate(wanted, commands[0])]
             replies = await self._pipeline(commands)
             for i, reply in enumerate(replies):
                 if isinstance(reply, NoScriptError):
@@ -157,7 +158,8 @@ class Link:
 
     async def _evaluate(self, wanted: Script, command: Command) -> Any:
         """Run a script by its text, which also makes the server keep it: it was restarted, or flushed."""
-        return await self.client.execute_command("EVAL", wanted.text, *command[2:])
+        (reply,) = await self._pipeline([("EVAL", wanted.text, *command[2:])])
+        return reply
 
     async def commands(self, commands: Sequence[Command]) -> list[Any]:
         """Run independent commands in one round trip (one a node on a cluster)."""
@@ -167,6 +169,8 @@ class Link:
             return _raised(await self._pipeline(commands))
 
     async def _pipeline(self, commands: Sequence[Command]) -> list[Any]:
+        if self._lane is not None:
+            return await self._lane.call(commands)
         pipeline = self.client.pipeline(**({} if self.is_cluster else {"transaction": False}))
         async with pipeline:
             for command in commands:
