@@ -367,7 +367,7 @@ class Owner:
     # --- time ------------------------------------------------------------------------------------------------------
     def due_ms(self) -> int | None:
         """When it must say something though it has nothing to say."""
-        if self.flying is not None or self.feed is None:
+        if self.flying is not None or self.empty or self.feed is None:
             return None
         settings = self._shared.settings
         due: int | None = None
