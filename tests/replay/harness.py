@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -59,7 +60,7 @@ class Server:
     looked: set[int] = field(default_factory=set)
     now_ms: int = START_MS
     _rng: Random = field(init=False)
-    _agenda: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
+    _agenda: list[tuple[int, int, Callable[[], object]]] = field(default_factory=list)
     _sequence: int = 0
     _open: dict[str, Any] = field(default_factory=dict)
     _known: set[str] = field(default_factory=set)
@@ -96,15 +97,15 @@ class Server:
             asked = Asked(at, command.SerializeToString(deterministic=True))
             self.asked.append(asked)
             if self.late:
-                self._at(self._rng.randrange(40), self._for_owner(lambda c=command, a=asked: self._record(c, a)))
+                self._at(self._rng.randrange(40), self._for_owner(partial(self._record, command, asked)))
             else:
                 self._record(command, asked)
         for call in calls:
-            self._at(self._rng.randrange(1, 300), self._for_owner(lambda c=call: self._local(c)))
+            self._at(self._rng.randrange(1, 300), self._for_owner(partial(self._local, call)))
         for command_id in cancels:
             self._known.add(command_id + "/cancelled")
 
-    def _for_owner(self, action: Callable[[], None]) -> Callable[[], None]:
+    def _for_owner(self, action: Callable[[], object]) -> Callable[[], object]:
         owner = self._owner
         return lambda: action() if owner == self._owner else None
 
@@ -117,7 +118,7 @@ class Server:
             action()
         return len(self.history) > before
 
-    def _at(self, delay_ms: int, action: Callable[[], None]) -> None:
+    def _at(self, delay_ms: int, action: Callable[[], object]) -> None:
         self._sequence += 1
         heapq.heappush(self._agenda, (self.now_ms + delay_ms, self._sequence, action))
 
@@ -198,14 +199,10 @@ class Server:
                 return
             self.append(attempt_failed=h.AttemptFailed(failure=failure, try_number=call.try_number, **common))
             again = h.StepRetried(command_id=call.command_id, try_number=call.try_number + 1)
-            self._at(delay, lambda: void(self.append(step_retried=again)))
+            self._at(delay, lambda: self.append(step_retried=again))
         else:
             payload = call.step.signature.encode_result(result)
             self.append(step_completed=h.StepCompleted(result=payload, **common))
-
-
-def void(_value: object) -> None:
-    """For lambdas whose result nobody wants."""
 
 
 def retry_delay(policy: RetryPolicy, try_number: int, error: Exception) -> int | None:

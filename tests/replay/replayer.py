@@ -38,8 +38,7 @@ def main(path: str, noise: int, collector: str) -> None:
             server.history = [HistoryEvent.FromString(bytes.fromhex(e)) for e in record["history"]]
             seen = []
             for upto in range(len(server.history) + 1):
-                for _ in range(Random().randrange(noise + 1)):
-                    kept.append([Cycle(), object(), {}])
+                kept.extend([Cycle(), object(), {}] for _ in range(Random().randrange(noise + 1)))
                 del kept[: Random().randrange(len(kept) + 1)]
                 commands, execution = replay(server, upto)
                 seen.append([c.hex() for c in commands])

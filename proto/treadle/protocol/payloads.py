@@ -27,6 +27,7 @@ MAX_PAYLOAD_BYTES: Final = 1 << 20
 
 _ENCODINGS: Final = ("", "json")
 _EMPTY: Final = b"null"
+_DEPTH: Final = 40
 
 
 class Codec(Protocol):
@@ -84,7 +85,7 @@ def encode(
     """
     try:
         data = _ENCODER.encode(value)
-        if sets and data != _SORTING.encode(value):
+        if sets and not _is_sorted(value, data):
             data = _ENCODER.encode(_without_sets(value))
     except Exception as error:  # hooks and properties of user types may raise anything
         path, culprit = _culprit(value)
@@ -165,27 +166,30 @@ def _holds_sets(info: Any, seen: set[Any]) -> bool:
     return any(_holds_sets(part, seen) for part in parts if part is not None)
 
 
+def _is_sorted(value: Any, data: bytes) -> bool:
+    """Whether the bytes are those of sorted sets and dicts, so that nothing has to be done; this is quick to know."""
+    try:
+        return data == _SORTING.encode(value)
+    except TypeError:  # it sorts only dicts whose keys are text
+        return False
+
+
 def _without_sets(value: Any) -> Any:
     if isinstance(value, AbstractSet):
-        return sorted(map(_without_sets, value), key=_SORTING.encode)
+        return sorted(map(_without_sets, value), key=_ENCODER.encode)
     if isinstance(value, Mapping):
         return {key: _without_sets(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_sets(item) for item in value]
-    if isinstance(value, msgspec.Struct) or dataclasses.is_dataclass(value):
-        return _without_sets(msgspec.to_builtins(value, builtin_types=(set, frozenset), enc_hook=_keep_sets))
-    if not isinstance(value, str | int | float | bytes | None):
-        plain = msgspec.to_builtins(value, enc_hook=_to_builtin, order="deterministic")
-        return plain
-    return value
-
-
-def _keep_sets(value: Any) -> Any:
-    return value if isinstance(value, AbstractSet) else _to_builtin(value)
+    if isinstance(value, str | int | float | bytes | None):
+        return value
+    return _without_sets(msgspec.to_builtins(value, builtin_types=(set, frozenset), enc_hook=_to_builtin))
 
 
 def _culprit(value: Any, path: str = "") -> tuple[str, Any]:
     """The innermost part that cannot be encoded, and the way to it."""
+    if path.count(".") + path.count("[") > _DEPTH:
+        return path, value
     for key, part in _parts(value):
         try:
             _ENCODER.encode(part)

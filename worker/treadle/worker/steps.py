@@ -80,7 +80,7 @@ class Step(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Call it: a durable call inside a workflow, to be awaited; elsewhere the plain function (a sync one returns its
-        result at once; `function` is typed so)."""
+        result at once, whatever the type says)."""
         execution = current_execution()
         if execution is not None:
             return execution.call_step(self, args, kwargs)

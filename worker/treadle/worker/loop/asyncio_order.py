@@ -1,7 +1,7 @@
 """Two places where asyncio orders things by address, outside of what a loop can decide.
 
 Both are corrected where asyncio looks the names up, and only while a durable loop runs; for every other loop they do what
-they did. Importing this module does it, for the whole process.
+they did.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-__all__ = ("is_durable",)
+__all__ = ("install", "is_durable")
 
 
 def is_durable(loop: Any) -> bool:
@@ -35,5 +35,7 @@ def _set_in_order(*iterable: Any) -> Any:
     return set(*iterable)
 
 
-asyncio.tasks._GatheringFuture.__hash__ = _hash_of_gather  # type: ignore[attr-defined]
-asyncio.tasks.set = _set_in_order  # type: ignore[attr-defined]
+def install() -> None:
+    """Correct both for the rest of the process. Idempotent."""
+    asyncio.tasks._GatheringFuture.__hash__ = _hash_of_gather  # type: ignore[attr-defined]
+    asyncio.tasks.set = _set_in_order  # type: ignore[attr-defined]

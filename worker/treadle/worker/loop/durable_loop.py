@@ -36,7 +36,7 @@ _MAX_CALLBACKS: Final = 1_000_000
 
 _RUNNING, _FINISHING, _CLOSING, _OUTSIDE = range(4)
 
-assert asyncio_order.is_durable  # imported for what it does
+asyncio_order.install()
 
 _log = logging.getLogger("treadle.worker.workflow")
 _swap_current_task: Callable[[Any, Any], Any] | None = getattr(asyncio.tasks, "_swap_current_task", None)

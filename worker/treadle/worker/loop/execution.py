@@ -95,7 +95,8 @@ class WorkflowExecution:
         return self._ledger.waits()
 
     def take(self) -> Turn:
-        return self._ledger.take(ended=self._outcome is not None)
+        ended = self._outcome is not None or self._ledger.divergence is not None
+        return self._ledger.take(ended=ended)
 
     def feed(self, event: history.HistoryEvent) -> None:
         if event.position != self._fed + 1:
@@ -118,7 +119,8 @@ class WorkflowExecution:
             self._calls.clear()
 
     def __del__(self) -> None:
-        self.close()
+        if not getattr(self, "_closed", True):
+            self.close()
 
     # one turn
 

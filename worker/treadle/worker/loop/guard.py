@@ -6,14 +6,21 @@ The hook is installed once by the worker process, and looks only while a durable
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+import threading
+import time
+from collections.abc import Callable
 from threading import get_ident
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 from treadle.protocol.errors import NotDeterministic
 
 __all__ = ("install", "turn_begins", "turn_ends")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _THREADS: set[int] = set()
 _INSTALLED: list[bool] = []
@@ -56,9 +63,22 @@ def turn_ends() -> None:
 
 def install() -> None:
     """Install the hook for the rest of the process. Idempotent."""
-    if not _INSTALLED:
-        _INSTALLED.append(True)
-        sys.addaudithook(_audit)
+    if _INSTALLED:
+        return
+    _INSTALLED.append(True)
+    sys.addaudithook(_audit)
+    if sys.version_info < (3, 13):  # these two tell nobody before
+        time.sleep = _audited(time.sleep, "time.sleep")
+        threading.Thread.start = _audited(threading.Thread.start, "_thread.start_new_thread")  # type: ignore[method-assign]
+
+
+def _audited(function: Callable[P, R], event: str) -> Callable[P, R]:
+    @functools.wraps(function)
+    def audited(*args: P.args, **kwargs: P.kwargs) -> R:
+        _audit(event, args)
+        return function(*args, **kwargs)
+
+    return audited
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:

@@ -175,7 +175,7 @@ def _instead_of(value: Any) -> str | None:
     """What to use instead of a forbidden function or class; None when it is allowed."""
     if value is _MISSING:
         return None
-    instead = _BY_ID.get(id(value))
+    instead = _BY_ID.get(id(value)) or _BY_ID.get(id(getattr(value, "__wrapped__", None)))
     if instead is not None:
         return instead
     module = getattr(value, "__module__", None)

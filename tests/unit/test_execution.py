@@ -1,0 +1,512 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from tests.replay.harness import START_MS
+
+from treadle.protocol.errors import StepCancelled, StepError, StepLost, StepTimedOut
+from treadle.v1 import history_pb2 as h
+from treadle.v1.common_pb2 import (
+    FAILURE_KIND_LOST,
+    FAILURE_KIND_PAYLOAD,
+    FAILURE_KIND_STUCK,
+    FAILURE_KIND_TIMED_OUT,
+    Failure,
+    Payload,
+)
+from treadle.v1.worker_service_pb2 import Command
+from treadle.worker import Retry, now, random, step, uuid4, workflow
+from treadle.worker.app import Registry
+from treadle.worker.loop.execution import WorkflowExecution, execution_factory
+from treadle.worker.loop.port import RunContext, Turn
+
+
+@step(pool="p")
+async def pooled(x: int) -> int:
+    return x
+
+
+@step
+async def local(x: int) -> int:
+    return x
+
+
+@step(retry=Retry.never)
+async def charge(x: int) -> int:
+    return x
+
+
+class Feeder:
+    """Feeds one execution, in order, with a second between events."""
+
+    def __init__(self, flow: Any, *args: Any, accepted_until: int = 0, run_id: str = "r") -> None:
+        context = RunContext("default", run_id, 3, flow.name, accepted_until)
+        self.execution = execution_factory(Registry().add(flow))(context)
+        self.feed(run_started=h.RunStarted(input=flow.signature.encode_call(args, {})))
+
+    def feed(self, time_ms: int | None = None, **kind: Any) -> WorkflowExecution:
+        position = self.execution.fed + 1
+        at = START_MS + 1000 * position if time_ms is None else time_ms
+        self.execution.feed(h.HistoryEvent(position=position, time_ms=at, **kind))
+        return self.execution
+
+    def take(self) -> Turn:
+        return self.execution.take()
+
+    def record(self, command: Command) -> None:
+        if command.WhichOneof("kind") == "start_timer":
+            fire_at = START_MS + command.start_timer.delay_ms
+            event = h.TimerStarted(command_id=command.command_id, digest=command.digest, fire_at_ms=fire_at)
+            self.feed(timer_started=event)
+        else:
+            s = command.schedule_step
+            self.feed(
+                step_scheduled=h.StepScheduled(
+                    command_id=command.command_id, digest=command.digest, name=s.name, input=s.input
+                )
+            )
+
+    def complete(self, command_id: str, value: Any, **more: Any) -> None:
+        result = Payload(data=json.dumps(value).encode())
+        self.feed(step_completed=h.StepCompleted(command_id=command_id, result=result, **more))
+
+    def result(self) -> Any:
+        outcome = self.execution.outcome
+        assert outcome is not None
+        assert outcome.result is not None, outcome
+        return json.loads(outcome.result.data)
+
+    def failure(self) -> Failure:
+        outcome = self.execution.outcome
+        assert outcome is not None
+        assert outcome.failure is not None, outcome
+        return outcome.failure
+
+
+@workflow
+async def one_of_each(x: int) -> list[int]:
+    first = await pooled(x)
+    second = await local(first)
+    await asyncio.sleep(1.5)
+    return [first, second, await pooled(x)]
+
+
+def test_ids_name_path_name_and_occurrence() -> None:
+    run = Feeder(one_of_each, 4)
+    (command,) = run.take().commands
+    assert command.command_id == "0/pooled#1"
+    assert (command.schedule_step.name, command.schedule_step.pool) == ("pooled", "p")
+    assert command.schedule_step.input.data == b'{"x":4}'
+    assert not command.schedule_step.HasField("retry")
+    assert run.take() == Turn()
+    run.record(command)
+    assert run.take() == Turn()
+    assert run.execution.waits().pool_steps == 1
+    run.complete("0/pooled#1", 5)
+    (call,) = run.take().local_calls
+    assert (call.command_id, call.name, call.try_number, call.at_most_once) == ("0/local#1", "local", 1, False)
+    run.complete("0/local#1", 6, local=True, digest=call.digest)
+    (timer,) = run.take().commands
+    assert (timer.command_id, timer.start_timer.delay_ms) == ("0/sleep#1", 1500)
+    run.record(timer)
+    waits = run.execution.waits()
+    assert (waits.pool_steps, waits.local_steps, waits.timers) == (0, 0, 1)
+    assert waits.earliest_timer_ms == START_MS + 1500
+    run.feed(timer_fired=h.TimerFired(command_id="0/sleep#1"))
+    (again,) = run.take().commands
+    assert again.command_id == "0/pooled#2"
+    run.record(again)
+    run.complete("0/pooled#2", 7)
+    assert run.result() == [5, 6, 7]
+
+
+def test_digests_differ_between_runs() -> None:
+    one, two = Feeder(one_of_each, 4, run_id="a"), Feeder(one_of_each, 4, run_id="b")
+    assert one.take().commands[0].digest != two.take().commands[0].digest
+
+
+def test_only_the_next_position_is_taken() -> None:
+    run = Feeder(one_of_each, 1)
+    with pytest.raises(ValueError, match="position 5 was fed where 2 is next"):
+        run.execution.feed(h.HistoryEvent(position=5))
+
+
+def test_input_that_does_not_fit_fails_the_run() -> None:
+    context = RunContext("default", "r", 3, "one_of_each")
+    execution = execution_factory(Registry().add(one_of_each))(context)
+    execution.feed(h.HistoryEvent(position=1, run_started=h.RunStarted(input=Payload(data=b'{"x":"a"}'))))
+    assert execution.outcome is not None
+    assert execution.outcome.failure is not None
+    assert execution.outcome.failure.kind == FAILURE_KIND_PAYLOAD
+    assert "argument x" in execution.outcome.failure.message
+
+
+@workflow
+async def returns_object() -> Any:
+    return object()
+
+
+@workflow
+async def exits() -> None:
+    raise SystemExit(3)
+
+
+@workflow
+async def interrupted() -> None:
+    await asyncio.gather(local(1), raises_interrupt())
+
+
+async def raises_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@workflow
+async def cancels_itself() -> None:
+    raise asyncio.CancelledError
+
+
+@workflow
+async def spins() -> None:
+    while True:
+        await asyncio.sleep(0)
+
+
+@workflow
+async def group_of_groups() -> None:
+    raise BaseExceptionGroup("all", [ExceptionGroup("inner", [ValueError("a")]), SystemExit(1)])
+
+
+@pytest.mark.parametrize(
+    ("flow", "kind", "type_name", "text"),
+    [
+        (returns_object, FAILURE_KIND_PAYLOAD, "PayloadError", "its result: cannot encode"),
+        (exits, None, "SystemExit", "3"),
+        (interrupted, None, "KeyboardInterrupt", ""),
+        (cancels_itself, None, "CancelledError", "nobody asked"),
+        (spins, FAILURE_KIND_STUCK, "Stuck", "without end"),
+        (group_of_groups, None, "BaseExceptionGroup", "- ValueError: a"),
+    ],
+)
+def test_whatever_code_does_is_an_outcome(flow: Any, kind: int | None, type_name: str, text: str) -> None:
+    run = Feeder(flow)
+    failure = run.failure()
+    assert failure.type == type_name
+    assert text in failure.message
+    assert kind is None or failure.kind == kind
+    run.execution.close()
+
+
+@workflow
+async def waits_for_nothing() -> str:
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        return "woken"
+    return ""
+
+
+def test_a_stuck_run_can_still_be_cancelled() -> None:
+    run = Feeder(waits_for_nothing)
+    assert run.failure().kind == FAILURE_KIND_STUCK
+    assert "Event" in run.failure().message
+    run.feed(cancel_requested=h.CancelRequested())
+    assert run.result() == "woken"
+
+
+# divergence
+
+
+def test_a_command_that_was_not_asked_for() -> None:
+    run = Feeder(one_of_each, 4)
+    event = h.StepScheduled(command_id="0/other#1", digest=1, name="other", input=Payload(data=b'{"y":1}'))
+    divergence = run.feed(step_scheduled=event).divergence
+    assert divergence is not None
+    assert divergence.expected == 'step 0/other#1 with {"y":1} (event 2)'
+    assert divergence.found == 'the code asked for step 0/pooled#1 with {"x":4}'
+    assert run.take() == Turn()
+    with pytest.raises(ValueError, match="has diverged"):
+        run.feed(run_parked=h.RunParked())
+
+
+def test_another_digest() -> None:
+    run = Feeder(one_of_each, 4)
+    event = h.StepScheduled(command_id="0/pooled#1", digest=1, input=Payload(data=b'{"x":5}'))
+    divergence = run.feed(step_scheduled=event).divergence
+    assert divergence is not None
+    assert divergence.expected == 'step 0/pooled#1 with {"x":5} (event 2)'
+    assert divergence.found == 'step 0/pooled#1 with {"x":4}'
+
+
+@workflow
+async def returns_at_once(x: int) -> int:
+    return x
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"step_scheduled": h.StepScheduled(command_id="0/pooled#1", digest=1)},
+        {"timer_started": h.TimerStarted(command_id="0/sleep#1", digest=1)},
+        {"step_completed": h.StepCompleted(command_id="0/local#1", digest=1, local=True)},
+        {"step_failed": h.StepFailed(command_id="0/local#1", digest=1, local=True)},
+        {"attempt_failed": h.AttemptFailed(command_id="0/local#1", digest=1, local=True)},
+        {"attempt_started": h.AttemptStarted(command_id="0/local#1", digest=1, local=True)},
+    ],
+)
+def test_code_that_ended_before_what_is_recorded(kind: dict[str, Any]) -> None:
+    run = Feeder(returns_at_once, 4)
+    assert run.execution.outcome is not None
+    divergence = run.feed(**kind).divergence
+    assert divergence is not None
+    assert divergence.found == "the code did not ask for it"
+    accepted = Feeder(returns_at_once, 4, accepted_until=2)
+    assert accepted.feed(**kind).divergence is None
+
+
+def test_an_accepted_digest_uses_the_recorded_outcome() -> None:
+    run = Feeder(one_of_each, 4, accepted_until=3)
+    run.feed(step_scheduled=h.StepScheduled(command_id="0/pooled#1", digest=1))
+    assert run.take().commands == []
+    run.complete("0/pooled#1", 50)
+    assert run.execution.divergence is None
+    assert run.take().local_calls[0].input.data == b'{"x":50}'
+
+
+def test_an_accepted_command_that_is_asked_for_later_has_its_outcome() -> None:
+    run = Feeder(one_of_each, 4, accepted_until=10)
+    (first,) = run.take().commands
+    run.feed(step_completed=h.StepCompleted(command_id="0/local#1", digest=9, local=True, result=Payload(data=b"8")))
+    run.feed(timer_started=h.TimerStarted(command_id="0/sleep#1", digest=9))
+    run.feed(timer_fired=h.TimerFired(command_id="0/sleep#1"))
+    run.record(first)
+    run.complete(first.command_id, 5)
+    turn = run.take()
+    assert turn.local_calls == []
+    assert [c.command_id for c in turn.commands] == ["0/pooled#2"]
+
+
+# failures of steps
+
+
+@workflow
+async def catches(x: int) -> list[Any]:
+    try:
+        await pooled(x)
+    except StepError as error:
+        return [type(error).__name__, error.step, error.attempts, str(error.__cause__)]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("kind", "cls"),
+    [(0, StepError), (FAILURE_KIND_TIMED_OUT, StepTimedOut), (FAILURE_KIND_LOST, StepLost)],
+)
+def test_failures_are_raised_in_the_code(kind: Any, cls: type[StepError]) -> None:
+    run = Feeder(catches, 1)
+    run.record(run.take().commands[0])
+    failure = Failure(kind=kind, type="OSError", message="disk", attempts=2)
+    run.feed(step_failed=h.StepFailed(command_id="0/pooled#1", failure=failure))
+    assert run.result() == [cls.__name__, "pooled", 2, "OSError: disk"]
+
+
+def test_a_cancelled_step_is_an_error_of_its_own() -> None:
+    run = Feeder(catches, 1)
+    run.record(run.take().commands[0])
+    run.feed(step_cancelled=h.StepCancelled(command_id="0/pooled#1", attempt=1))
+    assert run.result()[0] == StepCancelled.__name__
+
+
+def test_a_result_that_does_not_fit_is_raised_in_the_code() -> None:
+    run = Feeder(catches, 1)
+    run.record(run.take().commands[0])
+    run.complete("0/pooled#1", "text")
+    assert run.failure().kind == FAILURE_KIND_PAYLOAD
+    assert "step pooled: its result" in run.failure().message
+
+
+# local steps
+
+
+@workflow
+async def calls_local(x: int) -> int:
+    return await local(x)
+
+
+def test_a_local_step_is_called_again_when_its_wait_is_over() -> None:
+    run = Feeder(calls_local, 1)
+    (call,) = run.take().local_calls
+    run.feed(attempt_failed=h.AttemptFailed(command_id=call.command_id, digest=call.digest, local=True, try_number=1))
+    assert run.take().local_calls == []
+    assert run.execution.waits().local_steps == 1
+    run.feed(step_retried=h.StepRetried(command_id=call.command_id, try_number=2))
+    (again,) = run.take().local_calls
+    assert again.try_number == 2
+    assert run.take().local_calls == []
+
+
+def test_replay_of_a_failed_local_step_waits_too() -> None:
+    run = Feeder(calls_local, 1)
+    probe = Feeder(calls_local, 1)
+    (call,) = probe.take().local_calls
+    run.feed(attempt_failed=h.AttemptFailed(command_id=call.command_id, digest=call.digest, local=True, try_number=1))
+    assert run.take().local_calls == []
+
+
+@workflow
+async def calls_charge(x: int) -> int:
+    return await charge(x)
+
+
+def test_a_started_at_most_once_step_is_not_started_again() -> None:
+    (call,) = Feeder(calls_charge, 1).take().local_calls
+    assert call.at_most_once
+    run = Feeder(calls_charge, 1)
+    run.feed(attempt_started=h.AttemptStarted(command_id=call.command_id, digest=call.digest, local=True))
+    assert run.take().local_calls == []
+    failure = Failure(kind=FAILURE_KIND_LOST, attempts=1)
+    lost = h.StepFailed(command_id=call.command_id, digest=call.digest, local=True, failure=failure)
+    run.feed(step_failed=lost)
+    assert run.failure().type == "StepLost"
+
+
+# cancellation
+
+
+@workflow
+async def cancellable() -> str:
+    try:
+        await asyncio.gather(pooled(1), local(2), asyncio.sleep(60))
+    except asyncio.CancelledError:
+        await pooled(3)
+        raise
+    return "done"
+
+
+def test_cancel_is_raised_once_and_cancels_what_is_open() -> None:
+    run = Feeder(cancellable)
+    turn = run.take()
+    for command in turn.commands:
+        run.record(command)
+    run.feed(cancel_requested=h.CancelRequested(reason="enough"))
+    after = run.take()
+    assert [(c.command_id, c.WhichOneof("kind")) for c in after.commands] == [
+        ("0.1/pooled#1", "cancel"),
+        ("0.3/sleep#1", "cancel"),
+        ("0/pooled#1", "schedule_step"),
+    ]
+    assert after.local_cancels == ["0.2/local#1"]
+    run.feed(cancel_requested=h.CancelRequested(reason="again"))
+    run.complete("0.1/pooled#1", 1)
+    run.record(after.commands[2])
+    run.complete("0/pooled#1", 3)
+    assert run.execution.outcome is not None
+    assert run.execution.outcome.cancelled
+
+
+def test_what_was_never_handed_out_needs_no_cancel() -> None:
+    run = Feeder(cancellable)
+    run.feed(cancel_requested=h.CancelRequested())
+    turn = run.take()
+    assert [c.command_id for c in turn.commands] == ["0/pooled#1"]
+    assert (turn.local_calls, turn.local_cancels) == ([], [])
+
+
+@workflow
+async def short_timer() -> int:
+    async with asyncio.timeout(60):
+        await asyncio.sleep(0)
+    timer = asyncio.get_running_loop().call_later(5, print)
+    timer.cancel()
+    return await pooled(1)
+
+
+def test_a_timer_cancelled_in_the_same_turn_is_no_command() -> None:
+    run = Feeder(short_timer)
+    assert [c.command_id for c in run.take().commands] == ["0/pooled#1"]
+
+
+@workflow
+async def ignores_cancel() -> int:
+    return 1
+
+
+def test_code_that_had_returned_stays_returned() -> None:
+    run = Feeder(ignores_cancel)
+    run.feed(cancel_requested=h.CancelRequested())
+    assert run.result() == 1
+
+
+# values
+
+
+@workflow
+async def values() -> list[Any]:
+    async def draw() -> float:
+        return random().random()
+
+    drawn = await asyncio.gather(draw(), draw())
+    return [now().isoformat(), str(uuid4()), *drawn]
+
+
+def test_values_are_the_same_in_each_replay_and_differ_by_run_and_task() -> None:
+    first = Feeder(values).result()
+    assert Feeder(values).result() == first
+    assert first[0] == "2023-11-14T22:13:21+00:00"
+    assert first[2] != first[3]
+    assert Feeder(values, run_id="x").result()[1] != first[1]
+
+
+def test_time_never_goes_backwards() -> None:
+    run = Feeder(one_of_each, 1)
+    before = run.execution.now()
+    run.feed(time_ms=5, run_parked=h.RunParked())
+    assert run.execution.now() == before
+
+
+# dropping it
+
+CLOSED: list[str] = []
+
+
+@step
+def destructive() -> None:
+    CLOSED.append("the body of a step ran")
+
+
+@workflow
+async def with_cleanup() -> None:
+    try:
+        await pooled(1)
+    finally:
+        CLOSED.append("cleanup")
+        try:
+            await destructive()
+        finally:
+            await asyncio.sleep(1)
+
+
+def test_dropping_it_runs_no_step() -> None:
+    CLOSED.clear()
+    run = Feeder(with_cleanup)
+    run.take()
+    run.execution.close()
+    run.execution.close()
+    assert CLOSED == ["cleanup"]
+    with pytest.raises(ValueError, match="closed"):
+        run.feed(run_parked=h.RunParked())
+
+
+def test_a_workflow_is_not_called_inside_another() -> None:
+    @workflow
+    async def outer() -> int:
+        return await returns_at_once(1)
+
+    assert "was called inside a workflow" in Feeder(outer).failure().message
+
+
+def test_other_names_are_a_key_error() -> None:
+    with pytest.raises(KeyError):
+        execution_factory(Registry())(RunContext("default", "r", 1, "nope"))
