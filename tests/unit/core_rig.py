@@ -90,6 +90,7 @@ class Rig:
     Attributes:
         now: The worker's clock (ms).
         acts: Actions since they were last looked at; notes are kept apart in `notes`.
+        sent: Frames that went up while time went by.
     """
 
     def __init__(self, plan: Plan | None = None, **changes: Any) -> None:
@@ -97,6 +98,7 @@ class Rig:
         self.plan: Plan = plan or (lambda script, event: None)
         self.scripts: list[Script] = []
         self.acts: list[Action] = []
+        self.sent: list[SessionRequest] = []
         self.notes: list[Note] = []
         self.numbers = count(1)
         self.pushes = count(1)
@@ -116,7 +118,10 @@ class Rig:
     # --- the shell ---------------------------------------------------------------------------------------------
     def drained(self) -> list[Action]:
         for action in self.core.actions():
-            (self.notes if isinstance(action, Note) else self.acts).append(action)  # type: ignore[attr-defined]
+            if isinstance(action, Note):
+                self.notes.append(action)
+            else:
+                self.acts.append(action)
         acts, self.acts = self.acts, []
         return acts
 
@@ -156,8 +161,6 @@ class Rig:
         self.now = end
         self.core.tick(end)
         self.sent.extend(self.frames())
-
-    sent: list[SessionRequest]
 
     def frames(self) -> list[SessionRequest]:
         frames = []
@@ -227,7 +230,6 @@ class Rig:
 def opened_rig(plan: Plan | None = None, **changes: Any) -> Rig:
     """A rig with an open session whose first frames and actions are out of the way."""
     rig = Rig(plan, **changes)
-    rig.sent = []
     rig.open()
     rig.frames()
     rig.drained()
@@ -251,7 +253,13 @@ def step_job(n: int = 1, **fields: Any) -> Job:
 
 def run_job(run_id: str = "r", incarnation: int = 7, name: str = "flow") -> Job:
     return Job(
-        namespace="default", run_id=run_id, incarnation=incarnation, kind=JOB_KIND_RUN, pool="p", name=name, dispatch_id="d"
+        namespace="default",
+        run_id=run_id,
+        incarnation=incarnation,
+        kind=JOB_KIND_RUN,
+        pool="p",
+        name=name,
+        dispatch_id="d",
     )
 
 

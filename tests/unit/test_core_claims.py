@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.unit.core_rig import Rig, opened_rig, run_job, step_job
+
 from treadle.v1.common_pb2 import Payload
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP
 from treadle.v1.worker_service_pb2 import (
@@ -19,7 +19,7 @@ from treadle.v1.worker_service_pb2 import (
     Grant,
     Verdict,
 )
-from treadle.worker.core.port import Ack, Consume, GiveBack, Note, Report, StartAttempt
+from treadle.worker.core.port import Ack, Consume, GiveBack, Report, StartAttempt
 
 
 def test_a1_a_delivery_is_asked_about_without_its_input() -> None:
@@ -226,7 +226,7 @@ def test_garbage_is_noted_kept_aside_and_acked() -> None:
     assert len(claim.garbage) == 64 << 10 and not claim.HasField("job")
     rig.verdict(claim, VERDICT_UNKNOWN)
     assert rig.drained() == [Ack(tag)]
-    assert any(isinstance(n, Note) and n.event == "garbage_delivered" for n in rig.notes)
+    assert [n.event for n in rig.notes if n.level == "error"] == ["garbage_delivered"]
 
 
 def test_the_same_token_twice_is_one_attempt() -> None:
@@ -262,3 +262,22 @@ def test_a_frame_holds_200_entries_at_most() -> None:
     for n in range(450):
         rig.deliver(step_job(n))
     assert [len(frame.claims) for frame in rig.frames()] == [200, 200, 50]
+
+
+def test_r9_run_jobs_have_a_consumer_while_an_idle_run_could_make_room() -> None:
+    rig = opened_rig(run_slots=1)
+    rig.granted_run()
+    rig.drained()
+    rig.pass_ms(1000)
+    for request in [r for f in rig.sent for r in f.requests]:
+        rig.pass_ms(100)  # while it is on its way the run is not idle
+        rig.answer(request)
+    rig.pass_ms(10_000)
+    assert rig.drained() == []
+    tag = rig.deliver(run_job("x"))
+    rig.pass_ms(249)
+    assert rig.of(GiveBack) == []
+    rig.pass_ms(1)  # the park is not answered
+    assert rig.drained() == [GiveBack(tag), Consume(JOB_KIND_RUN, False)]
+    rig.pass_ms(500)
+    assert rig.of(Consume) == []

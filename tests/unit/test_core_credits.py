@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.unit.core_rig import Rig, completed, opened_rig, run_job, step_job
+
 from treadle.v1.worker_service_pb2 import (
     LANE_SESSION,
     REPORT_KIND_RELEASED,
@@ -10,7 +11,7 @@ from treadle.v1.worker_service_pb2 import (
     CreditStatement,
     RunGrant,
 )
-from treadle.worker.core.port import Report, ReopenSession, StartAttempt
+from treadle.worker.core.port import ReopenSession, Report, StartAttempt
 
 
 def statements(rig: Rig) -> list[CreditStatement]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.unit.core_rig import (
     Rig,
+    Script,
     asks,
     asks_local,
     attempt_failed,
@@ -19,6 +19,7 @@ from tests.unit.core_rig import (
     started,
     timer,
 )
+
 from treadle.v1.common_pb2 import FAILURE_KIND_CANCELLED, Failure, Payload
 from treadle.v1.history_pb2 import StepFailed, StepRetried, TimerStarted
 from treadle.v1.worker_service_pb2 import (
@@ -96,9 +97,9 @@ def test_r2_the_end_of_the_session_voids_the_right_until_the_next_answer() -> No
 
 
 def test_r2_it_starts_only_after_the_commands_before_it_were_answered() -> None:
-    def ask(script: object) -> None:
-        script.turn.commands.append(timer())  # type: ignore[attr-defined]
-        script.turn.local_calls.append(local())  # type: ignore[attr-defined]
+    def ask(script: Script) -> None:
+        script.turn.commands.append(timer())
+        script.turn.local_calls.append(local())
 
     rig = opened_rig(asks({1: ask}))
     rig.granted_run()
@@ -110,9 +111,13 @@ def test_r2_it_starts_only_after_the_commands_before_it_were_answered() -> None:
 
 
 def test_r2_it_does_not_wait_for_commands_that_come_after_it() -> None:
+    def both(script: Script) -> None:
+        script.turn.commands.append(timer("a"))
+        script.turn.local_calls.append(local())
+
     plan = asks(
         {
-            1: lambda s: (s.turn.commands.append(timer("a")), s.turn.local_calls.append(local()))[0],
+            1: both,
             3: lambda s: s.turn.commands.append(timer("b")),
         }
     )

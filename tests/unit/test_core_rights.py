@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.unit.core_rig import Rig, opened_rig, step_job
+
 from treadle.v1.common_pb2 import Failure, Payload
 from treadle.v1.worker_service_pb2 import (
     ANSWER_LEASE_LOST,

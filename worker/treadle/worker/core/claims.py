@@ -37,7 +37,17 @@ class Claim:
 class Intake:
     """One queue of the pool: its consumer, its slots, and the deliveries that wait for one."""
 
-    __slots__ = ("consuming", "kind", "names", "slots", "starved", "waiting")
+    __slots__ = (
+        "consuming",
+        "kind",
+        "names",
+        "room_for_more",
+        "room_until",
+        "slots",
+        "starved",
+        "waiting",
+        "waiting_since",
+    )
 
     def __init__(self, kind: JobKind.ValueType, names: frozenset[str], slots: Slots) -> None:
         self.kind = kind
@@ -46,6 +56,22 @@ class Intake:
         self.consuming = False
         self.starved = False  # jobs were given back for want of a slot, and none was free since
         self.waiting: dict[int, Job] = {}
+        self.waiting_since = 0
+        self.room_for_more = False  # a slot can be made when a job comes (R9)
+        self.room_until = 0  # when that was last so
+
+    def room(self, can_be_made: bool, now_ms: int) -> None:
+        if self.room_for_more:
+            self.room_until = now_ms
+        self.room_for_more = can_be_made
+
+    def starves_at(self, patience_ms: int) -> int | None:
+        """When it has had no slot for too long; None: it has one, or nothing waits and one can be made (R9)."""
+        if self.slots.full_since is None:
+            return None
+        if self.waiting:
+            return max(self.slots.full_since, self.waiting_since) + patience_ms
+        return None if self.room_for_more else max(self.slots.full_since, self.room_until) + patience_ms
 
 
 class Claims:
@@ -73,7 +99,7 @@ class Claims:
         return len(self.runs.waiting) or int(self.runs.starved)
 
     # --- deliveries ----------------------------------------------------------------------------------------------
-    def delivered(self, tag: int, job: Job | None, body: bytes) -> None:
+    def delivered(self, tag: int, job: Job | None, body: bytes, now_ms: int) -> None:
         if self._shared.draining:
             self._give_back(tag)
         elif job is None or job.kind not in (JOB_KIND_STEP, JOB_KIND_RUN):
@@ -87,6 +113,8 @@ class Claims:
                 self._shared.note("warning", "name_unknown", name=job.name, run=job.run_id)
                 self._ask(tag, job, None, ClaimItem(unregistered=True))
             else:
+                if not intake.waiting:
+                    intake.waiting_since = now_ms
                 intake.waiting[tag] = job
 
     def channel_lost(self, tags: Sequence[int]) -> None:
@@ -108,9 +136,14 @@ class Claims:
                 self._claim(tag, intake.waiting.pop(tag), intake)
             if intake.slots.free:
                 intake.starved = False
-                if not intake.consuming and intake.names and self._shared.settings.lane == LANE_AMQP:
-                    self._consume(intake, True)
-                    intake.slots.unripe(now_ms)
+            if not intake.consuming and self._may_consume(intake):
+                self._consume(intake, True)
+                intake.slots.unripe(now_ms)
+
+    def _may_consume(self, intake: Intake) -> bool:
+        if not intake.names or self._shared.settings.lane != LANE_AMQP:
+            return False
+        return intake.slots.free > 0 or (intake.room_for_more and not intake.starved)
 
     # --- questions -----------------------------------------------------------------------------------------------
     def _claim(self, tag: int, job: Job, intake: Intake) -> None:
@@ -152,13 +185,14 @@ class Claims:
         if not session.open and now_ms >= session.ended_at + self._shared.settings.give_back_session_ms:
             self._give_up(now_ms)
         for intake in (self.steps, self.runs):
-            if intake.consuming and now_ms >= self._starves_at(intake, now_ms + 1):
+            due = self._starves_at(intake)
+            if due is not None and due <= now_ms:
                 intake.starved = bool(intake.waiting)
                 self._return_waiting(intake)
                 self._consume(intake, False)
 
     def next_due(self) -> int | None:
-        dues = [self._starves_at(i, 0) for i in (self.steps, self.runs) if i.consuming and not i.slots.free]
+        dues = [due for i in (self.steps, self.runs) if (due := self._starves_at(i)) is not None]
         if not self._shared.session.open and (self.busy or self.steps.consuming or self.runs.consuming):
             dues.append(self._shared.session.ended_at + self._shared.settings.give_back_session_ms)
         return min(dues, default=None)
@@ -171,9 +205,10 @@ class Claims:
             if intake.consuming:
                 self._consume(intake, False)
 
-    def _starves_at(self, intake: Intake, otherwise: int) -> int:
-        since = intake.slots.full_since
-        return otherwise if since is None else since + self._shared.settings.give_back_slot_ms
+    def _starves_at(self, intake: Intake) -> int | None:
+        if not intake.consuming:
+            return None
+        return intake.starves_at(self._shared.settings.give_back_slot_ms)
 
     def _give_up(self, now_ms: int) -> None:
         """Too long without a session: every delivery without a verdict goes back, its question is forgotten."""

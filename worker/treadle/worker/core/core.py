@@ -191,7 +191,7 @@ class WorkerCore:
     # --- the broker ------------------------------------------------------------------------------------------------
     def delivered(self, tag: int, job: Job | None, body: bytes, now_ms: int) -> None:
         self._noticed(now_ms)
-        self._claims.delivered(tag, job, body)
+        self._claims.delivered(tag, job, body, now_ms)
         self._settle(now_ms)
 
     def channel_lost(self, kind: JobKind.ValueType, tags: Sequence[int], now_ms: int) -> None:
@@ -273,6 +273,7 @@ class WorkerCore:
     def _settle(self, now_ms: int) -> None:
         """After every change: use free slots, make room where run jobs wait, show the list of held tokens."""
         self._called_at = now_ms
+        self._claims.runs.room(self._owners.has_idle, now_ms)
         self._claims.pump(now_ms)
         self._owners.relieve(self._claims.run_waits, now_ms)
         self._shared.held.publish()

@@ -78,6 +78,11 @@ class Owners:
     def __contains__(self, token: bytes) -> bool:
         return token in self._by_token
 
+    @property
+    def has_idle(self) -> bool:
+        """Whether a run could be parked to make room."""
+        return bool(self._idle)
+
     # --- GO --------------------------------------------------------------------------------------------------------
     def fence(self, run_id: str, now_ms: int) -> None:
         """Another GO for the run was read: an owner of it that is still here is outdated."""
