@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from tests.integration.api_host import DEADLINE_S, ApiHost, api_host
+from treadle.controlplane.duties.gauges import GaugeDuty
 from treadle.controlplane.store.port import CheckResult
+from treadle.controlplane.telemetry import Metrics
 from treadle.protocol.errors import Unavailable
 from treadle.v1 import pool_service_pb2 as pb
 from treadle.v1.run_service_pb2 import StartRunRequest
@@ -80,6 +82,24 @@ def test_workers_are_listed_by_pool_with_their_state() -> None:
             only = await host.pools.ListWorkers(pb.ListWorkersRequest(pool="csv"), timeout=T)
             (worker,) = only.workers
             assert (worker.worker_id, list(worker.workflows), list(worker.steps)) == ("w3", ["hello"], ["greet"])
+
+    asyncio.run(main())
+
+
+def test_gauges_show_what_pools_show() -> None:
+    async def main() -> None:
+        async with api_host() as host:
+            await add_worker(host, "w1", "crm", steps_running=3)
+            request = StartRunRequest(run_id="r", request_id="q", workflow="hello")
+            await host.runs.StartRun(request, timeout=T)
+            metrics = Metrics()
+            await GaugeDuty(host.engine, metrics).measure()
+            labels = {"namespace": "default", "pool": "crm"}
+            assert metrics.value("treadle.pool.slots_used", **labels) == 3
+            assert metrics.value("treadle.pool.workers", **labels) == 1
+            assert metrics.value("treadle.pool.ready", **labels, kind="run") == 1
+            assert metrics.value("treadle.pool.ready", **labels, kind="step") == 0
+            assert metrics.value("treadle.outbox.size") == 1
 
     asyncio.run(main())
 

@@ -8,23 +8,26 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
-from grpc import aio
+from grpc import StatusCode, aio
 
 from tests.servers.redis_server import RedisServer, free_port
+from treadle.client.status import from_rpc_error
 from treadle.controlplane.embedded import embedded
 from treadle.controlplane.serve import Refusal, judge_checks
 from treadle.controlplane.store.embedded import EmbeddedRedis
 from treadle.controlplane.store.port import CheckResult
-from treadle.protocol.errors import ConfigError
-from treadle.v1.run_service_pb2 import GetRunRequest, ListRunsRequest, StartRunRequest
+from treadle.protocol.errors import ConfigError, Unavailable
+from treadle.v1.run_service_pb2 import GetRunRequest, ListRunsRequest, StartRunRequest, WatchRunRequest
 from treadle.v1.run_service_pb2_grpc import RunServiceStub
 
 DEADLINE_S = 30.0
+T = TypeVar("T")
 
 
 class Server:
@@ -149,6 +152,45 @@ def test_a_redis_that_forgets_is_refused_unless_allowed() -> None:
 
     with RedisServer(appendonly="no") as redis:
         asyncio.run(main(redis.url))
+
+
+@pytest.mark.kill
+def test_a_redis_that_is_killed_and_comes_back_is_survived() -> None:
+    async def main(redis: RedisServer) -> None:
+        async with server(REDIS_URL=redis.url) as running:
+            address = (await running.until("listening on ")).split()[-1]
+            async with aio.insecure_channel(address) as channel:
+                runs = RunServiceStub(channel)
+                start = StartRunRequest(run_id="r1", request_id="q", workflow="hello", pool="crm")
+                await runs.StartRun(start, timeout=DEADLINE_S)
+                watch = aiter(runs.WatchRun(WatchRunRequest(run_id="r1")))
+                assert (await anext(watch)).run.run_id == "r1"
+                redis.kill()
+                with pytest.raises(aio.AioRpcError) as caught:
+                    await runs.GetRun(GetRunRequest(run_id="r1"), timeout=DEADLINE_S)
+                refused = from_rpc_error(caught.value)
+                assert isinstance(refused, Unavailable)
+                assert f"127.0.0.1:{redis.port}" in str(refused)
+                redis.start()
+                got = await answered(lambda: runs.GetRun(GetRunRequest(run_id="r1"), timeout=DEADLINE_S))
+                assert got.run.workflow == "hello"
+                start.run_id = start.request_id = "r2"
+                assert (await answered(lambda: runs.StartRun(start, timeout=DEADLINE_S))).started
+            assert await running.terminate() == 0
+
+    with RedisServer() as redis:
+        asyncio.run(main(redis))
+
+
+async def answered(call: Callable[[], Awaitable[T]]) -> T:
+    """Call until it is not refused as unavailable."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            try:
+                return await call()
+            except aio.AioRpcError as error:
+                if error.code() != StatusCode.UNAVAILABLE:
+                    raise
 
 
 def test_only_loss_of_work_can_be_allowed() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 import structlog
 
@@ -12,6 +12,7 @@ from treadle.controlplane.api.run_service import RunService
 from treadle.controlplane.api.server import ApiServer
 from treadle.controlplane.broker.port import Broker
 from treadle.controlplane.config import ServerConfig
+from treadle.controlplane.duties.gauges import GaugeDuty
 from treadle.controlplane.duties.leases import LeaseChecker
 from treadle.controlplane.duties.outbox import OutboxDuty
 from treadle.controlplane.duties.queues import QueueWatch
@@ -39,25 +40,36 @@ class ControlPlane:
         config: Settings.
         store, broker: Adapters; who connects them closes them.
         metrics: Where to count.
+        measure: True: gauges are measured too, because somebody reads them.
 
     Raises:
         ConfigError: The tokens file has a wrong line.
     """
 
-    def __init__(self, config: ServerConfig, store: Store, broker: Broker, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        store: Store,
+        broker: Broker,
+        metrics: Metrics | None = None,
+        *,
+        measure: bool = False,
+    ) -> None:
         self._config = config
         self._metrics = metrics or Metrics()
         self.engine = Engine(store, broker, Settings(retention_ms=config.retention_ms), config.replica_id)
         leases = LeaseChecker(self.engine)
         timers = TimerDuty(self.engine, leases, QueueWatch(self.engine))
         lanes = Lanes(self.engine)
-        self._work = (
+        self._work: list[Callable[[], Coroutine[None, None, None]]] = [
             self.engine.run,
             lanes.run,
             timers.run,
             OutboxDuty(self.engine, timers).run,
             SilenceDuty(self.engine, leases, timers).run,
-        )
+        ]
+        if measure:
+            self._work.append(GaugeDuty(self.engine, self._metrics).run)
         self._workers = WorkerService(
             self.engine,
             leases,

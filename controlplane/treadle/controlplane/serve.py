@@ -63,7 +63,7 @@ async def serve(
     ended = stop or asyncio.Event()
     try:
         with _signals(ended, wanted=stop is None):
-            await run_plane(config, ended, ready or (lambda address: None), metrics)
+            await run_plane(config, ended, ready or (lambda address: None), metrics, measure=provider is not None)
     except ConfigError as error:
         sys.stderr.write(f"treadle server: {error}\n")
         return EXIT_REFUSED
@@ -76,7 +76,12 @@ async def serve(
 
 
 async def run_plane(
-    config: ServerConfig, stop: asyncio.Event, ready: Callable[[str], None], metrics: Metrics | None = None
+    config: ServerConfig,
+    stop: asyncio.Event,
+    ready: Callable[[str], None],
+    metrics: Metrics | None = None,
+    *,
+    measure: bool = False,
 ) -> None:
     """Connect store and broker, serve until `stop` is set, close both. Configures nothing of the process.
 
@@ -85,7 +90,7 @@ async def run_plane(
     """
     store: Store = RedisStore(config.redis_url, cluster=config.redis_cluster)
     broker: Broker = RabbitBroker(config.amqp_url) if config.amqp_url else MemoryBroker()
-    plane = ControlPlane(config, store, broker, metrics)
+    plane = ControlPlane(config, store, broker, metrics, measure=measure)
     if not await _until_there("Redis", masked(config.redis_url), store.start, stop):
         return
     try:

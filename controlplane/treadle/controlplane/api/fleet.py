@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
+from treadle.controlplane.api.fresh import Fresh
 from treadle.controlplane.store.port import Store
 from treadle.v1.pool_service_pb2 import WorkerState
 from treadle.v1.state_pb2 import WorkerRecord
@@ -15,6 +17,8 @@ __all__ = ("SILENCE_MS", "Fleet", "PoolFleet", "sum_up", "worker_state")
 
 SILENCE_MS: Final = 5_000
 """A worker without a beat for so long is silent."""
+
+_NAMESPACES: Final = 1_000
 
 
 @dataclass(slots=True)
@@ -60,18 +64,26 @@ class Fleet:
     def __init__(self, store: Store, keep_s: float = 1.0) -> None:
         self._store = store
         self._keep_s = keep_s
-        self._known: dict[str, tuple[float, Mapping[str, PoolFleet]]] = {}
+        self._known: dict[str, Fresh[_Sighting]] = {}
 
-    async def pools(self, namespace: str) -> Mapping[str, PoolFleet]:
-        """Return the live workers by pool, at most `keep_s` old."""
-        known = self._known.get(namespace)
-        if known is not None and time.monotonic() - known[0] < self._keep_s:
-            return known[1]
+    async def pool(self, namespace: str, name: str) -> tuple[PoolFleet, int]:
+        """Return the live workers of a pool (empty when there are none), and the store's clock now, estimated."""
+        if namespace not in self._known:
+            if len(self._known) >= _NAMESPACES:
+                self._known.clear()  # names come from callers, and there is no end of them
+            self._known[namespace] = Fresh(partial(self._look, namespace), self._keep_s)
+        seen = await self._known[namespace].get()
+        passed_ms = int((time.monotonic() - seen.at) * 1000)
+        return seen.pools.get(name, PoolFleet()), seen.now_ms + passed_ms
+
+    async def _look(self, namespace: str) -> _Sighting:
         records = await self._store.workers(namespace)
-        pools = sum_up(records, await self._store.now())
-        self._known[namespace] = (time.monotonic(), pools)
-        return pools
+        now_ms = await self._store.now()
+        return _Sighting(sum_up(records, now_ms), now_ms, time.monotonic())
 
-    async def pool(self, namespace: str, name: str) -> PoolFleet:
-        """Return the live workers of one pool; an empty one when there are none."""
-        return (await self.pools(namespace)).get(name, PoolFleet())
+
+@dataclass(frozen=True, slots=True)
+class _Sighting:
+    pools: Mapping[str, PoolFleet]
+    now_ms: int
+    at: float

@@ -83,8 +83,8 @@ class Records:
             return run_view(head, last if last and last.revision == head.last_revision else None)
         if head.state not in _STUCK:
             return run_view(head)
-        fleet = await self._fleet.pool(head.namespace, head.pool)
-        return run_view(head, None, fleet, await self._store.now())
+        fleet, now_ms = await self._fleet.pool(head.namespace, head.pool)
+        return run_view(head, None, fleet, now_ms)
 
     async def listing(self, wanted: ListFilter, cursor: Cursor | None, size: int) -> tuple[list[Run], Cursor | None]:
         """Return a page of runs, newest first, and where the next one begins (None: this is the last).
@@ -133,11 +133,9 @@ class Records:
             for head, found in zip(failed, loaded, strict=True)
             if found.event
         }
-        stuck = any(head.state in _STUCK for head in heads)
-        now_ms = await self._store.now() if stuck else 0
         runs = []
         for head in heads:
-            fleet = await self._fleet.pool(head.namespace, head.pool) if head.state in _STUCK else None
+            fleet, now_ms = await self._fleet.pool(head.namespace, head.pool) if head.state in _STUCK else (None, 0)
             runs.append(brief(run_view(head, last.get(head.run_id), fleet, now_ms)))
         return runs
 

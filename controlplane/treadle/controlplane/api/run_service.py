@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Final, Protocol
 
 from treadle.controlplane.api import checks
 from treadle.controlplane.api.errors import Context
 from treadle.controlplane.api.fleet import Fleet
+from treadle.controlplane.api.fresh import Fresh
 from treadle.controlplane.api.pages import page_size, read_token, write_token
 from treadle.controlplane.api.records import ListFilter, Records
 from treadle.controlplane.hints import HintHub
@@ -32,7 +34,7 @@ _WAIT_LARGEST_MS: Final = 60_000
 _ANSWER_S: Final = 0.25  # kept back from the caller's deadline, so that the answer arrives inside it
 _EVENTS_PAGE: Final = 200
 _REPLACE_TRIES: Final = 5
-_KEEP_S: Final = 1.0  # how old the size of the outbox and the registry may be
+_NAMESPACES: Final = 1_000
 
 
 class Engine(Protocol):
@@ -215,8 +217,8 @@ class _Admission:
     def __init__(self, store: Store, outbox_max: int) -> None:
         self._store = store
         self._outbox_max = outbox_max
-        self._outbox: tuple[float, int] = (-_KEEP_S, 0)
-        self._registry: dict[str, tuple[float, Mapping[str, str]]] = {}
+        self._outbox = Fresh(store.outbox_size)
+        self._registry: dict[str, Fresh[Mapping[str, str]]] = {}
         self._pools: set[tuple[str, str]] = set()
 
     async def pool_for(self, namespace: str, workflow: str, pool: str) -> str:
@@ -224,13 +226,19 @@ class _Admission:
         if pool:
             await self._note_pool(namespace, pool)
             return pool
-        known_at, registry = self._registry.get(namespace, (-_KEEP_S, {}))
-        if workflow not in registry or time.monotonic() - known_at >= _KEEP_S:
-            registry = await self._store.registry(namespace)
-            self._registry[namespace] = (time.monotonic(), registry)
+        asked_at = time.monotonic()
+        known = self._registry.get(namespace)
+        if known is None:
+            if len(self._registry) >= _NAMESPACES:
+                self._registry.clear()  # names come from callers, and there is no end of them
+            known = self._registry[namespace] = Fresh(partial(self._store.registry, namespace))
+        registry = await known.get()
+        if workflow not in registry:
+            registry = await known.get(since=asked_at)  # it may have been registered a moment ago
         if workflow not in registry:
             raise NotFound(
-                f"nobody ever registered {workflow!r} in namespace {namespace!r}: start a worker that has it, or give pool=",
+                f"nobody ever registered {workflow!r} in namespace {namespace!r}: "
+                "start a worker that has it, or give pool=",
                 reason="WORKFLOW_NOT_FOUND",
                 remedy="start a worker that has the workflow, or give the pool that will have it",
             )
@@ -238,10 +246,7 @@ class _Admission:
 
     async def check_outbox(self) -> None:
         """Refuse while too much waits for the broker."""
-        read_at, size = self._outbox
-        if time.monotonic() - read_at >= _KEEP_S:
-            size = await self._store.outbox_size()
-            self._outbox = (time.monotonic(), size)
+        size = await self._outbox.get()
         if size >= self._outbox_max:
             raise Refused(
                 f"{size:,} jobs wait for the broker, the limit is {self._outbox_max:,}",
