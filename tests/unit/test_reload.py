@@ -1,4 +1,4 @@
-"""The supervisor of the reloading worker, on real child processes."""
+"""Workers that follow the code, on real child processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from treadle.cli.reload import Supervisor, python_changes, syntax_error, watched_folder
+from treadle.cli.dev_workers import Workers, pools_of
+from treadle.cli.reload import python_changes, syntax_error, watched_folder
+from treadle.protocol.errors import ConfigError
 
 # Appends its pid to a file, then waits for SIGTERM.
 CHILD = """
@@ -25,16 +27,28 @@ while True:
 
 
 class Scene:
-    """A supervisor, what it said, and the pids of the workers it started."""
+    """Workers, what was said, and the pids of the processes that were started."""
 
     def __init__(self, folder: Path, code: str = CHILD) -> None:
         self.said: list[str] = []
         self.ledger = folder / "pids.txt"
         self.ledger.touch()
+        self.pools = ["default"]
+        self.mistake = ""
         self.changes: asyncio.Queue[list[Path]] = asyncio.Queue()
         self.stop = asyncio.Event()
-        command = [sys.executable, "-c", code, str(self.ledger)]
-        self.supervisor = Supervisor(command, say=self.said.append, drain_s=1)
+        self.workers = Workers(
+            "app.py",
+            lambda pool: [str(self.ledger), pool],
+            say=self.said.append,
+            find_pools=self.find_pools,
+            program=[sys.executable, "-c", code],
+        )
+
+    async def find_pools(self, app: str) -> list[str]:
+        if self.mistake:
+            raise ConfigError(self.mistake)
+        return self.pools
 
     async def feed(self) -> AsyncIterator[list[Path]]:
         while True:
@@ -50,11 +64,11 @@ class Scene:
 
 
 def play(folder: Path, script: Callable[[Scene], Awaitable[None]], code: str = CHILD) -> Scene:
-    """Run a supervisor while the script acts on it, then stop it."""
+    """Run workers while the script acts on them, then stop them."""
 
     async def main() -> Scene:
         scene = Scene(folder, code)
-        running = asyncio.create_task(scene.supervisor.run(scene.feed(), scene.stop))
+        running = asyncio.create_task(scene.workers.run(scene.feed(), scene.stop))
         try:
             await script(scene)
         finally:
@@ -95,12 +109,60 @@ def test_a_syntax_error_keeps_the_old_worker(tmp_path: Path) -> None:
         await scene.until(lambda: len(scene.pids()) == 1)
         scene.changes.put_nowait([bad])
         await scene.until(lambda: bool(scene.said))
-        assert scene.supervisor.pid == scene.pids()[0]
+        assert scene.workers.pids == {"default": scene.pids()[0]}
 
     scene = play(tmp_path, script)
     assert len(scene.pids()) == 1
     assert f"{bad}:1" in scene.said[0]
     assert "the old worker goes on" in scene.said[0]
+
+
+def test_an_app_that_cannot_be_loaded_keeps_the_old_worker(tmp_path: Path) -> None:
+    good = tmp_path / "app.py"
+    good.write_text("x = 1\n")
+
+    async def script(scene: Scene) -> None:
+        await scene.until(lambda: len(scene.pids()) == 1)
+        scene.mistake = "two steps are named 'a'"
+        scene.changes.put_nowait([good])
+        await scene.until(lambda: len(scene.said) == 2)
+        assert scene.workers.pids == {"default": scene.pids()[0]}
+
+    scene = play(tmp_path, script)
+    assert scene.said[1] == "✗ two steps are named 'a'\n  the old worker goes on"
+
+
+def test_each_pool_has_its_worker_and_pools_come_and_go(tmp_path: Path) -> None:
+    good = tmp_path / "app.py"
+    good.write_text("x = 1\n")
+
+    async def script(scene: Scene) -> None:
+        scene.pools[:] = ["a", "b"]
+        await scene.until(lambda: len(scene.pids()) == 2)
+        old = scene.workers.pids
+        scene.pools[:] = ["b", "c"]
+        scene.changes.put_nowait([good])
+        await scene.until(lambda: len(scene.pids()) == 4)
+        assert set(scene.workers.pids) == {"b", "c"}
+        assert gone(old["a"] or 0)
+        assert scene.workers.pids["b"] != old["b"]
+
+    assert all(gone(pid) for pid in play(tmp_path, script).pids())
+
+
+def test_the_pools_of_an_app_are_what_its_code_names(tmp_path: Path) -> None:
+    app = tmp_path / "app.py"
+    app.write_text(
+        "from treadle.worker.steps import step\nfrom treadle.worker.workflows import workflow\n"
+        "print('imported')\n"
+        "@step(pool='csv')\nasync def a() -> None: ...\n"
+        "@step\nasync def b() -> None: ...\n"
+        "@workflow(pool='flows')\nasync def w() -> None: ...\n"
+    )
+    assert asyncio.run(pools_of(str(app))) == ["csv", "flows"]
+    app.write_text("import nonsense_that_is_not_there\n")
+    with pytest.raises(ConfigError, match="nonsense_that_is_not_there"):
+        asyncio.run(pools_of(str(app)))
 
 
 def test_a_killed_worker_is_started_again(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Hot reload: a worker in a child process, started again when the code changes.
+"""Hot reload: a worker in a child process that is started again when it is asked for, or when it was killed.
 
-A file with a syntax error keeps the old worker; a worker that is killed is started again at once; one that cannot start
-waits for the next change. The child is asked to drain (SIGTERM) and killed when it takes too long.
+A worker that cannot start waits for the next restart. The child is asked to drain (SIGTERM) and killed when it takes
+too long.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ("Supervisor", "syntax_error", "watched_folder")
+__all__ = ("PARENT_VARIABLE", "Supervisor", "python_changes", "syntax_error", "tie_to_parent", "watched_folder")
 
 DEBOUNCE_MS: Final = 300
 """Changes that come within this time are one change."""
@@ -67,8 +67,9 @@ class Supervisor:
 
     Args:
         command: Its command line; the program first.
-        env: Variables beside those of this process.
         say: Tells a person what happens.
+        name: What it is called then.
+        env: Variables beside those of this process.
         drain_s: How long it may drain.
     """
 
@@ -77,12 +78,15 @@ class Supervisor:
         command: Sequence[str],
         *,
         say: Say,
+        name: str = "the worker",
         env: Mapping[str, str] | None = None,
         drain_s: float = DRAIN_S,
     ) -> None:
         self._command = list(command)
         self._env = {**os.environ, **(env or {})}
         self._say = say
+        self._name = name
+        self._wanted = asyncio.Event()
         self._drain_s = drain_s
         self._process: asyncio.subprocess.Process | None = None
 
@@ -92,80 +96,56 @@ class Supervisor:
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
-    async def run(self, changes: AsyncIterator[list[Path]] | None, stop: asyncio.Event) -> None:
-        """Keep a worker running until `stop` is set; then drain it.
-
-        Args:
-            changes: Batches of files that changed (see `python_changes`); None: no reload.
-            stop: Set it to end.
-        """
-        change, stopping = asyncio.Event(), asyncio.create_task(stop.wait())
-        watching = asyncio.create_task(self._watch(changes, change)) if changes is not None else None
+    async def run(self, stop: asyncio.Event) -> None:
+        """Keep a worker running until `stop` is set; then drain it."""
+        stopping = asyncio.create_task(stop.wait())
         try:
             while not stop.is_set():
-                await self._one_life(change, stopping, watching)
+                await self._one_life(stopping)
         finally:
+            stopping.cancel()
             await self._end()
-            for task in (stopping, watching):
-                if task is not None:
-                    task.cancel()
-            await asyncio.gather(*(t for t in (stopping, watching) if t is not None), return_exceptions=True)
+
+    def restart(self) -> None:
+        """Drain the worker and start another one."""
+        self._wanted.set()
 
     def kill(self) -> None:
         """Kill the worker as a crash would; another one is started."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
-    async def _watch(self, changes: AsyncIterator[list[Path]], change: asyncio.Event) -> None:
-        async for paths in changes:
-            broken = syntax_error(paths)
-            if broken is not None:
-                self._say(f"✗ {broken}\n  the old worker goes on")
-                continue
-            self._say(f"⟳ {', '.join(sorted({path.name for path in paths}))} changed")
-            change.set()
-
-    async def _one_life(
-        self,
-        change: asyncio.Event,
-        stopping: asyncio.Task[bool],
-        watching: asyncio.Task[None] | None,
-    ) -> None:
-        change.clear()
+    async def _one_life(self, stopping: asyncio.Task[bool]) -> None:
+        self._wanted.clear()
         born = time.monotonic()
         self._process = await asyncio.create_subprocess_exec(
             *self._command, env=self._env, stdin=asyncio.subprocess.DEVNULL
         )
         ended = asyncio.create_task(self._process.wait())
-        changed = asyncio.create_task(change.wait())
+        restart = asyncio.create_task(self._wanted.wait())
         try:
-            await _first(ended, changed, stopping, watching)
-            if ended.done() and not stopping.done() and not changed.done():
-                await self._told_of_end(ended.result(), time.monotonic() - born, changed, stopping, watching)
+            await _first(ended, restart, stopping)
+            if ended.done() and not stopping.done() and not restart.done():
+                await self._after_the_end(ended.result(), time.monotonic() - born, restart, stopping)
         finally:
             await self._end()
-            for task in (ended, changed):
+            for task in (ended, restart):
                 task.cancel()
-            await asyncio.gather(ended, changed, return_exceptions=True)
+            await asyncio.gather(ended, restart, return_exceptions=True)
 
-    async def _told_of_end(
-        self,
-        code: int,
-        lived_s: float,
-        changed: asyncio.Task[bool],
-        stopping: asyncio.Task[bool],
-        watching: asyncio.Task[None] | None,
+    async def _after_the_end(
+        self, code: int, lived_s: float, restart: asyncio.Task[bool], stopping: asyncio.Task[bool]
     ) -> None:
+        """Say why the worker ended, and wait until another one makes sense."""
         if code < 0:
-            self._say(f"⚡ the worker was killed ({signal.Signals(-code).name}); starting it again")
-            if lived_s < _TOO_SOON_S:
-                await _first(changed, stopping, watching, timeout=_TOO_SOON_S - lived_s)
+            name = signal.Signals(-code).name
+            self._say(f"⚡ {self._name} was killed ({name}); starting it again")
+            await _first(restart, stopping, timeout=max(_TOO_SOON_S - lived_s, 0))
             return
         await _first(stopping, timeout=_TOO_SOON_S)  # Ctrl-C reaches the worker too, and it may be quicker
-        if stopping.done():
-            return
-        self._say(f"✗ the worker ended with exit code {code}; it starts again when a file changes")
-        await _first(changed, stopping, watching)
+        if not stopping.done():
+            self._say(f"✗ {self._name} ended with exit code {code}; it starts again when a file changes")
+            await _first(restart, stopping)
 
     async def _end(self) -> None:
         process = self._process
@@ -177,30 +157,30 @@ class Supervisor:
             async with asyncio.timeout(self._drain_s + _KILL_AFTER_S):
                 await process.wait()
         except TimeoutError:
-            self._say("✗ the worker does not stop; killing it")
+            self._say(f"✗ {self._name} does not stop; killing it")
             process.kill()
             await process.wait()
 
 
-async def _first(*tasks: asyncio.Task[Any] | None, timeout: float | None = None) -> None:
-    """Wait until one of the tasks is done; an error of a task that must not end is raised."""
-    present = [task for task in tasks if task is not None]
-    done, _ = await asyncio.wait(present, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        if (error := task.exception()) is not None:
-            raise error
+async def _first(*tasks: asyncio.Task[Any], timeout: float | None = None) -> None:
+    """Wait until one of the tasks is done."""
+    await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent dies (Linux), so that `kill -9` of it leaves no orphan.
+PARENT_VARIABLE: Final = "TREADLE_PARENT_PID"
+"""Set for workers that are to end with the process that started them."""
 
-    Elsewhere the orphan ends when its session cannot be opened again.
+
+def tie_to_parent() -> None:
+    """When PARENT_VARIABLE is set: ask the kernel for SIGTERM when that process dies, so that no orphan stays.
+
+    On Linux only; elsewhere an orphan ends with the person who finds it.
     """
-    if not sys.platform.startswith("linux"):
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is None or not sys.platform.startswith("linux"):
         return
     import ctypes
 
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died in between
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+    if os.getppid() != int(parent):  # it died before we asked
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,116 @@
+"""`treadle worker`: one worker process of one pool."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+__all__ = ("worker",)
+
+
+async def worker(
+    app: str,
+    /,
+    *,
+    pool: str | None = None,
+    server: str | None = None,
+    namespace: str | None = None,
+    amqp: str | None = None,
+    lane: Literal["auto", "amqp", "session"] | None = None,
+    token: str | None = None,
+    tls: Annotated[bool | None, Parameter(negative="")] = None,
+    tls_ca: str | None = None,
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
+    insecure: Annotated[bool | None, Parameter(negative="")] = None,
+    slots: int | None = None,
+    run_slots: int | None = None,
+    grace: str | None = None,
+    reload: Annotated[bool, Parameter(negative="")] = False,
+    log_level: str | None = None,
+) -> int:
+    """Run one worker until SIGTERM, which drains it. Each option has a variable TREADLE_….
+
+    Parameters
+    ----------
+    app
+        "path/to/app.py", "package.module" or "package.module:name".
+    pool
+        Pool it serves. (default: default)
+    server
+        "host:port" of the control plane, or several with commas between them.
+    namespace
+        Tenant or environment.
+    amqp
+        amqp:// or amqps:// of RabbitMQ; without it, what the server tells.
+    lane
+        Where step jobs come from: RabbitMQ, the session, or what fits.
+    token
+        Access token.
+    tls
+        Encrypt, trusting the usual certificate authorities.
+    tls_ca
+        Encrypt, trusting the certificates in this PEM file.
+    tls_cert
+        The worker's own certificate (PEM file).
+    tls_key
+        Its private key (PEM file).
+    insecure
+        Allow plaintext to another machine.
+    slots
+        Attempts of steps at the same time.
+    run_slots
+        Open runs at the same time.
+    grace
+        How long steps may run on after SIGTERM ("25s").
+    reload
+        Start again when a Python file in the app's folder changes.
+    log_level
+        debug, info, warning or error.
+    """
+    from treadle.cli.reload import tie_to_parent
+    from treadle.worker.config import WorkerConfig
+
+    tie_to_parent()
+    config = WorkerConfig.from_env(
+        os.environ,
+        app=app,
+        pool=pool,
+        server=server,
+        namespace=namespace,
+        amqp_url=amqp,
+        lane=lane,
+        token=token,
+        tls=tls,
+        tls_ca=tls_ca,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        insecure=insecure,
+        slots=slots,
+        run_slots=run_slots,
+        grace=grace,
+        log_level=log_level,
+    )
+    if reload:
+        return await _reloading(config.app, config.pool)
+    from treadle.worker.runtime import run_worker
+
+    return await run_worker(config)
+
+
+async def _reloading(app: str, pool: str) -> int:
+    """Run the same command again without --reload, in a child process that follows the code."""
+    import sys
+
+    from treadle.cli.dev_workers import Workers
+    from treadle.cli.output import note
+    from treadle.cli.reload import python_changes, watched_folder
+    from treadle.cli.stopping import stop_on_signals
+
+    words = [word for word in sys.argv[1:] if word != "--reload"]
+    workers = Workers(app, lambda _: words, say=note, only=pool)
+    with stop_on_signals() as stop:
+        await workers.run(python_changes(watched_folder(app), stop), stop)
+    return 0
