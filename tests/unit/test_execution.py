@@ -44,7 +44,7 @@ class Feeder:
 
     def __init__(self, flow: Any, *args: Any, accepted_until: int = 0, run_id: str = "r") -> None:
         context = RunContext("default", run_id, 3, flow.name, accepted_until)
-        self.execution = execution_factory(Registry().add(flow))(context)
+        self.execution = WorkflowExecution(context, flow)
         self.feed(run_started=h.RunStarted(input=flow.signature.encode_call(args, {})))
 
     def feed(self, time_ms: int | None = None, **kind: Any) -> WorkflowExecution:

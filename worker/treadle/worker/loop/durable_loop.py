@@ -174,9 +174,12 @@ class DurableLoop(asyncio.AbstractEventLoop):
         if self._state != _OUTSIDE:
             return
         self.finished = True
+        alive = [task for task in reversed(self._tasks) if not task.done()]
+        if not alive:
+            return
         self.enter(closing=True)
         try:
-            for task in reversed(self._tasks):
+            for task in alive:
                 if not task.done():
                     task._log_destroy_pending = False  # type: ignore[attr-defined]
                     _close_coroutine(task.get_coro())
