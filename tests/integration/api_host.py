@@ -55,6 +55,7 @@ class ApiHost:
     engine: Engine
     run_service: RunService
     metrics: Metrics
+    stop: asyncio.Event
     address: str
     channel: aio.Channel
     runs: RunServiceAsyncStub
@@ -125,7 +126,9 @@ async def api_host(config: ServerConfig | None = None, **settings: object) -> As
         if address.done():
             async with aio.insecure_channel(address.result(), options=options) as channel:
                 runs, pools = RunServiceStub(channel), PoolServiceStub(channel)
-                yield ApiHost(config, store, plane.engine, plane.runs, metrics, address.result(), channel, runs, pools)
+                yield ApiHost(
+                    config, store, plane.engine, plane.runs, metrics, stop, address.result(), channel, runs, pools
+                )
     finally:
         stop.set()
         address.cancel()

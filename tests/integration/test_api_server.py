@@ -8,6 +8,7 @@ import logging
 import socket
 import subprocess
 from pathlib import Path
+from typing import cast
 
 import grpc
 import pytest
@@ -21,7 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tests.integration.api_host import DEADLINE_S, api_host
 from treadle.client.status import from_rpc_error
 from treadle.controlplane.api.auth import make_token, server_credentials
-from treadle.controlplane.api.errors import status_of_error
+from treadle.controlplane.api.errors import Context, status_of_error
 from treadle.controlplane.config import ServerConfig
 from treadle.controlplane.store.port import Want
 from treadle.controlplane.telemetry import configure_logging
@@ -192,6 +193,49 @@ def test_tokens_open_what_their_role_may(tmp_path: Path) -> None:
                 with pytest.raises(aio.AioRpcError) as caught:
                     await call
                 assert (caught.value.code().name, reason(caught.value)) == (code, why)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_session_passes_the_guards_and_hears_of_the_end(tmp_path: Path, guarded: bool) -> None:
+    token, line = make_token("default", "worker:crm")
+    path = tmp_path / "tokens"
+    path.write_text(line)
+    metadata = (("authorization", f"Bearer {token}"),)
+
+    async def main() -> None:
+        async with api_host(tokens_file=path if guarded else None) as host:
+            stub = WorkerServiceStub(host.channel)
+            register = workers.RegisterRequest(worker_id="w1", pool="crm", workflows=["hello"])
+            await stub.Register(register, timeout=T, metadata=metadata)
+            call = stub.Session(metadata=metadata)
+
+            async def down() -> workers.SessionResponse:
+                frame = await call.read()
+                assert isinstance(frame, workers.SessionResponse), "the stream ended"
+                return frame
+
+            hello = workers.SessionHello(worker_id="w1", session_id="s1", sent_ms=1, pool="crm", workflows=["hello"])
+            await call.write(workers.SessionRequest(hello=hello))
+            welcome = await asyncio.wait_for(down(), T)
+            assert welcome.welcome.replica_id == host.engine.replica_id
+            credits_ = workers.CreditStatement(credit_id=5, sent_ms=2, run_jobs=1)
+            await call.write(workers.SessionRequest(credits=credits_))
+            start = runs.StartRunRequest(run_id="r", request_id="q", workflow="hello", pool="crm")
+            grants: list[workers.Grant] = []
+            async with asyncio.timeout(T):
+                while not (await down()).credits_taken:
+                    pass
+                await host.run_service.StartRun(start, cast("Context", None))
+                while not grants:
+                    grants += (await down()).grants
+            assert (grants[0].claim_id, grants[0].job.run_id) == (5, "r")
+            host.stop.set()
+            async with asyncio.timeout(T):
+                while not (await down()).goaway:
+                    pass
+            call.cancel()
 
     asyncio.run(main())
 

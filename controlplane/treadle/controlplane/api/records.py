@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from treadle.controlplane.api.fleet import Fleet
 from treadle.controlplane.api.pages import Cursor
@@ -103,9 +105,9 @@ class Records:
     async def _entries(self, wanted: ListFilter, cursor: Cursor | None, count: int) -> list[IndexEntry]:
         """Return the first `count` entries behind the cursor, merged from the indexes."""
         found: dict[str, IndexEntry] = {}
-        for name in wanted.indexes():
-            for entry in await self._behind(name, wanted, cursor, count):
-                found.setdefault(entry.member, entry)
+        parts = await asyncio.gather(*(self._behind(name, wanted, cursor, count) for name in wanted.indexes()))
+        for entry in chain.from_iterable(parts):
+            found.setdefault(entry.member, entry)
         return sorted(found.values(), key=_order, reverse=True)[:count]
 
     async def _behind(self, name: str, wanted: ListFilter, cursor: Cursor | None, count: int) -> Sequence[IndexEntry]:
