@@ -256,3 +256,11 @@ def test_started_attempts_are_none_of_the_consumers_business() -> None:
     assert acts[:2] == [Consume(JOB_KIND_STEP, False), Consume(JOB_KIND_RUN, False)]
     rig.pass_ms(3000)
     assert not any(isinstance(a, Consume | StartAttempt) for a in rig.drained())
+
+
+def test_a_question_that_was_never_sent_is_given_back() -> None:
+    rig = opened_rig()
+    tag = rig.deliver(step_job())
+    draining(rig)
+    assert rig.drained()[0] == GiveBack(tag)
+    assert rig.claims() == [] and rig.of(Drained) == [Drained()]

@@ -197,8 +197,9 @@ class Claims:
             dues.append(self._shared.session.ended_at + self._shared.settings.give_back_session_ms)
         return min(dues, default=None)
 
-    def drain(self) -> None:
-        """Take nothing new, give back what is not asked about."""
+    def drain(self, now_ms: int) -> None:
+        """Take nothing new, give back what was not asked about."""
+        self._forget([claim for claim in self._claims.values() if not claim.item.sent_ms], now_ms)
         for intake in (self.steps, self.runs):
             self._return_waiting(intake)
             intake.starved = False
@@ -212,18 +213,22 @@ class Claims:
 
     def _give_up(self, now_ms: int) -> None:
         """Too long without a session: every delivery without a verdict goes back, its question is forgotten."""
-        for claim_id, claim in self._claims.items():
-            self.outbox.drop(claim_id)
-            if claim.tag is not None:
-                self._give_back(claim.tag)
-            if claim.intake is not None:
-                claim.intake.slots.give(now_ms)
-        self._claims.clear()
-        self._by_tag.clear()
+        self._forget(list(self._claims.values()), now_ms)
         for intake in (self.steps, self.runs):
             self._return_waiting(intake)
             if intake.consuming:
                 self._consume(intake, False)
+
+    def _forget(self, claims: list[Claim], now_ms: int) -> None:
+        """Give these questions up: a late answer is dropped."""
+        for claim in claims:
+            del self._claims[claim.item.claim_id]
+            self.outbox.drop(claim.item.claim_id)
+            if claim.tag is not None:
+                del self._by_tag[claim.tag]
+                self._give_back(claim.tag)
+            if claim.intake is not None:
+                claim.intake.slots.give(now_ms)
 
     def _return_waiting(self, intake: Intake) -> None:
         for tag in intake.waiting:

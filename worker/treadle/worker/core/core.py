@@ -239,7 +239,7 @@ class WorkerCore:
 
     def drain(self, now_ms: int) -> None:
         self._shared.draining = True
-        self._claims.drain()
+        self._claims.drain(now_ms)
         self._owners.drain(now_ms)
         self._settle(now_ms)
 

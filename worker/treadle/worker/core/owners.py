@@ -177,7 +177,7 @@ class Owners:
         """The last word was taken. A parked coroutine is kept if that was announced."""
         request = owner.flying
         assert request is not None
-        if owner.word == "park" and request.park.cached and owner.feed is not None:
+        if owner.word == "park" and request.park.cached and owner.feed is not None and not owner.feed.beside:
             self._cache.put(owner.feed)
             owner.feed = None
         self._forget(owner, "closed", now_ms)
