@@ -51,13 +51,17 @@ def console() -> Console:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; the first column is never cut."""
+    """Print a table; the first column is never cut, and into a pipe go its words alone."""
     from rich import box
     from rich.table import Table
 
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, name in enumerate(columns):
         drawn.add_column(name, no_wrap=index == 0, overflow="fold")
     for row in rows:
         drawn.add_row(*row)
-    console().print(drawn)
+    target = console()
+    with target.capture() as captured:
+        target.print(drawn)
+    for line in captured.get().splitlines():
+        print(line.rstrip())

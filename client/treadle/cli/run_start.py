@@ -53,7 +53,7 @@ async def start(
     """
     from treadle.cli.output import emit_one, note
     from treadle.cli.plain import plain_run
-    from treadle.cli.run_watch import follow, outcome_exit
+    from treadle.cli.run_watch import follow, outcome_exit, progress_printer
 
     connection = connection or Connection()
     arguments = read_input(input)
@@ -66,8 +66,8 @@ async def start(
             emit_one(plain_run(info), output, lambda: print(run.id))
             return 0
         if watch:
-            await follow(run, timeout=timeout)
-        info = await run.wait(timeout)
+            await follow(run, timeout, progress_printer(run.id, note))
+        info = await run.wait(None if watch else timeout)
         value = plain_run(info)
         emit_one(value, output, lambda: _print_outcome(value))
         return outcome_exit(info)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,9 @@ from treadle.cli.options import Connection, OutputOption
 
 if TYPE_CHECKING:
     from treadle.client import RunHandle, RunInfo
+    from treadle.v1.history_pb2 import HistoryEvent
 
-__all__ = ("follow", "outcome_exit", "watch")
+__all__ = ("follow", "outcome_exit", "progress_printer", "watch")
 
 
 async def watch(
@@ -31,7 +33,7 @@ async def watch(
     timeout
         How long to watch at most ("90s", "5m"); the exit code is 5 then.
     """
-    from treadle.cli.output import emit_one
+    from treadle.cli.output import emit_one, note
     from treadle.cli.plain import dumps, plain, plain_run
 
     connection = connection or Connection()
@@ -39,44 +41,47 @@ async def watch(
         handle = client.run(run)
         await handle.get()  # a wrong id or address is told at once; after that, outages are waited out
         if output == "jsonl":
-            async with aclosing(handle.watch()) as events:
-                async for event in events:
-                    print(dumps(plain(event)), flush=True)
+            await follow(handle, timeout, lambda event: print(dumps(plain(event)), flush=True))
         else:
-            await follow(handle, timeout=timeout, to_stdout=output == "table")
-        info = await handle.wait(timeout)
+            await follow(handle, timeout, progress_printer(run, print if output == "table" else note))
+        info = await handle.get()
         if output == "json":
             emit_one(plain_run(info), output, lambda: None)
         return outcome_exit(info)
 
 
-async def follow(run: RunHandle[Any], *, timeout: str | None, to_stdout: bool = False) -> None:
-    """Print a line for each event worth one, until the run is closed.
+async def follow(run: RunHandle[Any], timeout: str | None, take: Callable[[HistoryEvent], None]) -> None:
+    """Give each event to `take` until the run is closed.
 
     Raises:
         ResultTimeout: The timeout is over; the run goes on.
         NotFound: There is no such run.
     """
-    from treadle.cli.output import note
-    from treadle.client.progress import progress_line
-    from treadle.client.timeline import Timeline
     from treadle.protocol.durations import to_ms
     from treadle.protocol.errors import ResultTimeout
 
-    timeline = Timeline()
+    limit = None if timeout is None else to_ms(timeout, name="--timeout") / 1000
     try:
-        async with asyncio.timeout(None if timeout is None else to_ms(timeout, name="--timeout") / 1000):
-            async with aclosing(run.watch()) as events:
-                async for event in events:
-                    line = progress_line(run.id, timeline, event)
-                    if line is None:
-                        continue
-                    if to_stdout:
-                        print(line, flush=True)
-                    else:
-                        note(line)
+        async with asyncio.timeout(limit), aclosing(run.watch()) as events:
+            async for event in events:
+                take(event)
     except TimeoutError:
         raise ResultTimeout(f"run {run.id} has no outcome after {timeout}; it goes on") from None
+
+
+def progress_printer(run_id: str, say: Callable[[str], None]) -> Callable[[HistoryEvent], None]:
+    """Return what tells a run's events as lines, as they come."""
+    from treadle.client.progress import progress_line
+    from treadle.client.timeline import Timeline
+
+    timeline = Timeline()
+
+    def tell(event: HistoryEvent) -> None:
+        line = progress_line(run_id, timeline, event)
+        if line is not None:
+            say(line)
+
+    return tell
 
 
 def outcome_exit(run: RunInfo) -> int:
