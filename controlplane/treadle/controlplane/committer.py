@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 
+from treadle.controlplane.batches import Item, fold
 from treadle.controlplane.clock import StoreClock, monotonic_ms
 from treadle.controlplane.machine import Decision, Request, decide
 from treadle.controlplane.machine.decide import want
@@ -22,7 +22,6 @@ from treadle.controlplane.replica import Replica
 from treadle.controlplane.store.port import Change, Committed, Outcome, Store
 from treadle.protocol.errors import Refused, Unavailable
 from treadle.protocol.ids import RunKey
-from treadle.v1.job_pb2 import JOB_KIND_RUN
 
 __all__ = ("Committer",)
 
@@ -30,23 +29,8 @@ _log = structlog.stdlib.get_logger(__name__)
 
 _LANES = 2
 _RUNS_A_BATCH = 50
-_REQUESTS_A_RUN = 100
-_ENTRIES_A_RUN = 200
 _PATIENCE_MS = 10_000
 _EARLY_S = 0.002
-
-
-@dataclass(slots=True)
-class _Item:
-    request: Request
-    answer: Callable[[Reply | Exception], None]
-    since_ms: int
-    settled: bool = False
-
-    def settle(self, reply: Reply | Exception) -> None:
-        if not self.settled:
-            self.settled = True
-            self.answer(reply)
 
 
 class Committer:
@@ -63,7 +47,7 @@ class Committer:
         self, store: Store, replica: Replica, clock: StoreClock, done: Callable[[RunKey, Decision], None]
     ) -> None:
         self._store, self._replica, self._clock, self._done = store, replica, clock, done
-        self._waiting: dict[RunKey, deque[_Item]] = {}
+        self._waiting: dict[RunKey, deque[Item]] = {}
         self._ready: dict[RunKey, None] = {}
         self._busy: set[RunKey] = set()
         self._work = asyncio.Event()
@@ -76,7 +60,7 @@ class Committer:
         It is called exactly once: with a RequestError when the machine refused it, with Unavailable when the store stayed
         away, and before the effects of the commit (news, grants) are sent.
         """
-        self._waiting.setdefault(run, deque()).append(_Item(request, settle, monotonic_ms()))
+        self._waiting.setdefault(run, deque()).append(Item(request, settle, monotonic_ms()))
         if run not in self._busy:
             self._ready[run] = None
             self._work.set()
@@ -105,16 +89,16 @@ class Committer:
             finally:
                 self._release(batch)
 
-    def _take(self) -> dict[RunKey, list[_Item]]:
-        batch: dict[RunKey, list[_Item]] = {}
+    def _take(self) -> dict[RunKey, list[Item]]:
+        batch: dict[RunKey, list[Item]] = {}
         while self._ready and len(batch) < _RUNS_A_BATCH:
             run = next(iter(self._ready))
             del self._ready[run]
             self._busy.add(run)
-            batch[run] = _fold(self._waiting[run])
+            batch[run] = fold(self._waiting[run])
         return batch
 
-    def _release(self, batch: dict[RunKey, list[_Item]]) -> None:
+    def _release(self, batch: dict[RunKey, list[Item]]) -> None:
         for run in batch:
             self._busy.discard(run)
             if self._waiting.get(run):
@@ -123,7 +107,7 @@ class Committer:
             else:
                 self._waiting.pop(run, None)
 
-    async def _batch(self, batch: dict[RunKey, list[_Item]]) -> None:
+    async def _batch(self, batch: dict[RunKey, list[Item]]) -> None:
         loaded = await self._store.load([want(run, [i.request for i in items]) for run, items in batch.items()])
         env = self._replica.env(self._clock.now(), monotonic_ms())
         decided = [
@@ -143,7 +127,7 @@ class Committer:
             await asyncio.sleep(_EARLY_S)  # a refusal as too early must not spin
 
     async def _commit(
-        self, changes: list[Change], decided: list[tuple[RunKey, list[_Item], Decision]]
+        self, changes: list[Change], decided: list[tuple[RunKey, list[Item], Decision]]
     ) -> list[Committed]:
         if not changes:
             return []
@@ -158,7 +142,7 @@ class Committer:
         self._clock.observe(outcomes[0].time_ms, sent)
         return outcomes
 
-    async def _finish(self, run: RunKey, items: list[_Item], decision: Decision) -> None:
+    async def _finish(self, run: RunKey, items: list[Item], decision: Decision) -> None:
         refused = await self._put_aside(run, items, decision) if decision.unknown else None
         if decision.orphans:
             await self._drop_orphans(run, decision)
@@ -166,7 +150,7 @@ class Committer:
             item.settle(refused if refused is not None and index in decision.unknown else reply)
         self._done(run, decision)
 
-    async def _put_aside(self, run: RunKey, items: list[_Item], decision: Decision) -> Refused | None:
+    async def _put_aside(self, run: RunKey, items: list[Item], decision: Decision) -> Refused | None:
         """What names a run that nobody knows is kept before it is acknowledged."""
         for index in decision.unknown:
             request = items[index].request
@@ -180,7 +164,7 @@ class Committer:
         gone = Change(run, 0, 1, b"", delete=True, timers_del=list(decision.orphans))
         await self._store.commit([gone])
 
-    async def _store_away(self, batch: dict[RunKey, list[_Item]], error: Unavailable) -> None:
+    async def _store_away(self, batch: dict[RunKey, list[Item]], error: Unavailable) -> None:
         """Keep what is still waited for, and try again after a while."""
         now = monotonic_ms()
         for run, items in batch.items():
@@ -190,30 +174,9 @@ class Committer:
         await asyncio.sleep(0.2)
 
 
-def _fail(items: list[_Item], error: Exception) -> None:
+def _fail(items: list[Item], error: Exception) -> None:
     for item in items:
         item.settle(error)
-
-
-def _fold(waiting: deque[_Item]) -> list[_Item]:
-    """Take what one commit may carry: at most 200 entries, and one request that is checked against an event."""
-    items: list[_Item] = []
-    entries = 0
-    checked = False
-    while waiting and len(items) < _REQUESTS_A_RUN:
-        request = waiting[0].request
-        size, checks = 1, False
-        if isinstance(request, Asked):
-            size = len(request.request.commands) + len(request.request.checkpoints) + 1
-            checks = True
-        elif isinstance(request, Claimed):
-            checks = request.item.job.kind == JOB_KIND_RUN
-        if items and (entries + size > _ENTRIES_A_RUN or (checks and checked)):
-            break
-        entries += size
-        checked = checked or checks
-        items.append(waiting.popleft())
-    return items
 
 
 def _message(request: Request) -> bytes:

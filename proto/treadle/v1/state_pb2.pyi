@@ -308,8 +308,8 @@ class RunHead(_message.Message):
         """Context of the caller."""
 
     @_builtins.property
-    def started_locals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """`open`: at-most-once local steps that started and have no outcome."""
+    def started_locals(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommandRow]:
+        """`open`: rows of at-most-once local steps that started and have no outcome."""
 
     def __init__(
         self,
@@ -350,7 +350,7 @@ class RunHead(_message.Message):
         queued_ms: _builtins.int = ...,
         sweeping: _builtins.bool = ...,
         delete_at_ms: _builtins.int = ...,
-        started_locals: _abc.Iterable[_builtins.str] | None = ...,
+        started_locals: _abc.Iterable[Global___CommandRow] | None = ...,
         alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "owner", b"owner"]  # noqa: Y015

@@ -168,8 +168,9 @@ def _start_local(view: RunView, command: Command) -> None:
     row.at_most_once = spec.at_most_once
     row.due_ms = 0
     view.put(row)
-    if spec.at_most_once and row.command_id not in view.head.started_locals:
-        view.head.started_locals.append(row.command_id)
+    if spec.at_most_once:
+        _forget_start(view, row.command_id)
+        view.head.started_locals.append(row)
     view.event(
         attempt_started=AttemptStarted(
             command_id=command.command_id,
@@ -187,15 +188,13 @@ def _start_local(view: RunView, command: Command) -> None:
 def _checkpoint(view: RunView, told: Checkpoint) -> None:
     """Record the outcome of a try of a local step."""
     row = view.row(told.command_id)
-    started = row is not None and row.command_id in view.head.started_locals
+    _forget_start(view, told.command_id)
     if row is None:
         row = CommandRow(command_id=told.command_id, local=True, name=told.name, digest=told.digest)
         row.state = COMMAND_STATE_HELD
     if row.attempt < told.try_number:
         row.attempt = told.try_number
     row.try_number = max(row.try_number, told.try_number)
-    if started:
-        view.head.started_locals.remove(told.command_id)
     if told.kind == REPORT_KIND_COMPLETED:
         view.event(
             step_completed=StepCompleted(
@@ -229,6 +228,7 @@ def _last_word(view: RunView, ask: OwnerRequest, length: int) -> Answer.ValueTyp
         return ANSWER_OK
     head = view.head
     if final == "release":
+        lost_locals(view)  # announced, no outcome: whether their code began is not known here
         runs.release(view, ask.release.reason)
         return ANSWER_OK
     if final != "diverged" and (ask.seen < length or head.length > length):
@@ -289,15 +289,23 @@ def _strip(event: HistoryEvent, own: set[str], reply: OwnerAnswer) -> None:
         reply.result_omitted.append(event.step_completed.command_id)
 
 
+def _forget_start(view: RunView, command_id: str) -> None:
+    started = view.head.started_locals
+    for index, row in enumerate(started):
+        if row.command_id == command_id:
+            del started[index]
+            return
+
+
 def lost_locals(view: RunView) -> None:
-    """At-most-once local steps of an owner that is gone: started, no outcome, so they fail (A9)."""
-    for command_id in list(view.head.started_locals):
-        row = view.row(command_id)
-        if row is not None:
-            failure = Failure(
-                kind=FAILURE_KIND_LOST,
-                type="Lost",
-                message=f"local step {row.name!r} had started when its worker was lost, and may run at most once",
-            )
-            attempts.settle_failed(view, row, failure)
+    """At-most-once local steps of an owner that is gone: announced, no outcome, so they fail (A9)."""
+    for started in view.head.started_locals:
+        row = view.adopt(started)
+        failure = Failure(
+            kind=FAILURE_KIND_LOST,
+            type="Lost",
+            message=f"local step {row.name!r} may have started when its worker was lost or drained, "
+            "and may run at most once",
+        )
+        attempts.settle_failed(view, row, failure)
     del view.head.started_locals[:]

@@ -131,6 +131,11 @@ class RunView:
             self._rows[command_id] = CommandRow.FromString(data) if data else None
         return self._rows[command_id]
 
+    def adopt(self, row: CommandRow) -> CommandRow:
+        """Take a row that is known without having been loaded."""
+        mine = self._rows[row.command_id] = self.row(row.command_id) or row
+        return mine
+
     def all_rows(self) -> list[CommandRow]:
         """Return the open rows that were loaded (`Want.all_fields`) or written since."""
         for name in [] if self.restart else self.loaded.fields:
@@ -282,6 +287,7 @@ class RunView:
         head = self.head
         change = Change(self.run, 0 if not self.loaded.head else self.loaded.revision, self.revision, b"")
         change.not_before_ms = self.not_before_ms
+        change.traced = head.sampled
         change.restart = self.restart
         for command_id in self._stale_timers:
             change.timers_del.append(command_id)

@@ -1,0 +1,52 @@
+"""What one commit of a run may carry: requests that wait are folded together, within bounds. No I/O."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from treadle.controlplane.machine import Request
+from treadle.controlplane.machine.requests import Asked, Claimed, Reply
+from treadle.v1.job_pb2 import JOB_KIND_RUN
+
+__all__ = ("Item", "fold")
+
+_REQUESTS = 100
+_ENTRIES = 200
+
+
+@dataclass(slots=True)
+class Item:
+    """A request that waits for its commit; `settle` answers it once."""
+
+    request: Request
+    answer: Callable[[Reply | Exception], None]
+    since_ms: int
+    settled: bool = False
+
+    def settle(self, reply: Reply | Exception) -> None:
+        if not self.settled:
+            self.settled = True
+            self.answer(reply)
+
+
+def fold(waiting: deque[Item]) -> list[Item]:
+    """Take what one commit may carry: at most 200 entries, and one request that is checked against an event."""
+    items: list[Item] = []
+    entries = 0
+    checked = False
+    while waiting and len(items) < _REQUESTS:
+        request = waiting[0].request
+        size, checks = 1, False
+        if isinstance(request, Asked):
+            size = len(request.request.commands) + len(request.request.checkpoints) + 1
+            checks = True
+        elif isinstance(request, Claimed):
+            checks = request.item.job.kind == JOB_KIND_RUN
+        if items and (entries + size > _ENTRIES or (checks and checked)):
+            break
+        entries += size
+        checked = checked or checks
+        items.append(waiting.popleft())
+    return items

@@ -1,0 +1,103 @@
+"""The four properties, checked while a schedule runs and once more at its end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from treadle.controlplane.store.memory import MemoryStore
+from treadle.controlplane.store.port import Change, Want
+from treadle.protocol.ids import RunKey
+from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RunHead
+
+__all__ = ("Broken", "Ledger", "RunRecord")
+
+_STEP_OUTCOMES = ("step_completed", "step_failed", "step_cancelled")
+_RUN_OUTCOMES = ("run_completed", "run_failed", "run_cancelled", "run_terminated")
+
+
+class Broken(AssertionError):
+    """A property does not hold."""
+
+
+@dataclass
+class RunRecord:
+    """What was seen of one run."""
+
+    events: list[HistoryEvent] = field(default_factory=list)
+    settled: set[str] = field(default_factory=set)
+    outcome: str = ""
+    terminated: bool = False
+    settled_by_server: set[str] = field(default_factory=set)
+
+
+class Ledger:
+    """Hears of each commit and of each start of user code."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self.runs: dict[RunKey, RunRecord] = {}
+        self.windows: Counter[str] = Counter()
+        self.starts: Counter[tuple[RunKey, str]] = Counter()
+        self.repairs: Counter[str] = Counter()
+
+    def record(self, run: RunKey) -> RunRecord:
+        return self.runs.setdefault(run, RunRecord())
+
+    def committed(self, change: Change) -> None:
+        """S1: one outcome a step and a run, nothing after the close; every open run has a next wake-up."""
+        record = self.record(change.run)
+        for data in change.events:
+            event = HistoryEvent.FromString(data)
+            kind = event.WhichOneof("kind") or ""
+            if event.position != len(record.events) + 1:
+                raise Broken(f"S1: {change.run} has event {event.position} after {len(record.events)}")
+            if record.outcome:
+                raise Broken(f"S1: {change.run} has {kind} after its outcome {record.outcome}")
+            record.events.append(event)
+            if kind in _RUN_OUTCOMES:
+                record.outcome = kind
+            if kind in _STEP_OUTCOMES:
+                command = getattr(event, kind).command_id
+                if command in record.settled:
+                    raise Broken(f"S1: {change.run} {command} has a second outcome: {kind}")
+                record.settled.add(command)
+            if kind in ("attempt_lost", "run_owner_lost"):
+                self.repairs[kind] += 1
+        self._has_wake_up(change)
+
+    def _has_wake_up(self, change: Change) -> None:
+        head = RunHead.FromString(change.head)
+        if head.timer_at_ms == 0 and not change.delete:
+            raise Broken(f"L: {change.run} in state {head.state} has no next wake-up")
+
+    def starts_code(self, run: RunKey, command_id: str, *, half_dead: bool, at_most_once: bool) -> None:
+        """S2: no user code starts after its recorded outcome, outside the windows W2 and W4."""
+        record = self.record(run)
+        self.starts[run, command_id] += 1
+        if at_most_once and self.starts[run, command_id] > 1:
+            raise Broken(f"S2: at-most-once step {command_id} of {run} starts twice")
+        if record.outcome:
+            self.windows["W4" if record.outcome == "run_terminated" else "W4 (closed)"] += 1
+        elif command_id in record.settled:
+            if not half_dead:
+                raise Broken(f"S2: {command_id} of {run} starts after its recorded outcome")
+            self.windows["W2"] += 1
+
+    def fed(self, run: RunKey, event: HistoryEvent) -> None:
+        """S4: the coroutine sees exactly the order of the history."""
+        events = self.record(run).events
+        if event.position > len(events) or events[event.position - 1].revision != event.revision:
+            raise Broken(f"S4: {run} was fed position {event.position} that the history does not have")
+
+    def heads(self) -> dict[RunKey, RunHead]:
+        loaded = self._store.load_now([Want(run) for run in self.runs])
+        return {
+            run: RunHead.FromString(found.head)
+            for run, found in zip(self.runs, loaded, strict=True)
+            if found.head
+        }
+
+    def all_closed(self) -> bool:
+        return all(head.state == RUN_STATE_CLOSED for head in self.heads().values())

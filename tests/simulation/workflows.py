@@ -1,0 +1,145 @@
+"""The workflows that are simulated: small, and with a result that does not depend on what died."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from treadle.worker import Retry, StepError, step, workflow
+
+QUICK = Retry(attempts=0, initial="200ms", cap="2s")
+
+
+@step(pool="default", retry=QUICK)
+async def add(a: int, b: int) -> int:
+    return a + b
+
+
+@step(pool="default", retry=QUICK, timeout="3s")
+async def double(a: int) -> int:
+    return a * 2
+
+
+@step(retry=QUICK)
+async def local_add(a: int, b: int) -> int:
+    return a + b
+
+
+@step(pool="default", retry=Retry.never)
+async def charge(amount: int) -> str:
+    return f"charged {amount}"
+
+
+@step(retry=Retry.never)
+async def local_charge(amount: int) -> str:
+    return f"charged {amount}"
+
+
+@workflow
+async def chain(n: int) -> int:
+    first = await add(n, 1)
+    second = await local_add(first, 10)
+    return await double(second)
+
+
+@workflow
+async def fan(n: int) -> list[int]:
+    async def both(i: int) -> int:
+        return await local_add(await add(i, 100), 1)
+
+    return list(await asyncio.gather(*(both(n + i) for i in range(3))))
+
+
+@workflow
+async def naps(n: int) -> int:
+    await asyncio.sleep(0.3)
+    total = await local_add(n, 1)
+    await asyncio.sleep(7)
+    return await add(total, 1)
+
+
+@workflow
+async def race(n: int) -> str:
+    """The loser is cancelled; who wins depends on time alone, and is read from history in a replay."""
+    tasks = [asyncio.create_task(_named(f"t{i}", n + i)) for i in range(3)]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    return "won" if done else "nobody"
+
+
+async def _named(_: str, n: int) -> int:
+    return await double(n)
+
+
+@workflow
+async def impatient(n: int) -> str:
+    try:
+        async with asyncio.timeout(0.5):
+            await double(n)
+    except TimeoutError:
+        return "late or in time"
+    return "late or in time"
+
+
+@workflow
+async def once(n: int) -> str:
+    try:
+        return await charge(n)
+    except StepError:
+        return f"charged {n}"
+
+
+@workflow
+async def local_once(n: int) -> str:
+    try:
+        return await local_charge(n)
+    except StepError:
+        return f"charged {n}"
+
+
+@workflow
+async def tidy(n: int) -> int:
+    """Cleans up with a step, cancelled or not."""
+    try:
+        await add(n, 1)
+        await asyncio.sleep(4)
+        return await add(n, 2)
+    finally:
+        await local_add(n, 3)
+
+
+@workflow
+async def group(n: int) -> int:
+    results: list[int] = []
+
+    async def one(i: int) -> None:
+        results.append(await add(n, i))
+
+    async with asyncio.TaskGroup() as tasks:
+        for i in range(3):
+            tasks.create_task(one(i))
+    return sum(results)
+
+
+WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
+    "chain": (chain, lambda n: (n + 11) * 2),
+    "fan": (fan, lambda n: [n + i + 101 for i in range(3)]),
+    "naps": (naps, lambda n: n + 2),
+    "race": (race, lambda n: "won"),
+    "impatient": (impatient, lambda n: "late or in time"),
+    "once": (once, lambda n: f"charged {n}"),
+    "local_once": (local_once, lambda n: f"charged {n}"),
+    "tidy": (tidy, lambda n: n + 2),
+    "group": (group, lambda n: 3 * n + 3),
+}
+"""Name -> (workflow, its result for an argument)."""
+
+STEPS: dict[str, Callable[..., Any]] = {
+    s.name: s.function for s in (add, double, local_add, charge, local_charge)
+}
+"""What the bodies compute; the simulation runs them at once and lets time pass."""
+
+EVERYTHING = (add, double, local_add, charge, local_charge, *(w for w, _ in WORKFLOWS.values()))

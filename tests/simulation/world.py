@@ -1,0 +1,358 @@
+"""One simulated deployment: two replicas, workers, a broker and a store; faults come at random, and end.
+
+`simulate(seed)` draws everything from the seed, lets faults happen for a while, heals, and demands that every run closes
+with the right result and that the four properties held at every commit and every start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from treadle.controlplane.machine import Decision, Request
+from treadle.controlplane.machine.requests import (
+    CancelRun,
+    Claimed,
+    Reply,
+    RunReply,
+    StartRun,
+    TerminateRun,
+)
+from treadle.controlplane.replica import Session
+from treadle.controlplane.store.memory import MemoryStore
+from treadle.controlplane.store.port import Hint
+from treadle.protocol.ids import RunKey, worker_shard
+from treadle.protocol.payloads import decode
+from treadle.v1.common_pb2 import TraceContext
+from treadle.v1.worker_service_pb2 import ClaimVerdict
+from treadle.worker.app import collect
+from treadle.worker.loop.execution import execution_factory
+from treadle.worker.loop.port import RunContext
+
+from .broker import Connection, SimBroker
+from .clock import Schedule
+from .ledger import Broken, Ledger
+from .replica import SimReplica
+from .worker import Link, SimWorker
+from .workflows import EVERYTHING, WORKFLOWS
+
+__all__ = ("FAULTS", "World", "simulate")
+
+_FAULTS_UNTIL_MS = 8_000
+_LIMIT_MS = 600_000
+
+
+class World:
+    """See the module."""
+
+    def __init__(self, seed: int, *, trace: bool = False, faults: bool = True, always_replay: bool = False) -> None:
+        self.seed = seed
+        self.schedule = Schedule(seed)
+        if trace:
+            self.schedule.trace = []
+        rng = self.schedule.rng
+        self.store = MemoryStore(lambda: self.schedule.now)
+        self.ledger = Ledger(self.store)
+        self.broker = SimBroker(self.schedule)
+        self.shards: list[int] = []
+        self.links: dict[str, Link] = {}
+        self.faults = faults
+        self.always_replay = always_replay
+        self.step_slots = rng.choice((1, 2, 4))
+        self.run_slots = rng.choice((1, 2, 8))
+        self.failures_left = rng.randint(0, 4)
+        self.slow_commits = self.late_beats = self.slow_starts = self.lost_answers = 0.0
+        self.lost_hints = 0.2
+        self.crash_after_commit = 0.0
+        self.verdicts: set[tuple[str, str]] = set()
+        self.replicas = [SimReplica(self, "R"), SimReplica(self, "S")]
+        self.workers = [SimWorker(self, name) for name in ("A", "B")[: rng.choice((1, 2, 2))]]
+        self.expected: dict[RunKey, Any] = {}
+        self.interrupted: set[RunKey] = set()
+
+    # --- what the parts ask of it ------------------------------------------------------------------------------------
+    def add_shard(self, worker_id: str) -> None:
+        self.shards = sorted({*self.shards, worker_shard(worker_id)})
+
+    def observed(self, run: RunKey, decision: Decision) -> None:
+        if self.schedule.trace is not None:
+            kinds = ", ".join(f"#{e.position} {e.WhichOneof('kind')}" for e in decision.events)
+            if kinds:
+                self.schedule.note(f"{run.run_id}: {kinds}")
+
+    def may_fail(self) -> bool:
+        if self.failures_left and self.schedule.rng.random() < 0.2:
+            self.failures_left -= 1
+            return True
+        return False
+
+    def hint(self, by: SimReplica, hint: Hint) -> None:
+        """Pub/sub: late, out of order, or never."""
+        for replica in self.replicas:
+            if replica is not by and self.schedule.rng.random() >= self.lost_hints:
+                self.schedule.later(self.schedule.network_ms(), lambda r=replica: r.hinted(hint))
+
+    def answered(self, session: Session, request: Request, reply: Reply) -> None:
+        if isinstance(request, Claimed) and isinstance(reply, ClaimVerdict):
+            self.verdicts.add((session.worker_id, request.item.job.dispatch_id))
+
+    def acked(self, worker: SimWorker, tag: int, connection: Connection) -> None:
+        """S3: no ack before a verdict."""
+        held = connection.unacked.get(tag)
+        if held is None:
+            return
+        from treadle.v1.job_pb2 import Job
+
+        job = Job.FromString(held[1])
+        if (worker.worker_id, job.dispatch_id) not in self.verdicts:
+            raise Broken(f"S3: {worker.worker_id} acks {job.dispatch_id} before a verdict")
+
+    def server_sees_end(self, link: Link) -> None:
+        if not link.server_sees:
+            return
+        link.server_sees = False
+        replica = link.replica
+        if link.session is not None and replica.up and replica.epoch == link.epoch:
+            replica.session_ended(link.session, drained=False)
+
+    def goodbye(self, link: Link) -> None:
+        link.server_sees = False
+        replica = link.replica
+        if link.session is not None and replica.up and replica.epoch == link.epoch:
+            replica.session_ended(link.session, drained=True)
+
+    def replica_lost(self, session: Session) -> None:
+        link = self.links.get(session.session_id)
+        if link is not None:
+            link.server_sees = False
+            link.worker.later(self.schedule.network_ms(), lambda: link.worker.ends(link))
+
+    def crash_replica(self, replica: SimReplica) -> None:
+        if not replica.up:
+            return
+        replica.crash()
+        self.schedule.later(self.schedule.rng.randint(100, 3000), lambda: None if replica.up else replica.start())
+
+    def restarter(self, worker: SimWorker) -> Callable[[], None]:
+        def restart() -> None:
+            if not worker.alive:
+                worker.start()
+
+        return restart
+
+    # --- the schedule ------------------------------------------------------------------------------------------------
+    def start_run(self, name: str, argument: int) -> None:
+        workflow, result = WORKFLOWS[name]
+        run = RunKey("sim", f"{name}-{argument}")
+        self.shards = sorted({*self.shards, run.shard})
+        self.expected[run] = result(argument)
+        self.ledger.record(run)
+        start = StartRun(
+            workflow=name,
+            pool="default",
+            input=workflow.signature.encode_call((argument,), {}),
+            request_id=f"start-{run.run_id}",
+            policy=0,
+            caller=TraceContext(),
+        )
+
+        def settle(reply: Reply | Exception) -> None:
+            self.started.add(run)
+
+        self.started: set[RunKey] = getattr(self, "started", set())
+
+        def ask() -> None:
+            """A client that gets no answer asks again, with the same request id."""
+            if run in self.started:
+                return
+            up = [replica for replica in self.replicas if replica.up]
+            if up:
+                self.schedule.rng.choice(up).ask(run, start, settle)
+            self.schedule.later(3000, ask)
+
+        ask()
+
+    def interrupt(self, run: RunKey) -> None:
+        request: Request = CancelRun("c1", "test")
+        if self.schedule.rng.random() < 0.3:
+            request = TerminateRun("t1", "test")
+        up = [replica for replica in self.replicas if replica.up]
+        if up:
+
+            def settle(reply: Reply | Exception) -> None:
+                if isinstance(reply, RunReply):
+                    self.interrupted.add(run)
+
+            self.interrupted.add(run)
+            self.schedule.note(f"{type(request).__name__} {run.run_id}")
+            self.schedule.rng.choice(up).ask(run, request, settle)
+
+    def fault(self) -> None:
+        name = self.schedule.rng.choice(list(FAULTS))
+        self.schedule.note(f"FAULT {name}")
+        FAULTS[name](self, self.schedule.rng)
+
+    def heal(self) -> None:
+        """No further fault: what is dead starts again, what was slow is not any more."""
+        self.schedule.note("healed")
+        self.slow_commits = self.late_beats = self.slow_starts = self.lost_answers = 0.0
+        self.crash_after_commit = 0.0
+        for worker in self.workers:
+            self.restarter(worker)()
+        for replica in self.replicas:
+            if not replica.up:
+                replica.start()
+
+    def run(self) -> None:
+        rng = self.schedule.rng
+        for i in range(rng.randint(1, 5)):
+            name = rng.choice(list(WORKFLOWS))
+            self.schedule.later(rng.randint(0, 6000), lambda n=name, i=i: self.start_run(n, i))
+        if self.faults:
+            for _ in range(rng.choice((1, 1, 2, 2, 3, 5, 8))):
+                self.schedule.later(rng.randint(0, _FAULTS_UNTIL_MS), self.fault)
+            if rng.random() < 0.25:
+                self.schedule.later(rng.randint(1, 9000), lambda: self._interrupt_any())
+        self.schedule.later(_FAULTS_UNTIL_MS + 6000, self.heal)
+        began = self.schedule.began
+        done = self.schedule.run(
+            lambda: (self.schedule.now - began > 6500 and bool(self.expected) and self._over()), _LIMIT_MS
+        )
+        if not done:
+            heads = {str(run): str(head.state) for run, head in self.ledger.heads().items()}
+            raise Broken(f"L: not closed after {_LIMIT_MS / 1000:.0f} s: {heads}")
+        self._check_results()
+
+    def _interrupt_any(self) -> None:
+        if self.expected:
+            self.interrupt(self.schedule.rng.choice(sorted(self.expected)))
+
+    def _over(self) -> bool:
+        return all(self.ledger.record(run).outcome for run in self.expected)
+
+    def _check_results(self) -> None:
+        for run, expected in self.expected.items():
+            record = self.ledger.record(run)
+            if run in self.interrupted and record.outcome != "run_completed":
+                continue
+            if record.outcome != "run_completed":
+                raise Broken(f"{run} ended as {record.outcome}: {record.events[-1]}")
+            result = decode(record.events[-1].run_completed.result, Any, what="result")
+            if result != expected:
+                raise Broken(f"{run} returned {result!r}, expected {expected!r}")
+            self._check_replay(run)
+
+    def _check_replay(self, run: RunKey) -> None:
+        """S4, once more: a fresh coroutine that is fed the history asks for what is there, and ends the same way."""
+        record = self.ledger.record(run)
+        workflow = record.events[0].run_started.workflow
+        execution = _FACTORY(RunContext("sim", run.run_id, self._incarnation(run), workflow))
+        for event in record.events[:-1]:
+            execution.feed(event)
+            if execution.divergence is not None:
+                raise Broken(f"S4: replay of {run} diverges at {event.position}: {execution.divergence}")
+        outcome = execution.outcome
+        if outcome is None or outcome.result != record.events[-1].run_completed.result:
+            raise Broken(f"S4: replay of {run} ends as {outcome}")
+        turn = execution.take()
+        if turn.commands and outcome is None:
+            raise Broken(f"S4: replay of {run} asks for {turn.commands}")
+        execution.close()
+
+    def _incarnation(self, run: RunKey) -> int:
+        return self.ledger.heads()[run].incarnation
+
+
+_FACTORY = execution_factory(collect(EVERYTHING))
+
+
+def _worker(world: World, rng: Random) -> SimWorker:
+    return rng.choice(world.workers)
+
+
+def _kill(world: World, rng: Random) -> None:
+    worker = _worker(world, rng)
+    if worker.alive:
+        worker.kill()
+        world.schedule.later(rng.randint(100, 8000), world.restarter(worker))
+
+
+def _freeze(world: World, rng: Random) -> None:
+    worker = _worker(world, rng)
+    if worker.alive:
+        worker.freeze(rng.choice((300, 2000, 4500, 6500, 12000)))
+
+
+def _cut_session(world: World, rng: Random) -> None:
+    """Seen by both ends, or by one of them at first."""
+    worker = _worker(world, rng)
+    link = worker.link
+    if link is None or not worker.alive:
+        return
+    late = rng.randint(1000, 9000)
+    who = rng.choice(("both", "worker", "server"))
+    world.schedule.later(late if who == "worker" else 0, lambda: world.server_sees_end(link))
+    worker.later(late if who == "server" else 0, lambda: worker.ends(link))
+
+
+def _cut_broker(world: World, rng: Random) -> None:
+    worker = _worker(world, rng)
+    if worker.alive:
+        worker.broker_cut()
+
+
+def _crash_replica(world: World, rng: Random) -> None:
+    world.crash_replica(rng.choice(world.replicas))
+
+
+def _crash_mid_commit(world: World, rng: Random) -> None:
+    world.crash_after_commit = 0.1
+    world.schedule.later(2000, lambda: setattr(world, "crash_after_commit", 0.0))
+
+
+def _period(attribute: str, value: float) -> Callable[[World, Random], None]:
+    def fault(world: World, rng: Random) -> None:
+        setattr(world, attribute, value)
+        world.schedule.later(rng.randint(1000, 6000), lambda: setattr(world, attribute, 0.0))
+
+    return fault
+
+
+def _drain(world: World, rng: Random) -> None:
+    worker = _worker(world, rng)
+    if worker.alive and not worker.draining:
+        worker.drain()
+
+
+def _lose_message(world: World, rng: Random) -> None:
+    world.broker.lose_one()
+
+
+FAULTS: dict[str, Callable[[World, Random], None]] = {
+    "worker killed": _kill,
+    "worker frozen": _freeze,
+    "session cut": _cut_session,
+    "broker connection cut": _cut_broker,
+    "replica killed": _crash_replica,
+    "replica killed between commit and answer": _crash_mid_commit,
+    "requests applied late": _period("slow_commits", 0.3),
+    "beats late": _period("late_beats", 0.7),
+    "starts late": _period("slow_starts", 0.5),
+    "answers lost": _period("lost_answers", 0.3),
+    "all hints lost": _period("lost_hints", 1.0),
+    "drain": _drain,
+    "the broker loses a message": _lose_message,
+}
+"""Every fault that PROTOCOL.md names, but for a store that goes back in time."""
+
+
+def simulate(seed: int, *, trace: bool = False, faults: bool = True, always_replay: bool = False) -> World:
+    """Run one schedule.
+
+    Raises:
+        Broken: A property does not hold; the same seed breaks it again.
+    """
+    world = World(seed, trace=trace, faults=faults, always_replay=always_replay)
+    world.run()
+    return world
