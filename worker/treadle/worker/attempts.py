@@ -1,0 +1,163 @@
+"""What runs in this worker: attempts that the core wants started, cut off, and reported back to it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from statistics import median
+from typing import Final
+
+from treadle.protocol.ids import idempotency_key, span_id, trace_id
+from treadle.protocol.topology import queue_of
+from treadle.worker.app import Registry
+from treadle.worker.clock import monotonic_ms
+from treadle.worker.core.port import Report, StartAttempt, StartLocal, WorkerCorePort
+from treadle.worker.current import StepInfo
+from treadle.worker.executors import Call, Executors, Running
+from treadle.worker.spans import SpanFacts
+
+__all__ = ("Attempts",)
+
+SHORT_MS: Final = 100
+"""Pool steps are short when their median is below; deliveries are then prefetched for twice the slots."""
+
+_LOOK_BACK: Final = 31
+
+
+class Attempts:
+    """Everything that runs, by token (pool steps) or owner token and command (local steps).
+
+    Args:
+        core: Told every end.
+        registry: The steps.
+        executors: What runs them.
+        changed: Called after the core was told something.
+        namespace, pool, worker_id: Of the worker.
+        broker: (host, port) of RabbitMQ on the AMQP lane.
+    """
+
+    def __init__(
+        self,
+        core: WorkerCorePort,
+        registry: Registry,
+        executors: Executors,
+        changed: Callable[[], None],
+        *,
+        namespace: str,
+        pool: str,
+        worker_id: str,
+        broker: tuple[str, int] | None = None,
+    ) -> None:
+        self._core = core
+        self._steps = registry.steps
+        self._executors = executors
+        self._changed = changed
+        self._namespace = namespace
+        self._pool = pool
+        self._worker_id = worker_id
+        self._broker = broker
+        self._pool_steps: dict[bytes, Running] = {}
+        self._local_steps: dict[tuple[bytes, str], Running] = {}
+        self._durations: deque[int] = deque(maxlen=_LOOK_BACK)
+
+    @property
+    def short(self) -> bool:
+        """Whether pool steps are short here, as far as is known."""
+        return len(self._durations) >= 5 and median(self._durations) < SHORT_MS
+
+    def start(self, action: StartAttempt) -> None:
+        """Start an attempt of a pool step."""
+        attempt = action.attempt
+        job, token = attempt.job, attempt.token
+        info = self._info(job.run_id, job.incarnation, job.name, job.command_id, attempt.number, job.try_number)
+
+        def ended(report: Report | None) -> None:
+            self._pool_steps.pop(token, None)
+            if report is not None and report.kind == "completed":
+                self._durations.append(report.duration_ms)
+            self._core.attempt_ended(token, report or Report("released"), monotonic_ms())
+            self._changed()
+
+        call = Call(
+            step=self._steps[job.name],
+            payload=job.input,
+            info=info,
+            may_start=lambda: self._core.may_start(token, monotonic_ms()),
+            ended=ended,
+            timeout_ms=job.timeout_ms,
+            alone=attempt.alone,
+            facts=SpanFacts(
+                traceparent=attempt.traceparent,
+                pool=self._pool,
+                worker_id=self._worker_id,
+                dispatch_id=job.dispatch_id,
+                queue=queue_of(job).name,
+                broker=self._broker,
+            ),
+        )
+        running = self._executors.start(call)
+        if not running.done:
+            self._pool_steps[token] = running
+
+    def start_local(self, action: StartLocal) -> None:
+        """Start a try of a local step."""
+        asked, token = action.call, action.owner_token
+        key = (token, asked.command_id)
+        info = self._info(
+            action.run_id, action.incarnation, asked.name, asked.command_id, action.attempt, asked.try_number
+        )
+
+        def ended(report: Report | None) -> None:
+            if self._local_steps.get(key) is self_[0]:
+                del self._local_steps[key]
+            if report is None:
+                self._core.local_refused(token, asked.command_id, monotonic_ms())
+            else:
+                self._core.local_ended(token, asked.command_id, report, monotonic_ms())
+            self._changed()
+
+        call = Call(
+            step=asked.step,
+            payload=asked.input,
+            info=info,
+            may_start=lambda: self._core.may_start_local(token, asked.command_id, monotonic_ms()),
+            ended=ended,
+            timeout_ms=asked.timeout_ms,
+            alone=action.alone,
+            local=True,
+            facts=SpanFacts(traceparent=self._traceparent(info, action), pool=self._pool, worker_id=self._worker_id),
+        )
+        self_: list[Running | None] = [None]
+        running = self_[0] = self._executors.start(call)
+        if not running.done:
+            self._local_steps[key] = running
+
+    def cancel(self, token: bytes, reason: str) -> None:
+        """Cut off an attempt of a pool step."""
+        running = self._pool_steps.get(token)
+        if running is not None:
+            running.cancel(reason)
+
+    def cancel_local(self, owner_token: bytes, command_id: str, reason: str) -> None:
+        """Cut off a local step."""
+        running = self._local_steps.get((owner_token, command_id))
+        if running is not None:
+            running.cancel(reason)
+
+    def _info(
+        self, run_id: str, incarnation: int, step: str, command_id: str, attempt: int, try_number: int
+    ) -> StepInfo:
+        return StepInfo(
+            run_id=run_id,
+            step=step,
+            attempt=attempt,
+            idempotency_key=idempotency_key(self._namespace, run_id, incarnation, command_id),
+            namespace=self._namespace,
+            command_id=command_id,
+            try_number=try_number,
+        )
+
+    def _traceparent(self, info: StepInfo, action: StartLocal) -> str:
+        """The attempt's span of a local step: made from history later, under ids that are known now."""
+        where = (self._namespace, info.run_id, action.incarnation)
+        return f"00-{trace_id(*where)}-{span_id(*where, f'step/{info.command_id}/{info.attempt}')}-01"

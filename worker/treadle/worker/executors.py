@@ -1,0 +1,338 @@
+"""Running the code of steps: async ones as tasks on the loop, sync ones in threads, what may die in child processes.
+
+Whatever it does, each call has exactly one end, told on the event loop: a report, or that it was not started. The last
+thing before the first line of user code is the question whether it may start (A4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from treadle.protocol.errors import ConfigError, PayloadError
+from treadle.protocol.payloads import MAX_PAYLOAD_BYTES
+from treadle.v1.common_pb2 import Payload
+from treadle.worker.bodies import Arguments, crashed, cut_off, failed, outcome_of, run_async, run_sync, timed_out
+from treadle.worker.child_wire import Run
+from treadle.worker.children import Child, ChildDied, Children
+from treadle.worker.core.port import Report
+from treadle.worker.current import STEP_INFO, StepInfo
+from treadle.worker.logs import step_lines
+from treadle.worker.spans import SpanFacts, Spans
+from treadle.worker.steps import Step
+from treadle.worker.threads import Job, StepThread, Threads
+
+__all__ = ("CUT_OFF_S", "Call", "Executors", "Running")
+
+CUT_OFF_S: Final = 2.0
+"""How long user code that was told to end may take for it."""
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One attempt, as the executors see it.
+
+    Attributes:
+        step: The step.
+        payload: Its encoded arguments.
+        info: What the step may know; its `cancel_reason` is set when it is cut off.
+        timeout_ms: Longest duration; 0: no limit.
+        alone: In a child process of its own.
+        local: A local step; these have threads of their own, so that they cannot keep pool steps from starting.
+        may_start: Asked as the last thing before user code.
+        ended: Told the end, on the event loop, once; None: `may_start` said no, or it was cut off before.
+        facts: For its span.
+    """
+
+    step: Step[..., object]
+    payload: Payload
+    info: StepInfo
+    may_start: Callable[[], bool]
+    ended: Callable[[Report | None], None]
+    timeout_ms: int = 0
+    alone: bool = False
+    local: bool = False
+    facts: SpanFacts = field(default_factory=SpanFacts)
+
+
+class Running:
+    """A call under way. `cancel` cuts it off; it ends through `ended` all the same."""
+
+    def __init__(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
+        self.call = call
+        self.loop = loop
+        self.started = False
+        self.done = False
+        self.task: asyncio.Task[None] | None = None
+        self.child: Child | None = None
+        self.thread: tuple[Threads, StepThread] | None = None
+        self.overdue = False
+        self._began = 0.0
+        self._timers: list[asyncio.TimerHandle] = []
+        self._killer: asyncio.Task[None] | None = None
+
+    def start(self) -> bool:
+        """The last check before user code."""
+        if self.done or self.call.info.cancel_reason or not self.call.may_start():
+            self.end(None)
+            return False
+        self.started = True
+        self._began = self.loop.time()
+        if self.call.timeout_ms:
+            self._timers.append(self.loop.call_later(self.call.timeout_ms / 1000, self._time_out))
+        return True
+
+    def cancel(self, reason: str) -> None:
+        """Tell the code to end. Before its start it will not start; a thread can only be asked (`step_info()`)."""
+        if self.done or self.overdue or self.call.info.cancel_reason:
+            return
+        self.call.info.cancel_reason = reason
+        if not self.started:
+            return
+        self._cut(reason)
+        if self.thread is None or reason == "drain":
+            self._timers.append(self.loop.call_later(CUT_OFF_S, self._give_up))
+
+    def end(self, report: Report | None) -> None:
+        """Tell the end, unless it was told already."""
+        if self.done:
+            return
+        self.done = True
+        for timer in self._timers:
+            timer.cancel()
+        self.call.ended(report)
+
+    def _time_out(self) -> None:
+        if self.done or self.call.info.cancel_reason:
+            return
+        self.overdue = True
+        if self.thread is not None:
+            self._give_up()
+            return
+        self._cut("timed out")
+        self._timers.append(self.loop.call_later(CUT_OFF_S, self._give_up))
+
+    def _cut(self, reason: str) -> None:
+        if self.child is not None:
+            self._killer = self.loop.create_task(self._cut_child(self.child, reason))
+        elif self.task is not None:
+            self.task.cancel(reason)
+
+    async def _cut_child(self, child: Child, reason: str) -> None:
+        await child.cancel(reason)
+        await asyncio.sleep(CUT_OFF_S)
+        if self.child is child:
+            child.kill()
+
+    def _give_up(self) -> None:
+        """It does not end: its end is told without it."""
+        if self.done:
+            return
+        call = self.call
+        where = "thread" if self.thread is not None else "process" if self.child is not None else "task"
+        _log.warning(
+            "step_abandoned",
+            step=call.step.name,
+            run=call.info.run_id,
+            attempt=call.info.attempt,
+            reason="timed out" if self.overdue else call.info.cancel_reason,
+            executor=where,
+            remedy="it may run on: look at step_info().cancel_reason in it, or give it executor='process'",
+        )
+        if self.thread is not None:
+            call.info.cancel_reason = call.info.cancel_reason or "timed out"
+            self.thread[0].abandon(self.thread[1])
+        self.end(self.verdict(None))
+
+    def verdict(self, report: Report | None) -> Report:
+        """What is reported when the code ended with `report`, or did not end."""
+        took = round((self.loop.time() - self._began) * 1000)
+        if self.overdue:
+            return timed_out(self.call.step.name, self.call.timeout_ms)
+        if report is None:
+            return cut_off(self.call.info.cancel_reason, took)
+        return report
+
+
+class Executors:
+    """Starts calls.
+
+    Args:
+        app: What child processes import.
+        slots: Pool steps at the same time; also how many threads these and local steps get each.
+        child_arguments: Further arguments of child processes.
+
+    Attributes:
+        max_payload_bytes: Largest encoded result; the server says how much it takes.
+    """
+
+    def __init__(self, app: str, slots: int, *, child_arguments: tuple[str, ...] = ()) -> None:
+        self.max_payload_bytes = MAX_PAYLOAD_BYTES
+        self.spans = Spans()
+        self.children = Children(app, child_arguments)
+        self._pool_threads = Threads(slots, "step")
+        self._local_threads = Threads(slots, "local-step")
+        self._local_processes = asyncio.Semaphore(slots)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._context = contextvars.copy_context()
+
+    def start(self, call: Call) -> Running:
+        """Start a call; returns at once. Must be called on the event loop."""
+        loop = asyncio.get_running_loop()
+        running = Running(call, loop)
+        if call.alone or call.step.executor == "process":
+            running.task = self._spawn(running, self._in_process(running))
+        elif call.step.executor == "async":
+            running.task = self._spawn(running, self._on_loop(running))
+        else:
+            threads = self._local_threads if call.local else self._pool_threads
+            threads.enter(lambda thread: self._in_thread(running, threads, thread))
+        return running
+
+    async def prewarm(self) -> None:
+        """Have a child process ready before the first attempt needs one."""
+        child = await self.children.take(alone=True)
+        await self.children.give_back(child)
+
+    async def close(self) -> None:
+        """End threads and child processes; what still runs is cut off."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=CUT_OFF_S)
+        self._pool_threads.close()
+        self._local_threads.close()
+        await self.children.close()
+
+    def _spawn(self, running: Running, body: object) -> asyncio.Task[None]:
+        # A context of its own: what a step sets must not be seen by the next one.
+        task: asyncio.Task[None] = running.loop.create_task(
+            body,  # type: ignore[arg-type]
+            name=f"step {running.call.step.name}",
+            context=self._context.copy(),
+        )
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._done(done, running))
+        return task
+
+    def _done(self, task: asyncio.Task[None], running: Running) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            running.end(running.verdict(None) if running.started else None)
+        elif (error := task.exception()) is not None:
+            _log.error("step_executor_failed", step=running.call.step.name, exc_info=error)
+            running.end(failed(error, running.call.info, 0))
+
+    # --- on the event loop -----------------------------------------------------------------------------------------
+    async def _on_loop(self, running: Running) -> None:
+        call = running.call
+        arguments: Arguments | None = None
+        wrong: PayloadError | None = None
+        try:
+            arguments = call.step.signature.decode_call(call.payload)
+        except PayloadError as error:
+            wrong = error
+        STEP_INFO.set(call.info)
+        with step_lines(call.info, call.facts.traceparent), self.spans.process(call.facts) as outcome:
+            if not running.start():
+                outcome.name = "released"
+                return
+            if arguments is None:
+                assert wrong is not None
+                report = failed(wrong, call.info, 0)
+            else:
+                report = await run_async(call.step, arguments, call.info, self.max_payload_bytes)
+            report = running.verdict(report)
+            outcome.name, outcome.error_type = outcome_of(report)
+        running.end(report)
+
+    # --- in a thread -----------------------------------------------------------------------------------------------
+    def _in_thread(self, running: Running, threads: Threads, thread: StepThread) -> Job | None:
+        running.thread = (threads, thread)
+        context = self._context.copy()
+        limit = self.max_payload_bytes
+        if not running.start():
+            return None
+
+        def job() -> None:
+            report = context.run(self._body, running.call, limit)
+            try:
+                running.loop.call_soon_threadsafe(self._left, running, report)
+            except RuntimeError:  # the loop is closed: the worker has ended without it
+                _log.info("step_outlived_worker", step=running.call.step.name, run=running.call.info.run_id)
+
+        return job
+
+    def _body(self, call: Call, limit: int) -> Report:
+        STEP_INFO.set(call.info)
+        with step_lines(call.info, call.facts.traceparent), self.spans.process(call.facts) as outcome:
+            report = run_sync(call.step, call.payload, call.info, limit)
+            outcome.name, outcome.error_type = outcome_of(report)
+        return report
+
+    def _left(self, running: Running, report: Report) -> None:
+        assert running.thread is not None
+        threads, thread = running.thread
+        threads.leave(thread)
+        running.end(running.verdict(report))
+
+    # --- in a child process ----------------------------------------------------------------------------------------
+    async def _in_process(self, running: Running) -> None:
+        call = running.call
+        if not call.local:
+            await self._with_child(running)
+            return
+        async with self._local_processes:
+            await self._with_child(running)
+
+    async def _with_child(self, running: Running) -> None:
+        call = running.call
+        try:
+            child = await self.children.take(alone=call.alone)
+        except (ConfigError, ChildDied, OSError) as error:
+            if running.start():
+                running.end(failed(RuntimeError(f"step {call.step.name}: no child process: {error}"), call.info, 0))
+            return
+        fit = False
+        try:
+            STEP_INFO.set(call.info)
+            with step_lines(call.info, call.facts.traceparent), self.spans.process(call.facts) as outcome:
+                if not running.start():
+                    fit = True  # it is kept: the next attempt need not wait for the import again
+                    outcome.name = "released"
+                    return
+                running.child = child
+                report = running.verdict(await self._ask(child, running))
+                outcome.name, outcome.error_type = outcome_of(report)
+                fit = not (call.alone or running.overdue or call.info.cancel_reason)
+            running.end(report)
+        finally:
+            running.child = None
+            await self.children.give_back(child, fit=fit)
+
+    async def _ask(self, child: Child, running: Running) -> Report:
+        call = running.call
+        began = time.perf_counter()
+        run = Run(
+            step=call.step.name,
+            payload=call.payload.SerializeToString(),
+            info=call.info,
+            limit=self.max_payload_bytes,
+            traceparent=self.spans.traceparent(call.facts.traceparent),
+        )
+        try:
+            return (await child.run(run)).report()
+        except ChildDied as death:
+            took = round((time.perf_counter() - began) * 1000)
+            if call.info.cancel_reason:
+                return cut_off(call.info.cancel_reason, took)
+            _log.error("child_crashed", how=str(death), step=call.step.name, run=call.info.run_id)
+            return crashed(call.step.name, str(death), took)

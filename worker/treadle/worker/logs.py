@@ -1,0 +1,70 @@
+"""Logs of a worker process: structured, to stderr; every line written in a step names its run, step, attempt and trace."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import structlog
+
+from treadle.worker.current import StepInfo
+
+__all__ = ("configure_logging", "step_lines")
+
+_NOISY: Final = ("aio_pika", "aiormq", "asyncio", "grpc")
+
+
+def configure_logging(*, level: str = "info", human: bool | None = None) -> None:
+    """Send structured logs to stderr: one JSON document a line, or coloured lines for people. `logging` goes there too.
+
+    Args:
+        level: "debug", "info", "warning" or "error".
+        human: True: for people. Default: when stderr is a terminal.
+    """
+    human = sys.stderr.isatty() if human is None else human
+    number = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: list[structlog.typing.Processor] = (
+        [structlog.dev.ConsoleRenderer()]
+        if human
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+    )
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(number)
+    for noisy in _NOISY:
+        logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
+
+
+@contextmanager
+def step_lines(info: StepInfo, traceparent: str) -> Iterator[None]:
+    """Every line that is logged inside carries run, step, attempt, trace_id and span_id."""
+    _, trace, span, _ = traceparent.split("-") if traceparent.count("-") == 3 else ("", "", "", "")
+    tokens = structlog.contextvars.bind_contextvars(
+        run=info.run_id, step=info.step, attempt=info.attempt, trace_id=trace, span_id=span
+    )
+    try:
+        yield
+    finally:
+        structlog.contextvars.reset_contextvars(**tokens)
