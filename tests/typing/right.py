@@ -35,8 +35,8 @@ async def imports(upload: str, limit: int = 3) -> dict[str, int]:
     assert_type(await create(limit), str)
     assert_type(await heavy(1), float)
     assert_type(await notify("a"), None)
-    both = await asyncio.gather(create(1), create(2))
-    assert_type(both, tuple[str, str])
+    both = await asyncio.gather(create(1), heavy(2), validate("a"))
+    assert_type(both, tuple[str, float, list[int]])
     async with asyncio.TaskGroup() as group:
         task = group.create_task(create(3))
     assert_type(task.result(), str)

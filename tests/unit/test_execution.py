@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.replay.feeder import Feeder
 from tests.replay.harness import START_MS
 
 from treadle.protocol.errors import StepCancelled, StepError, StepLost, StepTimedOut
@@ -17,10 +18,10 @@ from treadle.v1.common_pb2 import (
     Failure,
     Payload,
 )
-from treadle.v1.worker_service_pb2 import Command
 from treadle.worker import Retry, now, random, step, uuid4, workflow
 from treadle.worker.app import Registry
-from treadle.worker.loop.execution import WorkflowExecution, execution_factory
+from treadle.worker.loop import guard
+from treadle.worker.loop.execution import execution_factory
 from treadle.worker.loop.port import RunContext, Turn
 
 
@@ -37,53 +38,6 @@ async def local(x: int) -> int:
 @step(retry=Retry.never)
 async def charge(x: int) -> int:
     return x
-
-
-class Feeder:
-    """Feeds one execution, in order, with a second between events."""
-
-    def __init__(self, flow: Any, *args: Any, accepted_until: int = 0, run_id: str = "r") -> None:
-        context = RunContext("default", run_id, 3, flow.name, accepted_until)
-        self.execution = WorkflowExecution(context, flow)
-        self.feed(run_started=h.RunStarted(input=flow.signature.encode_call(args, {})))
-
-    def feed(self, time_ms: int | None = None, **kind: Any) -> WorkflowExecution:
-        position = self.execution.fed + 1
-        at = START_MS + 1000 * position if time_ms is None else time_ms
-        self.execution.feed(h.HistoryEvent(position=position, time_ms=at, **kind))
-        return self.execution
-
-    def take(self) -> Turn:
-        return self.execution.take()
-
-    def record(self, command: Command) -> None:
-        if command.WhichOneof("kind") == "start_timer":
-            fire_at = START_MS + command.start_timer.delay_ms
-            event = h.TimerStarted(command_id=command.command_id, digest=command.digest, fire_at_ms=fire_at)
-            self.feed(timer_started=event)
-        else:
-            s = command.schedule_step
-            self.feed(
-                step_scheduled=h.StepScheduled(
-                    command_id=command.command_id, digest=command.digest, name=s.name, input=s.input
-                )
-            )
-
-    def complete(self, command_id: str, value: Any, **more: Any) -> None:
-        result = Payload(data=json.dumps(value).encode())
-        self.feed(step_completed=h.StepCompleted(command_id=command_id, result=result, **more))
-
-    def result(self) -> Any:
-        outcome = self.execution.outcome
-        assert outcome is not None
-        assert outcome.result is not None, outcome
-        return json.loads(outcome.result.data)
-
-    def failure(self) -> Failure:
-        outcome = self.execution.outcome
-        assert outcome is not None
-        assert outcome.failure is not None, outcome
-        return outcome.failure
 
 
 @workflow
@@ -286,6 +240,28 @@ def test_an_accepted_command_that_is_asked_for_later_has_its_outcome() -> None:
     turn = run.take()
     assert turn.local_calls == []
     assert [c.command_id for c in turn.commands] == ["0/pooled#2"]
+
+
+def test_what_the_history_ran_in_a_pool_does_not_run_here_too() -> None:
+    (call,) = Feeder(calls_local, 1).take().local_calls
+    scheduled = h.StepScheduled(command_id=call.command_id, digest=call.digest, name="local", pool="p")
+    run = Feeder(calls_local, 1)
+    run.feed(step_scheduled=scheduled)
+    assert run.take() == Turn()
+    assert run.execution.waits().pool_steps == 1
+    run.complete(call.command_id, 5)
+    assert run.result() == 5
+
+
+def test_the_same_when_it_is_asked_for_later() -> None:
+    run = Feeder(one_of_each, 4, accepted_until=2)
+    (first,) = run.take().commands
+    run.feed(step_scheduled=h.StepScheduled(command_id="0/local#1", digest=9, name="local", pool="p"))
+    run.record(first)
+    run.complete(first.command_id, 5)
+    assert run.take() == Turn()
+    run.complete("0/local#1", 6)
+    assert [c.command_id for c in run.take().commands] == ["0/sleep#1"]
 
 
 # failures of steps
@@ -497,6 +473,20 @@ def test_dropping_it_runs_no_step() -> None:
     assert CLOSED == ["cleanup"]
     with pytest.raises(ValueError, match="closed"):
         run.feed(run_parked=h.RunParked())
+
+
+@workflow
+async def writes(path: str) -> None:
+    with open(path, "w") as file:  # it must not get that far
+        file.write("x")
+
+
+def test_what_only_a_step_may_do_fails_the_run(tmp_path: Path) -> None:
+    guard.install()
+    failure = Feeder(writes, str(tmp_path / "x")).failure()
+    assert failure.type == "NotDeterministic"
+    assert "for writing inside a workflow" in failure.message
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_workflow_is_not_called_inside_another() -> None:

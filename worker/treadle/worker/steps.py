@@ -78,7 +78,8 @@ class Step(Generic[P, R]):
             raise ConfigError(f"{what}: timeout {timeout!r}: give more than 0, or leave it out for no limit")
         self.signature = Signature(function, what=what)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    # Not Coroutine[Any, Any, R]: with Any in it, mypy makes Any of what `asyncio.gather` of several steps returns.
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, R]:
         """Call it: a durable call inside a workflow, to be awaited; elsewhere the plain function (a sync one returns its
         result at once, whatever the type says)."""
         execution = current_execution()
@@ -86,7 +87,7 @@ class Step(Generic[P, R]):
             return execution.call_step(self, args, kwargs)
         if PLAIN_WORKFLOW.get():
             return self._call_plainly(args, kwargs)
-        return cast("Coroutine[Any, Any, R]", self.function(*args, **kwargs))
+        return cast("Coroutine[object, None, R]", self.function(*args, **kwargs))
 
     async def _call_plainly(self, args: Any, kwargs: Any) -> R:
         token = PLAIN_WORKFLOW.set(False)

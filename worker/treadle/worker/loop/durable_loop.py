@@ -5,6 +5,9 @@ nothing is ready. Callbacks run first in, first out; a timer runs only when its 
 the owner says it is. Tasks and futures hash by their number of creation, because `asyncio.wait`, `as_completed` and
 `TaskGroup` keep them in sets, which are otherwise ordered by address.
 
+What asyncio itself does is part of what is recorded: `wait_for` runs what it is given in a task of its own before Python
+3.12, and in the calling task from then on. All workers of a pool that executes workflows run one minor version.
+
 It nests: the worker's own loop (asyncio or uvloop) is running on the same thread, and is put aside while this one runs.
 """
 
@@ -31,7 +34,7 @@ __all__ = ("DurableLoop", "TimerCall", "Timers")
 
 _Ts = TypeVarTuple("_Ts")
 
-_MAX_CALLBACKS: Final = 1_000_000
+_MAX_CALLBACKS: Final = 500_000
 """Callbacks in one turn after which the code counts as a busy loop that never waits."""
 
 _RUNNING, _FINISHING, _CLOSING, _OUTSIDE = range(4)

@@ -180,8 +180,8 @@ class WorkflowExecution:
 
     def _step_scheduled(self, event: history.StepScheduled, position: int) -> None:
         ask = self._ledger.recorded(event.command_id, event.digest, position, event.input.data)
-        if ask is not None and ask.kind is Kind.LOCAL_STEP and not ask.dropped:
-            self._ledger.become_pool_step(ask)
+        if ask is None or ask.kind is Kind.LOCAL_STEP:
+            self._ledger.ran_in_pool(event.command_id, ask)
 
     def _attempt_started(self, event: history.AttemptStarted, position: int) -> None:
         if not event.local:

@@ -135,6 +135,7 @@ class Ledger:
         self._pending: list[tuple[Ask, bool]] = []
         self._local_cancels: list[str] = []
         self._unasked: dict[str, Any] = {}
+        self._unasked_pool_steps: set[str] = set()
         self.divergence: Divergence | None = None
         self.open = [0, 0, 0]
 
@@ -142,7 +143,10 @@ class Ledger:
         """The code asks for something; each call is another occurrence of (path, name)."""
         place = f"{path}/{name}"
         number = self._occurrences[place] = self._occurrences.get(place, 0) + 1
-        ask = Ask(f"{place}#{number}", name, kind, data, digest(self._key, data))
+        command_id = f"{place}#{number}"
+        if command_id in self._unasked_pool_steps:
+            kind = Kind.POOL_STEP  # accepted: its outcome will come, so it must not run here, too
+        ask = Ask(command_id, name, kind, data, digest(self._key, data))
         self._asks[ask.command_id] = ask
         if kind is Kind.TIMER:
             self._timers[ask.command_id] = ask
@@ -245,11 +249,14 @@ class Ledger:
         pool, local, timers = self.open
         return Waits(pool, local, timers, min(due, default=None))
 
-    def become_pool_step(self, ask: Ask) -> None:
-        """The history ran as a pool step what the code now calls as a local one: its outcome will come."""
-        self.open[ask.kind] -= 1
-        ask.kind = Kind.POOL_STEP
-        self.open[ask.kind] += 1
+    def ran_in_pool(self, command_id: str, ask: Ask | None) -> None:
+        """The history ran as a pool step what the code calls as a local one, now or later: its outcome will come."""
+        if ask is None:
+            self._unasked_pool_steps.add(command_id)
+        elif ask.kind is Kind.LOCAL_STEP and not ask.dropped:
+            self.open[ask.kind] -= 1
+            ask.kind = Kind.POOL_STEP
+            self.open[ask.kind] += 1
 
     def _close(self, ask: Ask) -> None:
         self.open[ask.kind] -= 1
