@@ -195,7 +195,6 @@ def test_a_cancelled_consumer_takes_nothing_more_and_keeps_what_is_out(run: Run)
         taker.deliveries[0].ack()
         taker.deliveries[1].give_back()
         await ready(broker, queue, 2)
-        assert (await broker.depth(queue)).consumers == 0  # RabbitMQ counts it while something is out
         await broker.consume(queue, 5, other)
         await other.wait(2)
         assert sorted(other.ids) == ["b", "c"]
