@@ -141,7 +141,7 @@ class Workers:
             [*self._program, *self._words(pool)],
             say=self._say,
             name=f"the worker of pool {pool}",
-            env={PARENT_VARIABLE: str(os.getpid())},
+            env={PARENT_VARIABLE: str(os.getpid()), "PYTHONHASHSEED": os.environ.get("PYTHONHASHSEED", "0")},
         )
         ended = asyncio.Event()
         self._members[pool] = supervisor, ended, asyncio.create_task(supervisor.run(ended))

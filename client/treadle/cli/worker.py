@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ from cyclopts import Parameter
 __all__ = ("worker",)
 
 
-async def worker(
+def worker(
     app: str,
     /,
     *,
@@ -94,10 +95,14 @@ async def worker(
         log_level=log_level,
     )
     if reload:
-        return await _reloading(config.app, config.pool)
+        return asyncio.run(_reloading(config.app, config.pool))
+    from treadle.worker.__main__ import with_fixed_hashes
+    from treadle.worker.logs import configure_logging
     from treadle.worker.runtime import run_worker
 
-    return await run_worker(config)
+    with_fixed_hashes()
+    configure_logging(level=config.log_level)
+    return run_worker(config)
 
 
 async def _reloading(app: str, pool: str) -> int:
