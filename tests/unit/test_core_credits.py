@@ -12,6 +12,7 @@ from treadle.v1.worker_service_pb2 import (
     RunGrant,
 )
 from treadle.worker.core.port import ReopenSession, Report, StartAttempt
+from treadle.worker.core.slots import Slots
 
 
 def statements(rig: Rig) -> list[CreditStatement]:
@@ -206,3 +207,15 @@ def test_news_of_an_unknown_owner_is_nothing() -> None:
     rig = opened_rig()
     rig.news(b"gone", completed(5))
     assert rig.drained() == []
+
+
+def test_the_slot_that_was_freed_last_is_taken_first() -> None:
+    """So old ones stay ripe, and are stated, while deliveries come and go."""
+    slots = Slots(2, 50)
+    assert slots.take(100)
+    slots.give(200)
+    assert (slots.ripe(210), slots.next_ripe(210)) == (1, 250)
+    assert slots.take(210)
+    assert (slots.ripe(210), slots.next_ripe(210)) == (1, None)
+    assert slots.take(220) and not slots.take(230)
+    assert (slots.free, slots.full_since) == (0, 220)

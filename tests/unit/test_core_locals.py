@@ -282,3 +282,18 @@ def test_checkpoints_of_neighbours_go_up_together() -> None:
         rig.core.local_ended(b"t", name, done(), rig.now)
     request = rig.request()
     assert [c.command_id for c in request.checkpoints] == ["a", "b", "c"]
+
+
+def test_r2_each_step_waits_for_its_own_commands() -> None:
+    def both(script: Script) -> None:
+        script.turn.commands.append(timer(f"t{script.fed}"))
+        script.turn.local_calls.append(local(f"l{script.fed}"))
+
+    rig = opened_rig(asks({1: both, 4: both}))
+    rig.granted_run()
+    rig.answer(rig.request(), events=[event(3)])
+    running(rig, "l1")
+    rig.news(b"t", event(4))
+    assert rig.of(StartLocal) == []
+    rig.answer(rig.request(), events=[event(5)])
+    running(rig, "l4")

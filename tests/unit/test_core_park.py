@@ -334,3 +334,26 @@ def test_the_answer_to_a_park_reaches_the_cache_before_the_next_go_of_the_same_f
         owner_answers=[OwnerAnswer(run_id="r", token=b"t", seq=park.seq, answer=ANSWER_OK)],
     )
     assert script.fed == 4 and rig.held() == {b"u"}
+
+
+def test_r6_a_coroutine_of_another_incarnation_is_never_used() -> None:
+    rig = opened_rig()
+    script = parked(rig)
+    rig.push(run_job(incarnation=8), b"u", run=again(PARKED, opened(4), length=4))
+    assert script.closed and rig.request().seen == 0
+
+
+def test_r9_with_a_free_slot_nothing_is_parked_at_once() -> None:
+    rig = opened_rig(run_slots=2)
+    confirmed(rig)
+    rig.receive(run_job_waits=True)
+    assert rig.requests() == []
+
+
+def test_r9_a_run_whose_park_met_news_may_be_parked_again() -> None:
+    rig = opened_rig(run_slots=1)
+    confirmed(rig)
+    rig.receive(run_job_waits=True)
+    rig.answer(rig.request(), ANSWER_NEWS, events=[event(3)])
+    park = rig.request()
+    assert park.HasField("park") and park.seen == 3
