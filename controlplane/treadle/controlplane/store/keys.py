@@ -9,6 +9,8 @@
     <prefix>:{<shard>}:duty, :round              string with expiry: holder of duty lease; hash: last round
     <prefix>:{<shard>}:w:<worker id>             hash with expiry: a worker's record
     <prefix>:{<shard>}:beats, :workers           sorted sets: open records by last beat; all records
+    <prefix>:{<shard>}:traces, :spans           set, hash: runs with unexported history; how far each was exported
+    <prefix>:{<shard>}:left:<member>             list with expiry: head and history that left before they were exported
     <prefix>:{<shard>}:unknown, :garbage         list: what is kept aside (each with a ":size" beside it)
     <prefix>:{<namespace>}:registry, :steps      hash: name -> pool
     <prefix>:{pools}:pools                       set: <namespace>/<pool>
@@ -22,9 +24,9 @@ from __future__ import annotations
 from treadle.controlplane.store.port import Timer
 from treadle.protocol.ids import SHARDS, RunKey
 
-__all__ = ("Keys", "run_name", "timer_member", "timer_of")
+__all__ = ("SEPARATOR", "Keys", "run_name", "timer_member", "timer_of")
 
-_SEPARATOR = b"\x1f"  # no run id has it: they are printable
+SEPARATOR = b"\x1f"  # no run id has it: they are printable
 
 
 def run_name(run: RunKey) -> bytes:
@@ -34,12 +36,12 @@ def run_name(run: RunKey) -> bytes:
 
 def timer_member(name: bytes, command_id: str) -> bytes:
     """Return the member of a command's timer; `name` is the run's, see `run_name`."""
-    return name + _SEPARATOR + command_id.encode()
+    return name + SEPARATOR + command_id.encode()
 
 
 def timer_of(member: bytes, due_ms: int) -> Timer:
     """Return the timer that `timer_member` wrote."""
-    name, _, command_id = member.partition(_SEPARATOR)
+    name, _, command_id = member.partition(SEPARATOR)
     namespace, _, run_id = name.decode().partition("/")
     return Timer(RunKey(namespace, run_id), command_id.decode(), due_ms)
 

@@ -15,6 +15,7 @@ from treadle.controlplane.store.limits import (
     PAGE_EVENTS,
     ROUND_GAP_MS,
 )
+from treadle.controlplane.store.memory_cursors import MemoryCursors
 from treadle.controlplane.store.memory_state import RunData, State
 from treadle.controlplane.store.port import (
     Beat,
@@ -56,7 +57,7 @@ def page(events: Sequence[bytes], after: int) -> list[bytes]:
     return chosen
 
 
-class MemoryCore:
+class MemoryCore(MemoryCursors):
     """Runs, duties, workers and catalog, synchronous. `MemoryStore` is the port over it.
 
     Args:
@@ -132,6 +133,8 @@ class MemoryCore:
         if (run.revision if run is not None else 0) != change.expect:
             return Outcome.CONFLICT
         if change.delete:
+            if run is not None:
+                self._leave(change.run, run, now)
             self._state.runs.pop(change.run, None)
             if change.tombstone_ms > 0:
                 self._state.tombstones[change.run] = (change.tombstone, now + change.tombstone_ms)
@@ -144,6 +147,8 @@ class MemoryCore:
         return Outcome.OK
 
     def _write(self, change: Change, run: RunData | None, now: int) -> None:
+        if run is not None and change.restart:
+            self._leave(change.run, run, now)
         if run is None or change.restart:
             run = self._state.runs[change.run] = RunData(self._generation)
         elif run.generation != self._generation:
@@ -154,6 +159,7 @@ class MemoryCore:
             run.fields.pop(name, None)
         run.fields.update(change.set_fields)
         run.events.extend(change.events)
+        self._note_trace(change)
         outbox = self._state.outbox.setdefault(change.run.shard, {})
         for dispatch_id in change.outbox_del:
             outbox.pop(dispatch_id, None)

@@ -8,7 +8,7 @@ from treadle.controlplane.store.port import ShardRound
 from treadle.protocol.ids import RunKey
 from treadle.v1.state_pb2 import WorkerRecord
 
-__all__ = ("RunData", "State")
+__all__ = ("LeftHistory", "RunData", "State")
 
 
 @dataclass(slots=True)
@@ -23,6 +23,15 @@ class RunData:
 
     def copy(self, generation: int) -> RunData:
         return RunData(generation, self.revision, self.head, dict(self.fields), list(self.events))
+
+
+@dataclass(frozen=True, slots=True)
+class LeftHistory:
+    """What a run left that was deleted or started again before its history was exported; goes at `until_ms`."""
+
+    head: bytes
+    events: list[bytes]
+    until_ms: int
 
 
 @dataclass(slots=True)
@@ -41,6 +50,9 @@ class State:
         registry: Namespace -> workflow -> pool.
         pools: (namespace, pool) pairs.
         aside: (kind, shard) -> (time in ms, data), oldest first.
+        traces: Shard -> (run, name of what it left or b"") with unexported history.
+        cursors: The same -> (incarnation, position) up to which it was exported.
+        left: The same -> what was left.
     """
 
     runs: dict[RunKey, RunData] = field(default_factory=dict)
@@ -54,6 +66,9 @@ class State:
     registry: dict[str, dict[str, str]] = field(default_factory=dict)
     pools: set[tuple[str, str]] = field(default_factory=set)
     aside: dict[tuple[str, int], list[tuple[int, bytes]]] = field(default_factory=dict)
+    traces: dict[int, dict[tuple[RunKey, bytes], None]] = field(default_factory=dict)
+    cursors: dict[tuple[RunKey, bytes], tuple[int, int]] = field(default_factory=dict)
+    left: dict[tuple[RunKey, bytes], LeftHistory] = field(default_factory=dict)
 
     def copy(self) -> State:
         """Return a copy that shares its values with this one."""
@@ -69,4 +84,7 @@ class State:
             registry={namespace: dict(names) for namespace, names in self.registry.items()},
             pools=set(self.pools),
             aside={key: list(kept) for key, kept in self.aside.items()},
+            traces={shard: dict(noted) for shard, noted in self.traces.items()},
+            cursors=dict(self.cursors),
+            left=dict(self.left),
         )

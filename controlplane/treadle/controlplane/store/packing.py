@@ -25,7 +25,7 @@ _REVISION = Struct(">Q").pack
 _CHANGE = Struct(">Bd9H").pack  # flags, not before, counts: see scripts/commit.lua
 _WANT = Struct(">BIIqH").pack  # flags, field limit, event at, events after (-1: none), number of fields
 _BEAT = Struct(">dBqqqB").pack  # sent, has list, loop lag, steps running, runs open, draining
-_RESTART, _DELETE, _ALL_FIELDS = 1, 2, 1
+_RESTART, _DELETE, _TRACED, _ALL_FIELDS = 1, 2, 4, 1
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_hints = msgspec.msgpack.Decoder(list[Hint]).decode
@@ -45,11 +45,11 @@ def _lengths_before(parts: Iterable[bytes]) -> list[bytes]:
     return out
 
 
-def pack_changes(changes: Sequence[Change], keys: Keys) -> bytes:
-    """Return a batch of changes for scripts/commit.lua."""
+def pack_changes(changes: Sequence[Change], keys: Keys, *, traced: bool = False) -> bytes:
+    """Return a batch of changes for scripts/commit.lua; `traced`: sampled runs whose history grows are noted."""
     out: list[bytes] = []
     for change in changes:
-        out += _pack_delete(change, keys) if change.delete else _pack_write(change, keys)
+        out += _pack_delete(change, keys) if change.delete else _pack_write(change, keys, traced)
     return b"".join(out)
 
 
@@ -75,7 +75,7 @@ def _times(change: Change, name: bytes) -> list[bytes]:
     return parts
 
 
-def _pack_write(change: Change, keys: Keys) -> list[bytes]:
+def _pack_write(change: Change, keys: Keys, traced: bool) -> list[bytes]:
     name = run_name(change.run)
     parts = _fixed(change, keys, name, b"" if change.hint is None else _encode(change.hint))
     parts += (b"v", _REVISION(change.revision), b"h", change.head)
@@ -88,7 +88,7 @@ def _pack_write(change: Change, keys: Keys) -> list[bytes]:
     parts += [dispatch_id.encode() for dispatch_id in change.outbox_del]
     parts += _times(change, name)
     header = _CHANGE(
-        _RESTART if change.restart else 0,
+        (_RESTART if change.restart else 0) + (_TRACED if traced and change.traced and change.events else 0),
         change.not_before_ms,
         4 + 2 * len(change.set_fields),
         len(change.del_fields),

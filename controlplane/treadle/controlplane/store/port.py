@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from treadle.controlplane.store.cursors import SpanCursors
 from treadle.protocol.ids import RunKey
 from treadle.v1.state_pb2 import HeldToken, WorkerRecord
 
@@ -126,6 +127,7 @@ class Change:
         delete: True: the run goes; `tombstone` stays for `tombstone_ms`. All else but `expect`, timers, index is ignored.
         tombstone: See `delete`.
         tombstone_ms: See `delete`.
+        traced: Spans of the run are wanted (see SpanCursors).
     """
 
     run: RunKey
@@ -147,6 +149,7 @@ class Change:
     delete: bool = False
     tombstone: bytes = b""
     tombstone_ms: int = 0
+    traced: bool = False
 
 
 class Outcome(Enum):
@@ -388,7 +391,7 @@ class Catalog(Protocol):
         ...
 
 
-class Store(RunStore, DutyStore, WorkerStore, Catalog, Protocol):
+class Store(RunStore, DutyStore, WorkerStore, Catalog, SpanCursors, Protocol):
     """The whole port, and its life."""
 
     async def start(self) -> None:

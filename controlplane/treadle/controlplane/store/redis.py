@@ -10,6 +10,7 @@ from treadle.controlplane.store.keys import Keys
 from treadle.controlplane.store.link import Link
 from treadle.controlplane.store.port import CheckResult, Hint
 from treadle.controlplane.store.redis_catalog import RedisCatalog
+from treadle.controlplane.store.redis_cursors import RedisCursors
 from treadle.controlplane.store.redis_duties import RedisDuties
 from treadle.controlplane.store.redis_runs import RedisRuns
 from treadle.controlplane.store.redis_workers import RedisWorkers
@@ -17,7 +18,7 @@ from treadle.controlplane.store.redis_workers import RedisWorkers
 __all__ = ("RedisStore",)
 
 
-class RedisStore(RedisRuns, RedisDuties, RedisWorkers, RedisCatalog):
+class RedisStore(RedisRuns, RedisDuties, RedisWorkers, RedisCatalog, RedisCursors):
     """The `Store` port on Redis. Nothing is cached: a Redis that went back in time is seen by the next load.
 
     Args:

@@ -21,6 +21,7 @@ class RedisPart:
     def __init__(self, link: Link, keys: Keys) -> None:
         self._link = link
         self._keys = keys
+        self._traced = False
 
     async def _now_ms(self) -> int:
         return int((await self._link.run("due", self._route(0), 0))[0])
@@ -78,7 +79,7 @@ class RedisRuns(RedisPart):
         calls = [
             (
                 self._route(changes[group[0]].run.shard),
-                (pack_changes([changes[i] for i in group], self._keys), channel),
+                (pack_changes([changes[i] for i in group], self._keys, traced=self._traced), channel),
             )
             for group in groups
         ]

@@ -1,5 +1,6 @@
 -- A batch of changes, each all or nothing. ARGV: the batch, the channel. Reply: the clock, one digit a change
 -- (0 written, 1 another revision, 2 too early). All that may refuse is looked at before the first write.
+local LEFT_MS = 86400000
 local channel = ARGV[2]
 local stamp = struct.pack('>d', now)
 local outcomes, hints = {}, {}
@@ -21,6 +22,25 @@ local function write_times(shard, parts, i, timers_set, timers_del, index_add, i
   end
 end
 
+-- Keeps a history that goes, behind its head, if it was not exported: see cursors.py.
+local function leave(shard, name, revision)
+  local traces, spans, member = shard .. 'traces', shard .. 'spans', name .. '\31' .. revision
+  local history, left = shard .. 'l:' .. name, shard .. 'left:' .. member
+  local cursor = call('HGET', spans, name)
+  if call('SREM', traces, name) == 1 and call('EXISTS', history) == 1 then
+    call('RENAME', history, left)
+    call('LPUSH', left, call('HGET', shard .. 'r:' .. name, 'h'))
+    call('PEXPIRE', left, LEFT_MS)
+    call('SADD', traces, member)
+    if cursor then
+      call('HSET', spans, member, cursor)
+    end
+  end
+  if cursor then
+    call('HDEL', spans, name)
+  end
+end
+
 local function change()
   local flags, not_before, set, del, events, outbox_add, outbox_del, timers_set, timers_del, index_add, index_del
   flags, not_before, set, del, events, outbox_add, outbox_del, timers_set, timers_del, index_add, index_del, at =
@@ -33,7 +53,12 @@ local function change()
     return '1'
   end
   local i = 5
+  local traced = flags >= 4
+  if traced then
+    flags = flags - 4
+  end
   if flags == 2 then
+    leave(shard, name, parts[3])
     call('DEL', run, history)
     if tonumber(parts[6]) > 0 then
       call('SET', shard .. 't:' .. name, parts[5], 'PX', parts[6])
@@ -45,6 +70,7 @@ local function change()
     return '2'
   end
   if flags == 1 then
+    leave(shard, name, parts[3])
     call('DEL', run, history)
   end
   if del > 0 then
@@ -54,6 +80,9 @@ local function change()
   i = i + set + del
   if events > 0 then
     variadic('RPUSH', history, parts, i, i + events - 1)
+    if traced then
+      call('SADD', shard .. 'traces', name)
+    end
   end
   i = i + events
   if outbox_del > 0 then

@@ -1,0 +1,273 @@
+"""The duty that exports the traces of runs, on whichever replica holds a shard's duty lease.
+
+Each turn takes some runs that were noted as having unexported history, projects what is behind their cursors, exports it,
+and only then moves the cursors. Whatever dies in between, the next turn makes the same spans again, byte for byte. To know
+what is open at a cursor the history is folded from its start; the fold is remembered, and trusted only while the store still
+has the event that it ended with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from treadle.controlplane.duties.timers import TimerDuty
+from treadle.controlplane.engine import Engine
+from treadle.controlplane.store.cursors import Projected, Unprojected
+from treadle.controlplane.store.port import Hint, Want
+from treadle.controlplane.telemetry import Metrics
+from treadle.controlplane.tracing.exporter import SpanSink
+from treadle.controlplane.tracing.span_data import HeadFacts, SpanData
+from treadle.controlplane.tracing.spans import project
+from treadle.controlplane.tracing.state import ProjectionState
+from treadle.protocol.errors import Unavailable
+from treadle.protocol.ids import RunKey
+from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RunHead
+
+__all__ = ("TraceProjector",)
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_LINGER_S = 0.1
+"""So long commits are collected before a turn: many short runs are then read once, as a whole."""
+_IDLE_S = 1.0
+_RUNS = 50
+_EVENTS_A_RUN = 2_000
+_BYTES = 8 << 20
+"""A turn reads on until it has read so much; then it exports what it has."""
+_SPANS_A_CALL = 256
+_FOLDS = 2_000
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+
+
+@dataclass(slots=True)
+class _Work:
+    """A run of a turn: what was read of it, and what comes of that.
+
+    Attributes:
+        item: As the store named it.
+        state: The fold; it may be ahead of the cursor only by what is in `spans`, and by what needs no export.
+        facts, head: None until its head was read; then the head as last read.
+        spans: To be exported.
+        revision: Revision of the run when it was last read.
+        gone: The run is no more.
+        done: Nothing is left to be read in this turn.
+        more: There is more history behind `state`.
+        behind_ms: Time of the first event behind the cursor; 0: none is.
+        first: Where the fold stood at the beginning of the turn.
+    """
+
+    item: Unprojected
+    state: ProjectionState
+    facts: HeadFacts | None = None
+    head: RunHead | None = None
+    spans: list[SpanData] = field(default_factory=list)
+    revision: int = 0
+    gone: bool = False
+    done: bool = False
+    more: bool = False
+    behind_ms: int = 0
+    first: int = 0
+
+
+class TraceProjector:
+    """See the module. Made only where spans are wanted: from then on commits of this replica note what must be exported.
+
+    Args:
+        engine: The middle of this replica.
+        timers: Knows the shards that this replica looks after.
+        exporter: Where spans go; closed when `run` ends.
+        metrics: Gets `treadle.projector.lag`.
+    """
+
+    def __init__(self, engine: Engine, timers: TimerDuty, exporter: SpanSink, metrics: Metrics | None = None) -> None:
+        self._engine, self._timers, self._exporter = engine, timers, exporter
+        self._metrics = metrics
+        self._folds: OrderedDict[tuple[RunKey, bytes], tuple[int, ProjectionState]] = OrderedDict()
+        self._woken = asyncio.Event()
+        self._runs = _RUNS
+        self._pause_s = 0.0
+        engine.store.trace()
+
+    async def run(self) -> None:
+        """Work for ever."""
+        try:
+            with self._engine.hub.listening(self._hinted):
+                while True:
+                    try:
+                        busy = bool(self._timers.shards) and await self.turn(self._timers.shards)
+                    except Unavailable as error:
+                        _log.warning("projector_waits_for_store", error=str(error))
+                        busy = False
+                    await self._rest(busy)
+        finally:
+            await self._exporter.close()
+
+    def _hinted(self, hints: Sequence[Hint]) -> None:
+        self._woken.set()
+
+    async def _rest(self, busy: bool) -> None:
+        if self._pause_s:
+            await asyncio.sleep(self._pause_s)
+            return
+        if busy:
+            return
+        try:
+            async with asyncio.timeout(_IDLE_S):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+        await asyncio.sleep(_LINGER_S)
+        self._woken.clear()
+
+    async def turn(self, shards: Sequence[int]) -> bool:
+        """Export some of what was not exported of these shards; True when there may be more to do at once.
+
+        Raises:
+            Unavailable: The store is away; nothing is lost.
+        """
+        limit = self._runs
+        items = await self._engine.store.unprojected(shards, limit)
+        works = [_Work(item, self._remembered(item)) for item in items]
+        await self._read(works)
+        sent = await self._send(works)
+        await self._engine.store.projected([_projected(work) for work in sent if work.gone or work.head is not None])
+        for work in sent:
+            self._remember(work)
+        self._judge(works, sent)
+        return len(items) == limit or any(work.more for work in works)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+    async def _read(self, works: Sequence[_Work]) -> None:
+        """Read and fold page by page, all runs of the turn at once, until each is at its end or enough was read."""
+        size = 0
+        for work in works:
+            work.first = work.state.position
+        while size < _BYTES and (open_ := [work for work in works if not work.done]):
+            there = [work for work in open_ if not work.item.left]
+            wants = [
+                Want(work.item.run, event_at=work.state.position, events_after=work.state.position) for work in there
+            ]
+            loaded = await self._engine.store.load(wants) if wants else []
+            for work, found in zip(there, loaded, strict=True):
+                work.revision = found.revision
+                size += sum(map(len, found.events))
+                _take(work, found.head, found.events, found.event)
+            for work in open_:
+                if work.item.left:
+                    head, events = await self._engine.store.left(work.item, work.state.position)
+                    size += sum(map(len, events))
+                    _take(work, head, events, None)
+
+    def _remembered(self, item: Unprojected) -> ProjectionState:
+        incarnation, state = self._folds.get((item.run, item.left), (0, ProjectionState()))
+        return state if incarnation == item.incarnation else ProjectionState()
+
+    def _remember(self, work: _Work) -> None:
+        key = (work.item.run, work.item.left)
+        self._folds.pop(key, None)
+        if work.facts is None or work.head is None or work.gone:
+            return
+        if work.more or work.head.sweeping or not work.state.closed:
+            self._folds[key] = (work.facts.incarnation, work.state)
+            if len(self._folds) > _FOLDS:
+                self._folds.popitem(last=False)
+
+    # --- sending -----------------------------------------------------------------------------------------------------
+    async def _send(self, works: Sequence[_Work]) -> list[_Work]:
+        """Export in order; returns the runs all of whose spans were taken."""
+        spans = [span for work in works for span in work.spans]
+        taken = 0
+        while taken < len(spans):
+            some = spans[taken : taken + _SPANS_A_CALL]
+            if not await self._exporter.export(some):
+                break
+            taken += len(some)
+        sent: list[_Work] = []
+        for work in works:
+            taken -= len(work.spans)
+            if taken >= 0:
+                sent.append(work)
+            else:
+                break
+        return sent
+
+    def _judge(self, works: Sequence[_Work], sent: Sequence[_Work]) -> None:
+        """After a failure go slowly, and by single runs, so that one whose spans are refused does not keep back others."""
+        if len(sent) < len(works):
+            self._pause_s = min(max(_FIRST_PAUSE_S, self._pause_s * 2), _LONGEST_PAUSE_S)
+            self._runs = 1
+            _log.warning("spans_wait_for_receiver", retry_s=self._pause_s, runs=len(works) - len(sent))
+        else:
+            self._pause_s = 0.0
+            self._runs = min(self._runs * 2, _RUNS)
+        if self._metrics is not None:
+            behind = [work.behind_ms for work in works[len(sent) :] if work.behind_ms]
+            lag_ms = self._engine.clock.now() - min(behind) if behind else 0
+            self._metrics.gauge("treadle.projector.lag", max(0, lag_ms) / 1000)
+
+
+def _take(work: _Work, head_data: bytes, pages: Sequence[bytes], last: bytes | None) -> None:
+    """Fold what was read; `last` is the event that the fold ended with, as the store has it now."""
+    if not head_data:
+        work.gone = work.done = True
+        work.spans = []
+        return
+    head = RunHead.FromString(head_data)
+    facts = HeadFacts(head.namespace, head.run_id, head.incarnation)
+    if not _fits(work, facts, last):
+        _start_again(work)
+        if pages and HistoryEvent.FromString(pages[0]).position != 1:
+            work.facts = facts
+            work.head = None
+            return  # the next page is the first
+    work.head, work.facts = head, facts
+    if not head.sampled:
+        work.done, work.spans = True, []
+        return
+    cursor = work.item.position if work.item.incarnation == facts.incarnation else 0
+    events = [HistoryEvent.FromString(data) for data in pages]
+    made, work.state = project(facts, events, work.state)
+    work.spans += [span for span in made if span.position > cursor]
+    work.behind_ms = work.behind_ms or next((event.time_ms for event in events if event.position > cursor), 0)
+    work.more = work.state.position < head.length
+    work.done = not work.more or not events or work.state.position - max(work.first, cursor) >= _EVENTS_A_RUN
+
+
+def _fits(work: _Work, facts: HeadFacts, last: bytes | None) -> bool:
+    """Whether the fold is of this history. A history that was left behind does not change."""
+    if work.facts is not None and work.facts != facts:
+        return False
+    if not work.state.position:
+        return True
+    if work.item.left:
+        return True
+    if work.facts is None and work.item.incarnation != facts.incarnation:
+        return False
+    return last is not None and HistoryEvent.FromString(last).revision == work.state.revision
+
+
+def _start_again(work: _Work) -> None:
+    work.state = ProjectionState()
+    work.spans = []
+    work.first = work.behind_ms = 0
+
+
+def _projected(work: _Work) -> Projected:
+    item, facts = work.item, work.facts
+    if work.gone or facts is None or work.head is None:
+        return Projected(item.run, item.left, 0, 0, work.revision, more=False, closed=True)
+    return Projected(
+        item.run,
+        item.left,
+        facts.incarnation,
+        max(work.state.position, item.position) if item.incarnation == facts.incarnation else work.state.position,
+        work.revision,
+        more=work.more,
+        closed=not work.head.sampled or work.head.state == RUN_STATE_CLOSED,
+    )

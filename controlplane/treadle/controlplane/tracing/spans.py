@@ -1,0 +1,400 @@
+"""Committed history in, finished spans out. Pure: the same events give the same spans, in whatever pages they come.
+
+    run {workflow}        path "anchor", root of the trace, an instant: written at the start so that nothing is an orphan
+    execute {workflow}    path "run", from start to close
+    step {name}           path "step/<command id>/<attempt>", one an attempt, from publication to what ended it
+    sleep                 path "timer/<command id>"
+
+All but the first hang under the anchor: attempts of a step are siblings joined by links, because a span around them could
+only be written at the end, and until then they would be orphans. What no event tells makes no span: a run that closes ends
+what is published or running as cancelled, and leaves out a retry that was only planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, Final, Literal
+
+from treadle.controlplane.tracing import attributes as a
+from treadle.controlplane.tracing.span_data import (
+    Attributes,
+    HeadFacts,
+    SpanData,
+    SpanLink,
+    Status,
+    caller_link,
+    description_of,
+    exception_event,
+)
+from treadle.controlplane.tracing.state import OpenStep, OpenTimer, ProjectionState, Summary
+from treadle.v1.common_pb2 import (
+    FAILURE_KIND_CANCELLED,
+    FAILURE_KIND_LOST,
+    FAILURE_KIND_TERMINATED,
+    FAILURE_KIND_TIMED_OUT,
+    Failure,
+)
+from treadle.v1.history_pb2 import HistoryEvent
+
+__all__ = ("SPANS_A_NAME", "SPANS_A_RUN", "project")
+
+SPANS_A_RUN: Final = 5_000
+"""Spans of one run at most; UIs of trace stores give up not far beyond."""
+SPANS_A_NAME: Final = 200
+"""Steps of one name that have spans of their own; the attempts of further ones are counted in one summary."""
+
+_KEPT_BACK: Final = 100
+"""Of the budget: for the summaries and the span of the whole run, which come last."""
+_NS_A_MS: Final = 1_000_000
+
+_OUTCOMES: Final = {
+    FAILURE_KIND_TIMED_OUT: "timeout",
+    FAILURE_KIND_LOST: "lost",
+    FAILURE_KIND_CANCELLED: "cancelled",
+    FAILURE_KIND_TERMINATED: "cancelled",
+}
+_ERRORS: Final = frozenset(("failure", "timeout", "lost"))
+
+
+def project(
+    facts: HeadFacts, events: Iterable[HistoryEvent], state: ProjectionState
+) -> tuple[list[SpanData], ProjectionState]:
+    """Turn the next events of a run into the spans that they finish.
+
+    Args:
+        facts: Which run.
+        events: In order; those at or before `state.position` are passed over.
+        state: What the call before returned; `ProjectionState()` at the start. It is not changed.
+
+    Raises:
+        ValueError: There is a gap between `state.position` and the events.
+    """
+    fold = _Fold(facts, state.copy())
+    for event in events:
+        fold.take(event)
+    return fold.made, fold.state
+
+
+class _Fold:
+    def __init__(self, facts: HeadFacts, state: ProjectionState) -> None:
+        self.facts, self.state = facts, state
+        self.made: list[SpanData] = []
+        self._position = 0
+        self._now = 0
+        self._rules: dict[str, Callable[[Any], None]] = {
+            "run_started": self._run_started,
+            "run_completed": lambda body: self._close("success"),
+            "run_failed": self._run_failed,
+            "run_cancelled": lambda body: self._close("cancellation"),
+            "run_terminated": lambda body: self._close("cancellation"),
+            "step_scheduled": self._step_scheduled,
+            "attempt_started": self._attempt_started,
+            "attempt_failed": self._attempt_failed,
+            "attempt_lost": self._attempt_lost,
+            "attempt_released": self._attempt_released,
+            "step_retried": self._step_retried,
+            "step_quarantined": self._step_quarantined,
+            "step_completed": self._step_completed,
+            "step_failed": self._step_failed,
+            "step_cancelled": self._step_cancelled,
+            "timer_started": self._timer_started,
+            "timer_fired": lambda body: self._end_timer(body.command_id, "fired"),
+            "timer_cancelled": lambda body: self._end_timer(body.command_id, "cancelled"),
+        }
+
+    def take(self, event: HistoryEvent) -> None:
+        state = self.state
+        if event.position <= state.position:
+            return
+        if event.position != state.position + 1:
+            raise ValueError(
+                f"event {event.position} of run {self.facts.run_id!r} follows {state.position}: give all events, in order"
+            )
+        state.position, state.revision = event.position, event.revision
+        self._position, self._now = event.position, event.time_ms
+        kind = event.WhichOneof("kind")
+        rule = self._rules.get(kind or "")
+        if rule is not None and not state.closed:
+            rule(getattr(event, str(kind)))
+
+    # --- the run -----------------------------------------------------------------------------------------------------
+    def _run_started(self, body: Any) -> None:
+        self.state.workflow, self.state.started_ms = body.workflow, self._now
+        link = caller_link(body.caller, {a.LINK_TYPE: "started_by"})
+        self._span(
+            "anchor",
+            f"run {body.workflow}",
+            self._now,
+            {a.INCARNATION: f"{self.facts.incarnation:016x}", a.TRIGGER: body.trigger},
+            links=(link,) if link else (),
+        )
+
+    def _run_failed(self, body: Any) -> None:
+        timed_out = body.failure.kind == FAILURE_KIND_TIMED_OUT
+        self._close("timeout" if timed_out else "failure", body.failure)
+
+    def _close(self, outcome: str, failure: Failure | None = None) -> None:
+        state = self.state
+        for command_id, step in list(state.steps.items()):
+            if step.running or step.dispatched_ms:
+                self._end_attempt(command_id, step, "cancelled", final=True)
+        for command_id in list(state.timers):
+            self._end_timer(command_id, "cancelled")
+        for name, summary in state.summaries.items():
+            self._summary(name, summary)
+        values: dict[str, str | int | bool] = {
+            a.INCARNATION: f"{self.facts.incarnation:016x}",
+            a.RUN_OUTCOME: outcome,
+        }
+        if failure is not None:
+            values[a.ERROR_TYPE] = failure.type or a.OTHER_ERROR
+        if state.dropped:
+            values[a.DROPPED] = state.dropped
+        status: Status = "ok" if outcome == "success" else "error" if failure is not None else "unset"
+        name = f"execute {state.workflow}"
+        self._span("run", name, state.started_ms, values, failure=failure, status=status, reserved=0)
+        state.steps, state.timers = {}, {}
+        state.closed = True
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+    def _step_scheduled(self, body: Any) -> None:
+        self._open(body.command_id, body.name, body.pool, dispatched_ms=self._now)
+
+    def _open(self, command_id: str, name: str, pool: str = "", *, dispatched_ms: int = 0) -> OpenStep:
+        names = self.state.names
+        names[name] = names.get(name, 0) + 1
+        step = OpenStep(name, pool, not pool, names[name] > SPANS_A_NAME, dispatched_ms)
+        self.state.steps[command_id] = step
+        return step
+
+    def _known(self, body: Any) -> OpenStep | None:
+        """Return the step of an event; a local one may appear with any of its events."""
+        step = self.state.steps.get(body.command_id)
+        if step is None and body.local:
+            return self._open(body.command_id, body.name)
+        return step
+
+    def _attempt_started(self, body: Any) -> None:
+        step = self._known(body)
+        if step is None:
+            return
+        if step.running:  # its owner gave the run back in the middle of a local step
+            step = self._end_attempt(body.command_id, step, "released")
+        self.state.steps[body.command_id] = replace(
+            step, running=body.attempt, started_ms=self._now, worker_id=body.worker_id
+        )
+
+    def _attempt_failed(self, body: Any) -> None:
+        step = self._known(body)
+        if step is not None:
+            values = {a.RETRY_DELAY_MS: max(0, body.retry_at_ms - self._now)}
+            outcome = _OUTCOMES.get(body.failure.kind, "failure")
+            self._end_attempt(
+                body.command_id, step, outcome, body.failure, values, number=body.attempt, ran_ms=body.duration_ms
+            )
+
+    def _attempt_lost(self, body: Any) -> None:
+        step = self.state.steps.get(body.command_id)
+        if step is not None:
+            failure = Failure(kind=FAILURE_KIND_LOST, type="Lost", message=f"the worker was lost: {body.reason}")
+            step = self._end_attempt(body.command_id, step, "lost", failure, number=body.attempt)
+            self._published_again(body.command_id, step)
+
+    def _attempt_released(self, body: Any) -> None:
+        step = self.state.steps.get(body.command_id)
+        if step is not None:
+            step = self._end_attempt(body.command_id, step, "released", number=body.attempt)
+            self._published_again(body.command_id, step)
+
+    def _published_again(self, command_id: str, step: OpenStep) -> None:
+        self.state.steps[command_id] = replace(step, dispatched_ms=self._now)
+
+    def _step_retried(self, body: Any) -> None:
+        step = self.state.steps.get(body.command_id)
+        if step is not None:
+            self._published_again(body.command_id, step)
+
+    def _step_quarantined(self, body: Any) -> None:
+        step = self.state.steps.get(body.command_id)
+        if step is not None:
+            self.state.steps[body.command_id] = replace(step, dispatched_ms=0)
+
+    def _step_completed(self, body: Any) -> None:
+        step = self._known(body)
+        if step is not None:
+            self._end_attempt(
+                body.command_id, step, "success", number=body.attempt, ran_ms=body.duration_ms, final=True
+            )
+
+    def _step_failed(self, body: Any) -> None:
+        step = self._known(body)
+        if step is not None:
+            outcome = _OUTCOMES.get(body.failure.kind, "failure")
+            self._end_attempt(
+                body.command_id,
+                step,
+                outcome,
+                body.failure,
+                number=body.attempt,
+                ran_ms=body.duration_ms,
+                final=True,
+            )
+
+    def _step_cancelled(self, body: Any) -> None:
+        step = self.state.steps.get(body.command_id)
+        if step is None:
+            return
+        if step.running or step.dispatched_ms:
+            self._end_attempt(body.command_id, step, "cancelled", number=body.attempt, final=True)
+        else:
+            del self.state.steps[body.command_id]
+
+    def _end_attempt(
+        self,
+        command_id: str,
+        step: OpenStep,
+        outcome: str,
+        failure: Failure | None = None,
+        more: Attributes | None = None,
+        *,
+        number: int = 0,
+        ran_ms: int = 0,
+        final: bool = False,
+    ) -> OpenStep:
+        """Write the span of an attempt; returns the step without it.
+
+        A number that has its span already is that of the attempt before: the try that ends now never got a holder.
+        """
+        number = step.running or (number if number > step.closed else step.closed + 1)
+        start_ms = self._attempt_start(step, ran_ms)
+        if step.summed:
+            self._sum(step.name, start_ms, outcome)
+        else:
+            values = _attempt_values(command_id, step, number, outcome) | dict(more or {})
+            if final:
+                values[a.STEP_OUTCOME] = outcome
+            if failure is not None:
+                values[a.ERROR_TYPE] = failure.type or a.OTHER_ERROR
+            self._span(
+                f"step/{command_id}/{number}",
+                f"step {step.name}",
+                start_ms,
+                values,
+                kind="internal" if step.local else "producer",
+                links=self._retry_of(command_id, step),
+                failure=failure,
+                status="error" if outcome in _ERRORS else "unset",
+            )
+        after = replace(step, dispatched_ms=0, running=0, started_ms=0, worker_id="", closed=number)
+        if final:
+            del self.state.steps[command_id]
+        else:
+            self.state.steps[command_id] = after
+        return after
+
+    def _attempt_start(self, step: OpenStep, ran_ms: int) -> int:
+        """A pool step's begins with its publication; a local one's when it ran, as far as events tell."""
+        if not step.local:
+            return step.dispatched_ms or step.started_ms or self._now
+        return step.started_ms or max(self.state.started_ms, step.dispatched_ms, self._now - ran_ms)
+
+    def _retry_of(self, command_id: str, step: OpenStep) -> tuple[SpanLink, ...]:
+        if not step.closed:
+            return ()
+        before = self.facts.span_id(f"step/{command_id}/{step.closed}")
+        return (SpanLink(self.facts.trace_id, before, {a.LINK_TYPE: "retry_of"}),)
+
+    # --- too many ----------------------------------------------------------------------------------------------------
+    def _sum(self, name: str, start_ms: int, outcome: str) -> None:
+        old = self.state.summaries.get(name, Summary(start_ms, self._now, {}))
+        outcomes = {**old.outcomes, outcome: old.outcomes.get(outcome, 0) + 1}
+        self.state.summaries[name] = Summary(min(old.start_ms, start_ms), self._now, outcomes)
+
+    def _summary(self, name: str, summary: Summary) -> None:
+        values: dict[str, str | int | bool] = {
+            a.STEP_NAME: name,
+            a.STEP_KIND: "task",
+            a.FANOUT_STEPS: self.state.names[name] - SPANS_A_NAME,
+        }
+        for outcome, count in sorted(summary.outcomes.items()):
+            values[f"{a.FANOUT_ATTEMPTS}.{outcome}"] = count
+        path = f"summary/{name}"
+        self._span(path, f"step {name}", summary.start_ms, values, end_ms=summary.end_ms, reserved=1)
+
+    # --- timers ------------------------------------------------------------------------------------------------------
+    def _timer_started(self, body: Any) -> None:
+        self.state.timers[body.command_id] = OpenTimer(self._now, body.fire_at_ms)
+
+    def _end_timer(self, command_id: str, outcome: str) -> None:
+        timer = self.state.timers.pop(command_id, None)
+        if timer is not None:
+            values: Attributes = {
+                a.STEP_ID: command_id,
+                a.STEP_KIND: "sleep",
+                a.TIMER_FIRE_AT: timer.fire_at_ms,
+                a.WAIT_OUTCOME: outcome,
+            }
+            self._span(f"timer/{command_id}", "sleep", timer.started_ms, values)
+
+    # --- spans -------------------------------------------------------------------------------------------------------
+    def _span(
+        self,
+        path: str,
+        name: str,
+        start_ms: int,
+        values: Attributes,
+        *,
+        kind: Literal["internal", "producer"] = "internal",
+        links: tuple[SpanLink, ...] = (),
+        failure: Failure | None = None,
+        status: Status = "unset",
+        end_ms: int = 0,
+        reserved: int = _KEPT_BACK,
+    ) -> None:
+        """Make a span that ends now, unless less than `reserved` of the budget would be left."""
+        facts, state = self.facts, self.state
+        if state.spans >= SPANS_A_RUN - reserved:
+            state.dropped += 1
+            return
+        state.spans += 1
+        end = end_ms or self._now
+        common = {a.NAMESPACE: facts.namespace, a.RUN_ID: facts.run_id, a.WORKFLOW: state.workflow, a.SOURCE: "history"}
+        self.made.append(
+            SpanData(
+                namespace=facts.namespace,
+                position=self._position,
+                path=path,
+                name=name,
+                kind=kind,
+                trace_id=facts.trace_id,
+                span_id=facts.span_id(path),
+                parent_id="" if path == "anchor" else facts.span_id("anchor"),
+                start_ns=start_ms * _NS_A_MS,
+                end_ns=end * _NS_A_MS,
+                attributes=common | dict(values),
+                links=links,
+                events=() if failure is None else (exception_event(failure, end),),
+                status=status,
+                description=description_of(failure) if status == "error" and failure is not None else "",
+            )
+        )
+
+
+def _attempt_values(command_id: str, step: OpenStep, number: int, outcome: str) -> dict[str, str | int | bool]:
+    values: dict[str, str | int | bool] = {
+        a.STEP_ID: command_id,
+        a.STEP_NAME: step.name,
+        a.STEP_KIND: "task",
+        a.ATTEMPT_NUMBER: number,
+        a.ATTEMPT_OUTCOME: outcome,
+    }
+    if step.local:
+        values[a.LOCAL] = True
+    else:
+        values[a.POOL] = step.pool
+    if step.worker_id:
+        values[a.WORKER_ID] = step.worker_id
+    if step.started_ms and step.dispatched_ms:
+        values[a.QUEUE_MS] = step.started_ms - step.dispatched_ms
+    return values

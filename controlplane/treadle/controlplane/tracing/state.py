@@ -1,0 +1,92 @@
+"""What the projection of a run remembers between two pages of its history: what is open, and what was counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ("OpenStep", "OpenTimer", "ProjectionState", "Summary")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStep:
+    """A step without an outcome.
+
+    Attributes:
+        name, pool, local: As in its events.
+        summed: It is one too many of its name: its attempts are counted in a summary.
+        dispatched_ms: When its present try was published; 0: none is (backoff, quarantine, local steps).
+        running: Number of the attempt that was started; 0: none is.
+        started_ms, worker_id: Of that attempt.
+        closed: Number of the last attempt that has its span; 0: none has.
+    """
+
+    name: str
+    pool: str
+    local: bool
+    summed: bool
+    dispatched_ms: int = 0
+    running: int = 0
+    started_ms: int = 0
+    worker_id: str = ""
+    closed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTimer:
+    """A timer that was started and has not fired. Milliseconds since 1970."""
+
+    started_ms: int
+    fire_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Attempts of the steps of one name that are too many for spans of their own: when, and how many of which outcome."""
+
+    start_ms: int
+    end_ms: int
+    outcomes: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class ProjectionState:
+    """After `position` events, the last of which was written by `revision`.
+
+    Attributes:
+        workflow: Name of the workflow.
+        started_ms: When the run was started.
+        closed: It has its outcome.
+        spans, dropped: Spans made so far, and left out by the budget.
+        steps, timers: Open ones, by command id.
+        names: Name of a step -> how many steps of it there were.
+        summaries: Name of a step -> its summary.
+    """
+
+    position: int = 0
+    revision: int = 0
+    workflow: str = ""
+    started_ms: int = 0
+    closed: bool = False
+    spans: int = 0
+    dropped: int = 0
+    steps: dict[str, OpenStep] = field(default_factory=dict)
+    timers: dict[str, OpenTimer] = field(default_factory=dict)
+    names: dict[str, int] = field(default_factory=dict)
+    summaries: dict[str, Summary] = field(default_factory=dict)
+
+    def copy(self) -> ProjectionState:
+        """Return a copy; values are shared, they never change."""
+        return ProjectionState(
+            self.position,
+            self.revision,
+            self.workflow,
+            self.started_ms,
+            self.closed,
+            self.spans,
+            self.dropped,
+            dict(self.steps),
+            dict(self.timers),
+            dict(self.names),
+            dict(self.summaries),
+        )
