@@ -172,15 +172,15 @@ PARENT_VARIABLE: Final = "TREADLE_PARENT_PID"
 
 
 def tie_to_parent() -> None:
-    """When PARENT_VARIABLE is set: ask the kernel for SIGTERM when that process dies, so that no orphan stays.
+    """When PARENT_VARIABLE is set: ask the kernel to kill this process when that one dies, so that no orphan stays.
 
-    On Linux only; elsewhere an orphan ends with the person who finds it.
+    Killed, not drained: with its parent went the control plane, and there is nobody left to report to. On Linux only.
     """
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is None or not sys.platform.startswith("linux"):
         return
     import ctypes
 
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
     if os.getppid() != int(parent):  # it died before we asked
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGKILL)

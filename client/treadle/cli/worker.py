@@ -96,11 +96,9 @@ def worker(
     )
     if reload:
         return asyncio.run(_reloading(config.app, config.pool))
-    from treadle.worker.__main__ import with_fixed_hashes
     from treadle.worker.logs import configure_logging
     from treadle.worker.runtime import run_worker
 
-    with_fixed_hashes()
     configure_logging(level=config.log_level)
     return run_worker(config)
 
