@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -121,7 +122,7 @@ def test_every_try_is_a_sibling_that_links_to_the_one_before() -> None:
     assert [span.attributes.get(a.WORKER_ID) for span in tries] == ["w1", "w2", "w3", "w1"]
     assert tries[0].attributes[a.RETRY_DELAY_MS] == 1000
     assert not tries[0].links
-    for before, span in zip(tries, tries[1:], strict=False):
+    for before, span in pairwise(tries):
         (link,) = span.links
         assert (link.trace_id, link.span_id) == (before.trace_id, before.span_id)
         assert link.attributes == {"treadle.link.type": "retry_of"}
@@ -304,8 +305,7 @@ def test_a_gap_is_refused() -> None:
 
 def test_too_many_steps_of_a_name_become_one_summary() -> None:
     entries: list[tuple[int, Message]] = [START]
-    for n in range(10_000):
-        entries.append((2000 + n, scheduled(f"0/work#{n}")))
+    entries += [(2000 + n, scheduled(f"0/work#{n}")) for n in range(10_000)]
     for n in range(10_000):
         entries.append((20_000 + n, started(1, f"0/work#{n}")))
         entries.append((20_000 + n, h.StepCompleted(command_id=f"0/work#{n}", attempt=1)))

@@ -24,6 +24,8 @@ from treadle.controlplane.machine.env import Settings
 from treadle.controlplane.sessions import WorkerService
 from treadle.controlplane.store.port import Store
 from treadle.controlplane.telemetry import Metrics
+from treadle.controlplane.tracing.exporter import SpanSink
+from treadle.controlplane.tracing.projector import TraceProjector
 from treadle.protocol.errors import Unavailable
 from treadle.protocol.topology import Queue
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP
@@ -41,6 +43,7 @@ class ControlPlane:
         store, broker: Adapters; who connects them closes them.
         metrics: Where to count.
         measure: True: gauges are measured too, because somebody reads them.
+        spans: Where the traces of runs go; None: nowhere, and nothing is done for them.
 
     Raises:
         ConfigError: The tokens file has a wrong line.
@@ -54,6 +57,7 @@ class ControlPlane:
         metrics: Metrics | None = None,
         *,
         measure: bool = False,
+        spans: SpanSink | None = None,
     ) -> None:
         self._config = config
         self._metrics = metrics or Metrics()
@@ -70,6 +74,8 @@ class ControlPlane:
         ]
         if measure:
             self._work.append(GaugeDuty(self.engine, self._metrics).run)
+        if spans is not None:
+            self._work.append(TraceProjector(self.engine, timers, spans, self._metrics).run)
         self._workers = WorkerService(
             self.engine,
             leases,

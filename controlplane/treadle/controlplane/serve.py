@@ -25,6 +25,7 @@ from treadle.controlplane.plane import ControlPlane
 from treadle.controlplane.store.port import CheckResult, Store
 from treadle.controlplane.store.redis import RedisStore
 from treadle.controlplane.telemetry import Metrics, configure_logging, otlp_provider
+from treadle.controlplane.tracing.exporter import SpanSink, exporter_of
 from treadle.protocol.errors import ConfigError, Unavailable
 
 __all__ = ("EXIT_FAILED", "EXIT_REFUSED", "Refusal", "judge_checks", "run_plane", "serve")
@@ -61,9 +62,13 @@ async def serve(
     if provider is not None:
         metrics.export(provider.get_meter("treadle"))
     ended = stop or asyncio.Event()
+    spans: SpanSink | None = None
     try:
+        spans = exporter_of(os.environ)
         with _signals(ended, wanted=stop is None):
-            await run_plane(config, ended, ready or (lambda address: None), metrics, measure=provider is not None)
+            await run_plane(
+                config, ended, ready or (lambda address: None), metrics, measure=provider is not None, spans=spans
+            )
     except ConfigError as error:
         sys.stderr.write(f"treadle server: {error}\n")
         return EXIT_REFUSED
@@ -71,6 +76,8 @@ async def serve(
         _log.exception("server_failed")
         return EXIT_FAILED
     finally:
+        if spans is not None:
+            await spans.close()
         await _shut_down(provider)
     return 0
 
@@ -82,6 +89,7 @@ async def run_plane(
     metrics: Metrics | None = None,
     *,
     measure: bool = False,
+    spans: SpanSink | None = None,
 ) -> None:
     """Connect store and broker, serve until `stop` is set, close both. Configures nothing of the process.
 
@@ -90,7 +98,7 @@ async def run_plane(
     """
     store: Store = RedisStore(config.redis_url, cluster=config.redis_cluster)
     broker: Broker = RabbitBroker(config.amqp_url) if config.amqp_url else MemoryBroker()
-    plane = ControlPlane(config, store, broker, metrics, measure=measure)
+    plane = ControlPlane(config, store, broker, metrics, measure=measure, spans=spans)
     if not await _until_there("Redis", masked(config.redis_url), store.start, stop):
         return
     try:

@@ -44,7 +44,7 @@ class SpanSink(Protocol):
         ...
 
     async def close(self) -> None:
-        """Give up what is being sent, and end."""
+        """Give up what is being sent, and end. May be called twice."""
         ...
 
 
@@ -59,6 +59,7 @@ class SpanExporter:
     def __init__(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> None:
         self._exporter = OTLPSpanExporter(endpoint=endpoint, timeout=timeout_s)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="treadle-spans")
+        self._closed = False
 
     async def export(self, spans: Sequence[SpanData]) -> bool:
         loop = asyncio.get_running_loop()
@@ -72,6 +73,9 @@ class SpanExporter:
             return False
 
     async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         self._exporter.shutdown()  # also cancels the call that the thread may be in
         await asyncio.to_thread(self._thread.shutdown)
 

@@ -81,7 +81,7 @@ class TraceProjector:
     Args:
         engine: The middle of this replica.
         timers: Knows the shards that this replica looks after.
-        exporter: Where spans go; closed when `run` ends.
+        exporter: Where spans go; who made it closes it, after `run` ended.
         metrics: Gets `treadle.projector.lag`.
     """
 
@@ -96,17 +96,14 @@ class TraceProjector:
 
     async def run(self) -> None:
         """Work for ever."""
-        try:
-            with self._engine.hub.listening(self._hinted):
-                while True:
-                    try:
-                        busy = bool(self._timers.shards) and await self.turn(self._timers.shards)
-                    except Unavailable as error:
-                        _log.warning("projector_waits_for_store", error=str(error))
-                        busy = False
-                    await self._rest(busy)
-        finally:
-            await self._exporter.close()
+        with self._engine.hub.listening(self._hinted):
+            while True:
+                try:
+                    busy = bool(self._timers.shards) and await self.turn(self._timers.shards)
+                except Unavailable as error:
+                    _log.warning("projector_waits_for_store", error=str(error))
+                    busy = False
+                await self._rest(busy)
 
     def _hinted(self, hints: Sequence[Hint]) -> None:
         self._woken.set()
