@@ -22,7 +22,7 @@ MISSING = (
     "RabbitMQ is not installed: `apt-get install rabbitmq-server` (tests start private nodes of it), "
     f"or start one and set {URL_VARIABLE}=amqp://user:password@host:5672/"
 )
-_START_SECONDS = 60.0
+_START_SECONDS = 40.0
 _CONFIG = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 loopback_users = none
@@ -174,7 +174,8 @@ class RabbitServer:
             if _speaks_amqp(self.port):
                 return
             time.sleep(0.05)
-        output = (self._folder / "output").read_text(errors="replace")[-2000:]
+        files = [self._folder / "output", *(self._folder / "log").glob("*.log")]
+        output = "\n".join(file.read_text(errors="replace")[-2000:] for file in files)
         raise RuntimeError(f"RabbitMQ did not start within {_START_SECONDS:.0f} s: {output}")
 
 
