@@ -80,7 +80,7 @@ def test_every_dependency_has_a_health_check() -> None:
 
 def test_every_variable_is_read_by_the_process_that_gets_it() -> None:
     """A setting given to the wrong process would be ignored without a word. OTEL_* are the SDK's own."""
-    workers = sources("client", "worker")
+    workers = sources("client", "worker") + (ROOT / "examples" / "contacts" / "app.py").read_text()
     for name, service in own_services().items():
         given = {variable for variable in service["environment"] if not variable.startswith("OTEL_")}
         if name == "server":

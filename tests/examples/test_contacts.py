@@ -1,0 +1,111 @@
+"""The contact import: its steps and its workflow as plain functions on the real file, and the demo as a person runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from pathlib import Path
+
+import pytest
+from examples.contacts import app
+
+from treadle.worker import Fatal
+
+EXAMPLE = Path(app.__file__).parent
+AIRPORTS = app.Upload("ada@example.com", str(EXAMPLE / "airports.csv"))
+BROKEN = app.Upload("ada@example.com", str(EXAMPLE / "broken.csv"))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Yield the folder that the example writes to."""
+    monkeypatch.setattr(app, "HOME", tmp_path / "home")
+    yield tmp_path / "home"
+
+
+def stored(home: Path) -> list[tuple[str, ...]]:
+    with closing(sqlite3.connect(home / "contacts.db")) as database:
+        return database.execute("SELECT key, name, city, state, zip_code FROM contacts ORDER BY key").fetchall()
+
+
+def mails(home: Path) -> list[EmailMessage]:
+    return [message_from_bytes(path.read_bytes(), policy=policy.default) for path in sorted(home.glob("mails/*.eml"))]
+
+
+def bodies(home: Path) -> list[str]:
+    return [json.loads(line)["step"] for line in (home / "ledger.jsonl").read_text().splitlines()]
+
+
+def test_the_file_is_the_whole_list() -> None:
+    assert len((EXAMPLE / "airports.csv").read_text(encoding="utf-8").splitlines()) == 1 + 3376
+
+
+def test_validate_reports_the_real_rows_without_city_or_state(home: Path) -> None:
+    report = asyncio.run(app.validate(AIRPORTS))
+    assert report.ok
+    assert (len(report.contacts), len(report.errors)) == (3364, 12)
+    assert report.errors[0] == "line 1138: no city and no state"
+    assert report.contacts[0] == app.Contact("00M", "Thigpen", "Bay Springs", "MS")
+    assert len({contact.key for contact in report.contacts}) == 3364
+
+
+def test_validate_refuses_the_broken_file_and_says_why(home: Path) -> None:
+    report = asyncio.run(app.validate(BROKEN))
+    assert not report.ok
+    assert report.errors == [
+        "line 2: no city and no state",
+        "line 4: no name and no city and no state",
+        "line 5: no state",
+        "line 6: no iata",
+        "line 7: no city and no state",
+        "line 10: 02A is there already",
+    ]
+
+
+def test_validate_refuses_a_file_without_rows(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("iata,name,city,state\n")
+    assert not asyncio.run(app.validate(app.Upload("ada@example.com", str(tmp_path / "empty.csv")))).ok
+
+
+def test_a_missing_file_is_not_retried(home: Path) -> None:
+    with pytest.raises(Fatal, match=r"nowhere\.csv"):
+        asyncio.run(app.validate(app.Upload("ada@example.com", "nowhere.csv")))
+
+
+def test_zip_codes_are_found_by_city_and_state(home: Path) -> None:
+    perry, unknown = app.Contact("01G", "Perry-Warsaw", "Perry", "NY"), app.Contact("X", "X", "Atlantis", "NY")
+    found = asyncio.run(app.add_zip_codes(1, [perry, unknown]))
+    assert [contact.zip_code for contact in found] == ["14530", ""]
+    assert perry.zip_code == "", "the input is left alone"
+
+
+def test_contacts_are_created_once_however_often_the_step_runs(home: Path) -> None:
+    contacts = [app.Contact("01G", "Perry-Warsaw", "Perry", "NY", "14530")]
+    assert app.create_contacts(contacts) == 1  # type: ignore[comparison-overlap]
+    assert app.create_contacts(contacts) == 1  # type: ignore[comparison-overlap]
+    assert stored(home) == [("01G", "Perry-Warsaw", "Perry", "NY", "14530")]
+
+
+def test_the_workflow_imports_the_real_file(home: Path) -> None:
+    summary = asyncio.run(app.import_contacts(AIRPORTS))
+    assert (summary.imported, len(summary.errors)) == (3364, 12)
+    rows = stored(home)
+    assert len(rows) == len({row[0] for row in rows}) == 3364
+    assert sum(not row[4] for row in rows) == summary.without_zip_code < 300
+    assert bodies(home) == ["validate", *["add_zip_codes"] * 9, "create_contacts", "notify"]
+    (mail,) = mails(home)
+    assert (mail["To"], mail["Subject"]) == ("ada@example.com", "3364 contacts imported")
+    assert len(mail.get_content().splitlines()) == 12
+
+
+def test_the_workflow_only_tells_of_a_broken_file(home: Path) -> None:
+    summary = asyncio.run(app.import_contacts(BROKEN))
+    assert (summary.imported, len(summary.errors)) == (0, 6)
+    assert not (home / "contacts.db").exists()
+    assert bodies(home) == ["validate", "notify"]
+    assert [mail["Subject"] for mail in mails(home)] == ["nothing imported: 6 rows are invalid"]
