@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -18,6 +20,7 @@ from treadle.client import (
     FieldInvalid,
     NotFound,
     PayloadError,
+    Refused,
     ResultTimeout,
     RunCancelled,
     RunClosed,
@@ -27,8 +30,10 @@ from treadle.client import (
     RunStatus,
     RunTerminated,
     SyncClient,
+    Tls,
     Unavailable,
 )
+from treadle.client.config import is_loopback
 from treadle.controlplane.api.pool_service import PoolService
 from treadle.controlplane.api.server import ApiServer
 from treadle.controlplane.broker.memory import MemoryBroker
@@ -281,5 +286,62 @@ def test_the_blocking_client_does_the_same() -> None:
             await asyncio.wait_for(ready.wait(), 20)
             await host.finish("s1", result=b'{"to":"A","grams":1}')
             await asyncio.wait_for(working, 30)
+
+    asyncio.run(main())
+
+
+def test_a_token_proves_who_calls(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"tdl_1_secret").hexdigest()
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"default client {digest} never\n")
+
+    async def main() -> None:
+        async with api_host(tokens_file=tokens) as host:
+            async with Client(host.address, token="tdl_1_secret") as client:
+                run = await client.start(ship, Parcel("A", 1), id="p")
+                with pytest.raises(Refused):
+                    await run.terminate()
+                async with aclosing(run.watch()) as events:
+                    assert (await anext(events)).position == 1
+            async with Client(host.address) as nobody:
+                with pytest.raises(Refused) as caught:
+                    await nobody.run("p").get()
+                assert caught.value.remedy
+            async with Client(host.address, token="wrong") as stranger:
+                with pytest.raises(Refused):
+                    await stranger.run("p").result(timeout=5)
+
+    asyncio.run(main())
+
+
+def test_settings_that_expose_or_contradict_are_refused() -> None:
+    with pytest.raises(ConfigError, match="insecure=True"):
+        asyncio.run(ask(Client("treadle.example:7430")))
+    with pytest.raises(ConfigError, match="namespace"):
+        Client(namespace="Prod_1")
+    with pytest.raises(ConfigError, match="together"):
+        Tls(cert="only.pem")
+    with pytest.raises(ConfigError, match=r"gone\.pem"):
+        asyncio.run(ask(Client("treadle.example:7430", tls=Tls(ca="gone.pem"))))
+    assert is_loopback("127.0.0.2:1")
+    assert is_loopback("[::1]:7430")
+    assert is_loopback("unix:/tmp/x")
+    assert not is_loopback("10.0.0.1:7430")
+
+
+async def ask(client: Client) -> None:
+    """Make one call."""
+    async with client:
+        await client.run("x").get()
+
+
+def test_a_closed_client_says_so() -> None:
+    async def main() -> None:
+        async with scene() as (_, client):
+            run = client.run("x")
+            await client.close()
+            await client.close()
+            with pytest.raises(ConfigError, match="closed"):
+                await run.get()
 
     asyncio.run(main())

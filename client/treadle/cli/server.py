@@ -58,9 +58,9 @@ async def server(
     log_level
         debug, info, warning or error.
     """
-    from treadle.controlplane.serve import serve
-
+    from treadle.cli.output import note
     from treadle.controlplane.config import ServerConfig
+    from treadle.controlplane.serve import serve
 
     if trace_endpoint is not None:
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = trace_endpoint
@@ -79,4 +79,4 @@ async def server(
         tls_ca=tls_ca,
         log_level=log_level,
     )
-    return await serve(config)
+    return await serve(config, ready=lambda address: note(f"treadle server: listening on {address}"))

@@ -14,6 +14,7 @@ from treadle.client.config import CALL_TIMEOUT_S, DEFAULT_TARGET, Tls, auth_meta
 from treadle.client.runs import RunHandle
 from treadle.client.status import from_rpc_error
 from treadle.client.views import RunInfo, RunPage, RunStatus, run_info, to_ms
+from treadle.protocol.errors import ConfigError
 from treadle.protocol.ids import check_name
 from treadle.v1.pool_service_pb2 import (
     Check,
@@ -76,6 +77,7 @@ class Client:
         self.metadata = auth_metadata(token)
         self._tls = tls
         self._insecure = insecure
+        self._closed = False
         self._link: tuple[grpc.aio.Channel, RunServiceAsyncStub, PoolServiceAsyncStub] | None = None
 
     @classmethod
@@ -95,7 +97,8 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; what is under way is cancelled."""
+        """Close the connection; what is under way is cancelled. Idempotent."""
+        self._closed = True
         if self._link is not None:
             (channel, *_), self._link = self._link, None
             await channel.close()
@@ -345,6 +348,8 @@ class Client:
             raise from_rpc_error(error, target=self.target) from error
 
     def _open(self) -> tuple[grpc.aio.Channel, RunServiceAsyncStub, PoolServiceAsyncStub]:
+        if self._closed:
+            raise ConfigError("this client is closed: make a new one")
         if self._link is None:
             channel = open_channel(self.target, tls=self._tls, insecure=self._insecure)
             self._link = channel, RunServiceStub(channel), PoolServiceStub(channel)

@@ -207,6 +207,7 @@ class RunHandle(Generic[R]):
             try:
                 async for page in call:
                     backoff.reset()
+                    self._check_incarnation(page.run)
                     for event in page.events:
                         if event.position > position:
                             position = event.position
@@ -234,12 +235,15 @@ class RunHandle(Generic[R]):
                 await backoff.wait(left)
             else:
                 backoff.reset()
-                if self.incarnation and run.incarnation != self.incarnation:
-                    raise NotFound(f"run {self.id} was started anew; this start of it is gone")
+                self._check_incarnation(run)
                 if run_info(run).status.closed:
                     return run
             if until is not None and loop.time() >= until:
                 raise ResultTimeout(f"run {self.id} has no outcome after {timeout}; it goes on")
+
+    def _check_incarnation(self, run: Run) -> None:
+        if self.incarnation and run.incarnation != self.incarnation:
+            raise NotFound(f"run {self.id} was started anew; this start of it is gone")
 
     async def _poll(self, left: float | None) -> Run:
         wait = LONG_POLL_S if left is None else max(min(left, LONG_POLL_S), 0.001)

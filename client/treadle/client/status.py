@@ -129,7 +129,7 @@ def from_rpc_error(error: grpc.RpcError, *, target: str = "") -> TreadleError:
     code, text = error.code().name, error.details() or ""
     at = f" at {target}" if target else ""
     if code == "UNAVAILABLE":
-        why = text.rpartition(": ")[2]  # gRPC puts the addresses that it tried before the cause
+        why = text.rpartition(": ")[2].rstrip("]")  # gRPC puts the addresses that it tried before the cause
         return Unavailable(
             f"no control plane answers{at}: {why}",
             remedy="start `treadle dev` or `treadle server`, or give the right address (TREADLE_SERVER)",
