@@ -65,7 +65,9 @@ async def start(
             info = await run.get()
             emit_one(plain_run(info), output, lambda: print(run.id))
             return 0
-        if watch:
+        if not watch:
+            note(f"run {run.id} is started; waiting")  # Ctrl-C must not leave one without a name
+        else:
             await follow(run, timeout, progress_printer(run.id, note))
         info = await run.wait(None if watch else timeout)
         value = plain_run(info)
