@@ -66,7 +66,7 @@ class SpanCursors(Protocol):
         ...
 
     async def unprojected(self, shards: Sequence[int], limit: int) -> list[Unprojected]:
-        """Some runs of these shards that are noted, at most `limit`, in no order: none is passed over for ever."""
+        """Some runs that are noted, at most `limit`: shard by shard in the order given, within a shard each time others."""
         ...
 
     async def left(self, item: Unprojected, after: int) -> tuple[bytes, list[bytes]]:

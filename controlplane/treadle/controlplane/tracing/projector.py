@@ -91,6 +91,7 @@ class TraceProjector:
         self._folds: OrderedDict[tuple[RunKey, bytes], tuple[int, ProjectionState]] = OrderedDict()
         self._woken = asyncio.Event()
         self._runs = _RUNS
+        self._last_shard = -1
         self._pause_s = 0.0
         engine.store.trace()
 
@@ -129,7 +130,10 @@ class TraceProjector:
             Unavailable: The store is away; nothing is lost.
         """
         limit = self._runs
-        items = await self._engine.store.unprojected(shards, limit)
+        later = [shard for shard in shards if shard > self._last_shard]
+        items = await self._engine.store.unprojected([*later, *(s for s in shards if s <= self._last_shard)], limit)
+        if items:
+            self._last_shard = items[-1].run.shard  # the next turn begins behind it, so that every shard comes first in turn
         works = [_Work(item, self._remembered(item)) for item in items]
         await self._read(works)
         sent = await self._send(works)
