@@ -62,13 +62,9 @@ async def serve(
     if provider is not None:
         metrics.export(provider.get_meter("treadle"))
     ended = stop or asyncio.Event()
-    spans: SpanSink | None = None
     try:
-        spans = exporter_of(os.environ)
         with _signals(ended, wanted=stop is None):
-            await run_plane(
-                config, ended, ready or (lambda address: None), metrics, measure=provider is not None, spans=spans
-            )
+            await run_plane(config, ended, ready or (lambda address: None), metrics, measure=provider is not None)
     except ConfigError as error:
         sys.stderr.write(f"treadle server: {error}\n")
         return EXIT_REFUSED
@@ -76,8 +72,6 @@ async def serve(
         _log.exception("server_failed")
         return EXIT_FAILED
     finally:
-        if spans is not None:
-            await spans.close()
         await _shut_down(provider)
     return 0
 
@@ -89,13 +83,30 @@ async def run_plane(
     metrics: Metrics | None = None,
     *,
     measure: bool = False,
-    spans: SpanSink | None = None,
 ) -> None:
     """Connect store and broker, serve until `stop` is set, close both. Configures nothing of the process.
+
+    Traces of runs are exported if the `OTEL_*` variables name a receiver.
 
     Raises:
         ConfigError: A setting is wrong, the port is taken, or (Refusal) the store would lose acknowledged work.
     """
+    spans = exporter_of(os.environ)
+    try:
+        await _run_plane(config, stop, ready, metrics, measure, spans)
+    finally:
+        if spans is not None:
+            await spans.close()
+
+
+async def _run_plane(
+    config: ServerConfig,
+    stop: asyncio.Event,
+    ready: Callable[[str], None],
+    metrics: Metrics | None,
+    measure: bool,
+    spans: SpanSink | None,
+) -> None:
     store: Store = RedisStore(config.redis_url, cluster=config.redis_cluster)
     broker: Broker = RabbitBroker(config.amqp_url) if config.amqp_url else MemoryBroker()
     plane = ControlPlane(config, store, broker, metrics, measure=measure, spans=spans)
