@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from .ledger import Broken
 from .world import World, simulate
 
-__all__ = ("main",)
+__all__ = ("broken_in", "main")
 
 
 def main(argument: str) -> int:
@@ -22,16 +22,18 @@ def main(argument: str) -> int:
     step = 50
     chunks = [(at, min(at + step, last + 1)) for at in range(first, last + 1, step)]
     with ProcessPoolExecutor() as pool:
-        for found, counted in pool.map(_chunk, chunks):
+        for found, counted in pool.map(broken_in, chunks):
             broken += found
             windows += counted
     took = time.monotonic() - began
     seeds = last - first + 1
-    print(f"{seeds} schedules in {took:.1f} s ({seeds / took:.0f} a second); windows that were used: {dict(windows)}")
+    sys.stdout.write(
+        f"{seeds} schedules in {took:.1f} s ({seeds / took:.0f} a second); windows that were used: {dict(windows)}\n"
+    )
     for seed, why in broken:
-        print(f"seed {seed}: {why}\n  replay: make simulate SEEDS={seed}..{seed}")
+        sys.stdout.write(f"seed {seed}: {why}\n  replay: make simulate SEEDS={seed}..{seed}\n")
     if len(broken) == 1 or (broken and seeds == 1):
-        print(_trace(broken[0][0]))
+        sys.stdout.write(_trace(broken[0][0]) + "\n")
     return 1 if broken else 0
 
 
@@ -42,7 +44,8 @@ def _range(argument: str) -> tuple[int, int]:
     return 0, int(argument) - 1
 
 
-def _chunk(bounds: tuple[int, int]) -> tuple[list[tuple[int, str]], Counter[str]]:
+def broken_in(bounds: tuple[int, int]) -> tuple[list[tuple[int, str]], Counter[str]]:
+    """Simulate seeds first <= seed < last; returns (seed, what broke) pairs and how often each window was used."""
     broken: list[tuple[int, str]] = []
     windows: Counter[str] = Counter()
     for seed in range(*bounds):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from treadle.protocol.topology import Queue, queue_of
 from treadle.v1.job_pb2 import Job, JobKind
@@ -40,8 +41,8 @@ class SimBroker:
         """Take jobs after a while; confirm them after another one."""
         for job in jobs:
             body = job.SerializeToString()
-            self._schedule.later(self._schedule.network_ms(), lambda body=body, job=job: self._put(body, job))
-            self._schedule.later(self._schedule.network_ms() + 3, lambda job=job: confirmed([job]))
+            self._schedule.later(self._schedule.network_ms(), partial(self._put, body, job))
+            self._schedule.later(self._schedule.network_ms() + 3, partial(confirmed, [job]))
 
     def _put(self, body: bytes, job: Job) -> None:
         queue = queue_of(job)
@@ -70,9 +71,7 @@ class SimBroker:
                 self._tags += 1
                 tag = self._tags
                 connection.unacked[tag] = (queue, body)
-                self._schedule.later(
-                    self._schedule.network_ms(), lambda c=connection, t=tag, b=body: self._arrive(c, t, b)
-                )
+                self._schedule.later(self._schedule.network_ms(), partial(self._arrive, connection, tag, body))
 
     def _arrive(self, connection: Connection, tag: int, body: bytes) -> None:
         if connection.alive and tag in connection.unacked:

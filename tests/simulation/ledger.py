@@ -93,11 +93,7 @@ class Ledger:
 
     def heads(self) -> dict[RunKey, RunHead]:
         loaded = self._store.load_now([Want(run) for run in self.runs])
-        return {
-            run: RunHead.FromString(found.head)
-            for run, found in zip(self.runs, loaded, strict=True)
-            if found.head
-        }
+        return {run: RunHead.FromString(found.head) for run, found in zip(self.runs, loaded, strict=True) if found.head}
 
     def all_closed(self) -> bool:
         return all(head.state == RUN_STATE_CLOSED for head in self.heads().values())

@@ -120,6 +120,7 @@ class SimWorker:
         )
         self.core = WorkerCore(settings, self._execution, lambda: rng.getrandbits(64) or 1)
         self.running: dict[bytes, tuple[RunKey, str]] = {}
+        self.consuming: dict[JobKind.ValueType, bool] = {}
         self._tick_at = 0
         self.world.add_shard(self.worker_id)
         self.later(rng.randint(0, 20), self.connect)
@@ -250,7 +251,7 @@ class SimWorker:
         beat = Beat(self.worker_id, link.session_id, sent, list_id, held, draining=self.draining)
         slow = self.schedule.rng.random() < self.world.late_beats
         delay = self.schedule.rng.randint(1000, 6000) if slow else self.schedule.network_ms()
-        self.schedule.later(delay, lambda: self.world.store.beat_now([beat]))
+        self.schedule.later(delay, lambda: self.world.beat(beat))
 
     # --- the broker ------------------------------------------------------------------------------------------------
     def connect_broker(self) -> None:
@@ -271,8 +272,6 @@ class SimWorker:
         for kind in (JOB_KIND_STEP, JOB_KIND_RUN):
             if self.consuming.get(kind, True):
                 self.world.broker.consume(self.connection, Queue("sim", "default", kind), True)
-
-    consuming: dict[JobKind.ValueType, bool] = {}
 
     def _channel_lost(self, kind: JobKind.ValueType, tags: list[int]) -> None:
         self._do(lambda: self.core.channel_lost(kind, tags, self.now))
@@ -322,9 +321,11 @@ class SimWorker:
             if connection is not None:
                 self.world.broker.consume(connection, Queue("sim", "default", action.kind), action.on)
         elif isinstance(action, StartAttempt):
-            self.later(self._start_delay(), lambda: self._start(action))
+            ambushed = self.world.ambush(self)
+            self.later(self._start_delay(ambushed), lambda: self._start(action))
         elif isinstance(action, StartLocal):
-            self.later(self._start_delay(), lambda: self._start_local(action))
+            ambushed = self.world.ambush(self)
+            self.later(self._start_delay(ambushed), lambda: self._start_local(action))
         elif isinstance(action, CancelAttempt):
             self.later(self.schedule.rng.randint(0, 50), lambda: self._cut_off(action))
         elif isinstance(action, CancelLocal):
@@ -345,9 +346,9 @@ class SimWorker:
         self.kill()
         self.schedule.later(500, self.world.restarter(self))
 
-    def _start_delay(self) -> int:
-        slow = self.schedule.rng.random() < self.world.slow_starts
-        return self.schedule.rng.randint(2000, 6000) if slow else self.schedule.rng.randint(0, 2)
+    def _start_delay(self, ambushed: bool) -> int:
+        slow = self.schedule.rng.random() < (0.5 if ambushed else self.world.slow_starts)
+        return self.schedule.rng.randint(400, 6000) if slow else self.schedule.rng.randint(0, 2)
 
     # --- user code -------------------------------------------------------------------------------------------------
     def _half_dead(self) -> bool:
@@ -363,18 +364,22 @@ class SimWorker:
         run = RunKey(job.namespace, job.run_id)
         self.schedule.note(f"{self.worker_id} starts {job.command_id} of {job.run_id} (attempt {attempt.number})")
         self.world.ledger.starts_code(
-            run, job.command_id, half_dead=self._half_dead(), at_most_once=job.at_most_once
+            run, job.command_id, half_dead=self._half_dead(), at_most_once=_REGISTRY.steps[job.name].at_most_once
         )
         self.running[attempt.token] = (run, job.command_id)
-        report = self._body(job.name, job.input, job.at_most_once)
+        self.world.ambush(self)
+        report = self._body(job.name, job.input, _REGISTRY.steps[job.name].at_most_once)
         self.later(self._duration(), lambda: self._end(attempt.token, report))
 
     def _cut_off(self, action: CancelAttempt) -> None:
-        kind = "cancelled" if action.reason == "cancelled" else "released"
-        self._end(action.token, Report(kind, reason=action.reason))
+        if action.reason == "cancelled":
+            self._end(action.token, Report("cancelled", reason=action.reason))
+        else:
+            self._end(action.token, Report("released", reason=action.reason))
 
     def _end(self, token: bytes, report: Report) -> None:
         if self.running.pop(token, None) is not None:
+            self.world.ambush(self)
             self._do(lambda: self.core.attempt_ended(token, report, self.now))
 
     def _start_local(self, action: StartLocal) -> None:
@@ -384,10 +389,9 @@ class SimWorker:
             return
         run = RunKey("sim", action.run_id)
         self.schedule.note(f"{self.worker_id} starts local {call.command_id} of {action.run_id}")
-        self.world.ledger.starts_code(
-            run, call.command_id, half_dead=self._half_dead(), at_most_once=call.at_most_once
-        )
+        self.world.ledger.starts_code(run, call.command_id, half_dead=self._half_dead(), at_most_once=call.at_most_once)
         report = self._body(call.name, call.input, call.at_most_once)
+        self.world.ambush(self)
         self.later(self._duration(), lambda: self._end_local(token, call.command_id, report))
 
     def _end_local(self, token: bytes, command_id: str, report: Report) -> None:

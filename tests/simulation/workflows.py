@@ -137,9 +137,7 @@ WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
 }
 """Name -> (workflow, its result for an argument)."""
 
-STEPS: dict[str, Callable[..., Any]] = {
-    s.name: s.function for s in (add, double, local_add, charge, local_charge)
-}
+STEPS: dict[str, Callable[..., Any]] = {s.name: s.function for s in (add, double, local_add, charge, local_charge)}
 """What the bodies compute; the simulation runs them at once and lets time pass."""
 
 EVERYTHING = (add, double, local_add, charge, local_charge, *(w for w, _ in WORKFLOWS.values()))

@@ -7,6 +7,7 @@ with the right result and that the four properties held at every commit and ever
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -21,10 +22,12 @@ from treadle.controlplane.machine.requests import (
 )
 from treadle.controlplane.replica import Session
 from treadle.controlplane.store.memory import MemoryStore
-from treadle.controlplane.store.port import Hint
+from treadle.controlplane.store.port import Beat, Hint
 from treadle.protocol.ids import RunKey, worker_shard
 from treadle.protocol.payloads import decode
 from treadle.v1.common_pb2 import TraceContext
+from treadle.v1.job_pb2 import Job
+from treadle.v1.run_service_pb2 import CONFLICT_POLICY_UNSPECIFIED
 from treadle.v1.worker_service_pb2 import ClaimVerdict
 from treadle.worker.app import collect
 from treadle.worker.loop.execution import execution_factory
@@ -65,11 +68,14 @@ class World:
         self.slow_commits = self.late_beats = self.slow_starts = self.lost_answers = 0.0
         self.lost_hints = 0.2
         self.crash_after_commit = 0.0
+        self.ambushes = 0.0
+        self.ambush_with: Callable[[World, SimWorker, Random], None] = _freeze
         self.verdicts: set[tuple[str, str]] = set()
         self.replicas = [SimReplica(self, "R"), SimReplica(self, "S")]
         self.workers = [SimWorker(self, name) for name in ("A", "B")[: rng.choice((1, 2, 2))]]
         self.expected: dict[RunKey, Any] = {}
         self.interrupted: set[RunKey] = set()
+        self.started: set[RunKey] = set()
 
     # --- what the parts ask of it ------------------------------------------------------------------------------------
     def add_shard(self, worker_id: str) -> None:
@@ -81,17 +87,28 @@ class World:
             if kinds:
                 self.schedule.note(f"{run.run_id}: {kinds}")
 
+    def ambush(self, worker: SimWorker) -> bool:
+        """A fault that waits for the worst moment: just before or after user code starts, or ends."""
+        if not self.ambushes or self.schedule.rng.random() >= self.ambushes:
+            return False
+        self.schedule.note(f"AMBUSH {worker.worker_id}: {self.ambush_with.__name__}")
+        self.schedule.later(0, lambda: self.ambush_with(self, worker, self.schedule.rng))
+        return True
+
     def may_fail(self) -> bool:
         if self.failures_left and self.schedule.rng.random() < 0.2:
             self.failures_left -= 1
             return True
         return False
 
+    def beat(self, beat: Beat) -> None:
+        self.store.beat_now([beat])
+
     def hint(self, by: SimReplica, hint: Hint) -> None:
         """Pub/sub: late, out of order, or never."""
         for replica in self.replicas:
             if replica is not by and self.schedule.rng.random() >= self.lost_hints:
-                self.schedule.later(self.schedule.network_ms(), lambda r=replica: r.hinted(hint))
+                self.schedule.later(self.schedule.network_ms(), partial(replica.hinted, hint))
 
     def answered(self, session: Session, request: Request, reply: Reply) -> None:
         if isinstance(request, Claimed) and isinstance(reply, ClaimVerdict):
@@ -102,8 +119,6 @@ class World:
         held = connection.unacked.get(tag)
         if held is None:
             return
-        from treadle.v1.job_pb2 import Job
-
         job = Job.FromString(held[1])
         if (worker.worker_id, job.dispatch_id) not in self.verdicts:
             raise Broken(f"S3: {worker.worker_id} acks {job.dispatch_id} before a verdict")
@@ -153,14 +168,12 @@ class World:
             pool="default",
             input=workflow.signature.encode_call((argument,), {}),
             request_id=f"start-{run.run_id}",
-            policy=0,
+            policy=CONFLICT_POLICY_UNSPECIFIED,
             caller=TraceContext(),
         )
 
         def settle(reply: Reply | Exception) -> None:
             self.started.add(run)
-
-        self.started: set[RunKey] = getattr(self, "started", set())
 
         def ask() -> None:
             """A client that gets no answer asks again, with the same request id."""
@@ -197,7 +210,7 @@ class World:
         """No further fault: what is dead starts again, what was slow is not any more."""
         self.schedule.note("healed")
         self.slow_commits = self.late_beats = self.slow_starts = self.lost_answers = 0.0
-        self.crash_after_commit = 0.0
+        self.crash_after_commit = self.ambushes = 0.0
         for worker in self.workers:
             self.restarter(worker)()
         for replica in self.replicas:
@@ -208,16 +221,16 @@ class World:
         rng = self.schedule.rng
         for i in range(rng.randint(1, 5)):
             name = rng.choice(list(WORKFLOWS))
-            self.schedule.later(rng.randint(0, 6000), lambda n=name, i=i: self.start_run(n, i))
+            self.schedule.later(rng.randint(0, 6000), partial(self.start_run, name, i))
         if self.faults:
-            for _ in range(rng.choice((1, 1, 2, 2, 3, 5, 8))):
+            for _ in range(rng.choice((0, 1, 2, 3, 4, 6, 10))):
                 self.schedule.later(rng.randint(0, _FAULTS_UNTIL_MS), self.fault)
             if rng.random() < 0.25:
                 self.schedule.later(rng.randint(1, 9000), lambda: self._interrupt_any())
         self.schedule.later(_FAULTS_UNTIL_MS + 6000, self.heal)
         began = self.schedule.began
         done = self.schedule.run(
-            lambda: (self.schedule.now - began > 6500 and bool(self.expected) and self._over()), _LIMIT_MS
+            lambda: self.schedule.now - began > 6500 and bool(self.expected) and self._over(), _LIMIT_MS
         )
         if not done:
             heads = {str(run): str(head.state) for run, head in self.ledger.heads().items()}
@@ -267,26 +280,19 @@ class World:
 _FACTORY = execution_factory(collect(EVERYTHING))
 
 
-def _worker(world: World, rng: Random) -> SimWorker:
-    return rng.choice(world.workers)
-
-
-def _kill(world: World, rng: Random) -> None:
-    worker = _worker(world, rng)
+def _kill(world: World, worker: SimWorker, rng: Random) -> None:
     if worker.alive:
         worker.kill()
         world.schedule.later(rng.randint(100, 8000), world.restarter(worker))
 
 
-def _freeze(world: World, rng: Random) -> None:
-    worker = _worker(world, rng)
+def _freeze(world: World, worker: SimWorker, rng: Random) -> None:
     if worker.alive:
-        worker.freeze(rng.choice((300, 2000, 4500, 6500, 12000)))
+        worker.freeze(rng.choice((300, 1500, 2500, 3500, 4500, 6500, 12000)))
 
 
-def _cut_session(world: World, rng: Random) -> None:
+def _cut_session(world: World, worker: SimWorker, rng: Random) -> None:
     """Seen by both ends, or by one of them at first."""
-    worker = _worker(world, rng)
     link = worker.link
     if link is None or not worker.alive:
         return
@@ -296,10 +302,27 @@ def _cut_session(world: World, rng: Random) -> None:
     worker.later(late if who == "server" else 0, lambda: worker.ends(link))
 
 
-def _cut_broker(world: World, rng: Random) -> None:
-    worker = _worker(world, rng)
+def _cut_broker(world: World, worker: SimWorker, rng: Random) -> None:
     if worker.alive:
         worker.broker_cut()
+
+
+def _drain(world: World, worker: SimWorker, rng: Random) -> None:
+    if worker.alive and not worker.draining:
+        worker.drain()
+
+
+_ON_WORKERS = (_kill, _freeze, _cut_session, _cut_broker, _drain)
+
+
+def _to_one(fault: Callable[[World, SimWorker, Random], None]) -> Callable[[World, Random], None]:
+    return lambda world, rng: fault(world, rng.choice(world.workers), rng)
+
+
+def _ambushes(world: World, rng: Random) -> None:
+    world.ambush_with = rng.choice(_ON_WORKERS)
+    world.ambushes = rng.choice((0.1, 0.3, 0.6))
+    world.schedule.later(rng.randint(500, 5000), lambda: setattr(world, "ambushes", 0.0))
 
 
 def _crash_replica(world: World, rng: Random) -> None:
@@ -319,21 +342,15 @@ def _period(attribute: str, value: float) -> Callable[[World, Random], None]:
     return fault
 
 
-def _drain(world: World, rng: Random) -> None:
-    worker = _worker(world, rng)
-    if worker.alive and not worker.draining:
-        worker.drain()
-
-
 def _lose_message(world: World, rng: Random) -> None:
     world.broker.lose_one()
 
 
 FAULTS: dict[str, Callable[[World, Random], None]] = {
-    "worker killed": _kill,
-    "worker frozen": _freeze,
-    "session cut": _cut_session,
-    "broker connection cut": _cut_broker,
+    "worker killed": _to_one(_kill),
+    "worker frozen": _to_one(_freeze),
+    "session cut": _to_one(_cut_session),
+    "broker connection cut": _to_one(_cut_broker),
     "replica killed": _crash_replica,
     "replica killed between commit and answer": _crash_mid_commit,
     "requests applied late": _period("slow_commits", 0.3),
@@ -341,8 +358,11 @@ FAULTS: dict[str, Callable[[World, Random], None]] = {
     "starts late": _period("slow_starts", 0.5),
     "answers lost": _period("lost_answers", 0.3),
     "all hints lost": _period("lost_hints", 1.0),
-    "drain": _drain,
+    "drain": _to_one(_drain),
     "the broker loses a message": _lose_message,
+    "ambushes": _ambushes,
+    "more ambushes": _ambushes,
+    "still more ambushes": _ambushes,
 }
 """Every fault that PROTOCOL.md names, but for a store that goes back in time."""
 

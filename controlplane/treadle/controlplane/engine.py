@@ -20,7 +20,7 @@ from treadle.controlplane.machine import Decision, Request, Settings
 from treadle.controlplane.machine.requests import Reply
 from treadle.controlplane.replica import Replica
 from treadle.controlplane.store.port import Hint, Store, Want
-from treadle.protocol.errors import Unavailable
+from treadle.protocol.errors import RequestError, Unavailable
 from treadle.protocol.ids import RunKey, shard_of
 from treadle.protocol.topology import Queue, queue_of
 from treadle.v1.history_pb2 import HistoryEvent
@@ -68,6 +68,7 @@ class Engine:
         self._confirmed: list[tuple[int, str]] = []
         self._confirms = asyncio.Event()
         self._declared: set[Queue] = set()
+        self._undeclared: asyncio.Queue[list[Job]] = asyncio.Queue()
         self._pages = asyncio.Event()
         self._aside: asyncio.Queue[tuple[bytes, Callable[[], None]]] = asyncio.Queue()
         self.garbage = 0
@@ -139,13 +140,14 @@ class Engine:
                 group.create_task(self.committer.run())
                 group.create_task(self._load_pages())
                 group.create_task(self._keep_aside())
+                group.create_task(self._declare_first())
                 group.create_task(self._remove_confirmed())
                 group.create_task(self.hub.run(self.store))
 
     # --- after a commit ------------------------------------------------------------------------------------------------
     def _done(self, run: RunKey, decision: Decision) -> None:
         if decision.jobs:
-            self.broker.publish(decision.jobs)
+            self._publish(decision.jobs)
         self.replica.done(run, decision)
         if decision.grants or decision.events or decision.cancels or decision.resend:
             self._pages.set()
@@ -162,6 +164,25 @@ class Engine:
                 self.timer_added.set()
         if change.hint is not None:
             self.hub.feed([change.hint])
+
+    def _publish(self, jobs: Sequence[Job]) -> None:
+        """Publish; a queue that this replica has not declared yet is declared first."""
+        known = [job for job in jobs if queue_of(job) in self._declared]
+        if known:
+            self.broker.publish(known)
+        if len(known) < len(jobs):
+            self._undeclared.put_nowait([job for job in jobs if queue_of(job) not in self._declared])
+
+    async def _declare_first(self) -> None:
+        while True:
+            jobs = await self._undeclared.get()
+            try:
+                for job in jobs:
+                    await self.declare(job.namespace, job.pool)
+            except RequestError as error:
+                _log.warning("queue_not_declared", error=str(error))  # the outbox duty tries again
+            else:
+                self.broker.publish(jobs)
 
     def _hinted(self, hints: Sequence[Hint]) -> None:
         for hint in hints:

@@ -248,7 +248,7 @@ def report(view: RunView, request: Reported) -> ReportAnswer:
     row = view.row(told.command_id)
     if view.closed or not view.exists or told.incarnation != view.head.incarnation or row is None:
         return ReportAnswer(token=told.token, answer=ANSWER_SETTLED)
-    if row.state != COMMAND_STATE_HELD or row.holder.token != told.token:
+    if row.state != COMMAND_STATE_HELD or row.local or row.holder.token != told.token:
         return ReportAnswer(token=told.token, answer=ANSWER_LEASE_LOST)
     _apply(view, row, told)
     return ReportAnswer(token=told.token, answer=ANSWER_OK)
@@ -335,6 +335,9 @@ def settle_failed(view: RunView, row: CommandRow, failure: Failure, duration_ms:
 def time_out(view: RunView, row: CommandRow) -> None:
     """The holder did not report its timeout: settle the attempt without it (A11 was checked by the caller)."""
     view.cancel_holder(row, "timed out")
+    if row.cancel_requested:
+        settle_cancelled(view, row)  # nobody wants a further try
+        return
     failure = Failure(
         kind=FAILURE_KIND_TIMED_OUT,
         type="TimedOut",

@@ -61,17 +61,19 @@ def want(run: RunKey, requests: Sequence[Request]) -> Want:
             need.event_at = max(need.event_at, ask.told)
             need.events_after = ask.seen if need.events_after is None else min(need.events_after, ask.seen)
             for command in ask.commands:
-                if command.HasField("cancel") or command.HasField("start_local_step"):
-                    fields[f"c:{command.command_id}"] = None
+                fields[f"c:{command.command_id}"] = None
             for checkpoint in ask.checkpoints:
                 fields[f"c:{checkpoint.command_id}"] = None
-        elif isinstance(request, FireTimer | CheckLease | Registered):
-            if request.command_id:
-                fields[f"c:{request.command_id}"] = fields[f"i:{request.command_id}"] = None
-            else:
-                need.all_fields = True  # a sweep takes rows; an owner's loss settles its at-most-once local steps
+        elif isinstance(request, FireTimer | CheckLease | Registered) and request.command_id:
+            fields[f"c:{request.command_id}"] = fields[f"i:{request.command_id}"] = None
     need.fields = list(fields)
+    need.all_fields = _may_sweep(requests)
     return need
+
+
+def _may_sweep(requests: Sequence[Request]) -> bool:
+    """Whether rows may be swept: all that fit into a page are loaded then, so that named ones may be missing."""
+    return all(isinstance(request, FireTimer) and not request.command_id for request in requests)
 
 
 def decide(run: RunKey, loaded: Loaded, requests: Sequence[Request], env: Env) -> Decision:
@@ -84,6 +86,7 @@ def decide(run: RunKey, loaded: Loaded, requests: Sequence[Request], env: Env) -
         env: Time, chance, credits and settings.
     """
     view = RunView(run, loaded, env)
+    view.may_sweep = _may_sweep(requests)
     decision = view.decision
     for index, request in enumerate(requests):
         reply = _one(view, request)
@@ -139,8 +142,10 @@ def _afterwards(view: RunView) -> None:
     head = view.head
     if not view.matters:
         return
-    if head.length >= view.env.settings.history_limit and head.state in (RUN_STATE_OPEN, RUN_STATE_PARKED):
-        runs.halt(view, f"its history has {head.length} events; the limit is {view.env.settings.history_limit}")
+    limit = head.accepted_until + view.env.settings.history_limit  # who accepts lets it go on for as long again
+    if head.length >= limit and head.state in (RUN_STATE_OPEN, RUN_STATE_PARKED):
+        owners.lost_locals(view)  # the owner is fenced: whether they began is not known here
+        runs.halt(view, f"its history has {head.length} events; the limit is {limit}")
     elif head.state == RUN_STATE_PARKED:
         runs.wake(view)
     elif head.state == RUN_STATE_OPEN and head.seen < head.length and not head.watch_due_ms:

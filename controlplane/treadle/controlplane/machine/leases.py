@@ -24,11 +24,9 @@ from . import attempts, runs
 from .env import Settings
 from .owners import lost_locals
 from .requests import CheckLease
-from .view import RunView
+from .view import HOUR_MS, RunView
 
 __all__ = ("Loss", "check", "judge")
-
-_HOUR_MS = 3_600_000
 
 
 class Loss(NamedTuple):
@@ -118,7 +116,7 @@ def _lose_step(view: RunView, row: CommandRow, loss: Loss) -> None:
     if row.lost_count >= view.env.settings.max_lost:
         row.state = COMMAND_STATE_QUARANTINED
         row.ClearField("holder")
-        row.due_ms = view.now + _HOUR_MS
+        row.due_ms = view.now + HOUR_MS
         view.put(row)
         view.event(step_quarantined=StepQuarantined(command_id=row.command_id, losses=row.lost_count))
     else:

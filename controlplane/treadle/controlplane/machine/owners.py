@@ -48,7 +48,7 @@ from treadle.v1.worker_service_pb2 import (
 
 from . import attempts, runs
 from .requests import Asked
-from .view import RunView
+from .view import HOUR_MS, RunView
 
 __all__ = ("asked", "lost_locals")
 
@@ -59,17 +59,19 @@ def asked(view: RunView, request: Asked) -> OwnerAnswer:
     refusal = _fence(view, ask)
     if refusal is not None:
         return _answer(ask, refusal)
-    if _ahead(view, ask):
-        _renew(view, request)
-        return _answer(ask, ANSWER_REWIND)
+    if ask.WhichOneof("final") == "release":  # whatever it was told: it gives back what it holds
+        return _answer(ask, _release(view, ask))
     _renew(view, request)
+    if _ahead(view, ask):
+        return _answer(ask, ANSWER_REWIND)
     head = view.head
     known = ask.seq <= head.owner_seq
     if not known and ask.seq != head.owner_seq + 1:
         return _answer(ask, ANSWER_REWIND)  # a gap: the store lost what it had acknowledged
     before = len(view.events)
     first = head.length
-    answer: Answer.ValueType = ANSWER_OK
+    # An applied request whose last word had ended the ownership would have met the fence: it was refused with NEWS.
+    answer: Answer.ValueType = ANSWER_NEWS if known and ask.WhichOneof("final") else ANSWER_OK
     if not known:
         head.owner_seq = ask.seq
         _record(view, ask)
@@ -98,10 +100,10 @@ def _fence(view: RunView, ask: OwnerRequest) -> Answer.ValueType | None:
 
 def _ahead(view: RunView, ask: OwnerRequest) -> bool:
     """Whether the owner was told something that the history does not have at that position."""
+    if max(ask.told, ask.seen) > view.head.length:
+        return True
     if ask.told == 0:
         return False
-    if ask.told > view.head.length or ask.seen > view.head.length:
-        return True
     for event in view.events:
         if event.position == ask.told:
             return event.revision != ask.told_revision
@@ -117,7 +119,7 @@ def _renew(view: RunView, request: Asked) -> None:
     owner.lease_set_ms = view.now
     owner.sent_ms = max(owner.sent_ms, ask.sent_ms)
     owner.replica_id = request.replica_id
-    head.seen = max(head.seen, ask.seen)
+    head.seen = max(head.seen, min(ask.seen, head.length))
     if head.seen >= head.length:
         head.watch_due_ms = 0
     view.dirty = True
@@ -134,6 +136,8 @@ def _record(view: RunView, ask: OwnerRequest) -> None:
 
 def _command(view: RunView, command: Command) -> None:
     kind = command.WhichOneof("kind")
+    if kind in ("schedule_step", "start_timer") and view.row(command.command_id) is not None:
+        return  # recorded and open: asking again is nothing (R7)
     if kind == "schedule_step":
         attempts.schedule(view, command)
     elif kind == "start_timer":
@@ -221,19 +225,25 @@ def _checkpoint(view: RunView, told: Checkpoint) -> None:
         attempts.settle_failed(view, row, lost, told.duration_ms)
 
 
+def _release(view: RunView, ask: OwnerRequest) -> Answer.ValueType:
+    if view.head.owner_seq + 1 == ask.seq and not _ahead(view, ask):
+        _record(view, ask)  # outcomes that came with it
+    view.head.losses = 0  # it lives
+    lost_locals(view)  # announced, no outcome: whether their code began is not known here
+    runs.release(view, ask.release.reason)
+    return ANSWER_OK
+
+
 def _last_word(view: RunView, ask: OwnerRequest, length: int) -> Answer.ValueType:
     """Park, close or give back, if the request says so; park and close need that the code has seen everything."""
     final = ask.WhichOneof("final")
     if final is None:
         return ANSWER_OK
     head = view.head
-    if final == "release":
-        lost_locals(view)  # announced, no outcome: whether their code began is not known here
-        runs.release(view, ask.release.reason)
-        return ANSWER_OK
     if final != "diverged" and (ask.seen < length or head.length > length):
         head.owner_seq = ask.seq
         return ANSWER_NEWS
+    head.losses = 0
     if final == "park":
         runs.park(view, cached=ask.park.cached)
     elif final == "complete":
@@ -251,12 +261,13 @@ def _last_word(view: RunView, ask: OwnerRequest, length: int) -> Answer.ValueTyp
 
 
 def _diverged(view: RunView, ask: OwnerRequest) -> None:
+    lost_locals(view)  # cut off; the next owner must not start them again
     head = view.head
     head.ClearField("owner")
     head.cached_by = ""
     head.alone = False
     head.state = RUN_STATE_NEEDS_ATTENTION
-    head.watch_due_ms = 0
+    head.watch_due_ms = view.now + HOUR_MS
     head.attention = f"the code diverged from the history: expected {ask.diverged.expected}; found {ask.diverged.found}"
     view.event(run_diverged=RunDiverged(expected=ask.diverged.expected, found=ask.diverged.found))
 

@@ -52,7 +52,7 @@ from treadle.v1.worker_service_pb2 import (
 
 from .env import Credit
 from .requests import AcceptRun, CancelRun, Claimed, PushedGrant, RunReply, StartRun, TerminateRun
-from .view import RunView
+from .view import HOUR_MS, RunView
 
 __all__ = (
     "accept",
@@ -73,15 +73,12 @@ _REQUEST_IDS = 16
 """`request_id`s kept on a run's head."""
 
 
-def _seen_request(view: RunView, request_id: str) -> bool:
-    """Note a mutating call; True when it was applied before."""
+def _note_request(view: RunView, request_id: str) -> None:
+    """Note a mutating call, so that it is applied once. The first is the start: it stays, however many follow."""
     ids = view.head.request_ids
-    if request_id in ids:
-        return True
     ids.append(request_id)
     if len(ids) > _REQUEST_IDS:
-        del ids[0]
-    return False
+        del ids[1]
 
 
 def start(view: RunView, request: StartRun) -> RunReply | RequestError:
@@ -197,7 +194,7 @@ def _open(view: RunView, worker_id: str, claim_id: int, sent_ms: int, replica_id
             replica_id=replica_id,
         )
     )
-    head.owner_seq = 0
+    head.owner_seq = head.seen = 0  # of this owner
     head.watch_due_ms = 0
     head.cached_by = ""
     head.retry_step_ms = 0
@@ -307,21 +304,24 @@ def halt(view: RunView, reason: str) -> None:
     _disown(view)
     head = view.head
     head.state = RUN_STATE_NEEDS_ATTENTION
+    head.watch_due_ms = view.now + HOUR_MS
     head.attention = reason
     view.event(run_halted=RunHalted(reason=reason))
 
 
 def cancel(view: RunView, request: CancelRun) -> RunReply | RequestError:
     """Record that the run should stop; its code sees it at this position."""
+    if view.exists and request.request_id in view.head.request_ids:
+        return RunReply(view.head)
     refusal = _refuse(view)
     if refusal is not None:
         return refusal
-    if not _seen_request(view, request.request_id):
-        view.dirty = True
-        if not view.head.cancel_requested:
-            view.head.cancel_requested = True
-            view.head.cancel_reason = request.reason
-            view.event(cancel_requested=CancelRequested(reason=request.reason))
+    _note_request(view, request.request_id)
+    view.dirty = True
+    if not view.head.cancel_requested:
+        view.head.cancel_requested = True
+        view.head.cancel_reason = request.reason
+        view.event(cancel_requested=CancelRequested(reason=request.reason))
     return RunReply(view.head)
 
 
@@ -332,7 +332,7 @@ def terminate(view: RunView, request: TerminateRun) -> RunReply | RequestError:
     refusal = _refuse(view)
     if refusal is not None:
         return refusal
-    _seen_request(view, request.request_id)
+    _note_request(view, request.request_id)
     view.event(run_terminated=RunTerminated(reason=request.reason))
     close(view, RUN_OUTCOME_TERMINATED)
     return RunReply(view.head)
@@ -352,7 +352,7 @@ def accept(view: RunView, request: AcceptRun) -> RunReply | RequestError:
             reason="NOT_STOPPED",
             remedy="nothing to accept",
         )
-    _seen_request(view, request.request_id)
+    _note_request(view, request.request_id)
     head.accepted_until = head.length
     head.attention = ""
     head.losses = 0
@@ -396,6 +396,9 @@ def close(view: RunView, outcome: RunOutcome.ValueType) -> None:
 
 def sweep(view: RunView) -> None:
     """Remove rows that a close left behind, a page at a time, and tell their holders."""
+    view.dirty = True
+    if not view.may_sweep:
+        return  # in a batch with others; the timer is still due
     head = view.head
     rows = view.all_rows()
     for row in rows:
@@ -405,7 +408,6 @@ def sweep(view: RunView) -> None:
     if not rows:
         head.sweeping = False
         head.open_commands = 0
-    view.dirty = True
 
 
 def delete(view: RunView) -> None:

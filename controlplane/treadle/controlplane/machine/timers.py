@@ -23,11 +23,10 @@ from treadle.v1.state_pb2 import (
 
 from . import attempts, runs
 from .requests import FireTimer, Registered
-from .view import RunView
+from .view import HOUR_MS, RunView
 
 __all__ = ("fire", "registered")
 
-_HOUR_MS = 3_600_000
 _SOON_MS = 16_000
 """A queue that is still empty, or was emptied again, so long after it was seen empty has gone past older jobs."""
 
@@ -63,7 +62,7 @@ def _fire_row(view: RunView, request: FireTimer) -> None:
     elif row.state == COMMAND_STATE_QUEUED:
         _watch_row(view, row, request)
     elif row.state == COMMAND_STATE_QUARANTINED:
-        row.due_ms = view.now + _HOUR_MS
+        row.due_ms = view.now + HOUR_MS
         view.put(row)
     elif row.state == COMMAND_STATE_HELD and row.local:
         row.due_ms = 0
@@ -116,11 +115,11 @@ def _fire_head(view: RunView, request: FireTimer) -> None:
             view.decision.resend = unseen
             head.watch_due_ms = view.now + settings.unseen_ms if unseen else 0
     elif head.state == RUN_STATE_NEEDS_ATTENTION:
-        head.watch_due_ms = view.now + _HOUR_MS
+        head.watch_due_ms = view.now + HOUR_MS
         if not _halted(view):
             runs.wake(view)
     else:
-        head.watch_due_ms = view.now + _HOUR_MS  # parked: its commands have their own timers
+        head.watch_due_ms = view.now + HOUR_MS  # parked: its commands have their own timers
 
 
 def _halted(view: RunView) -> bool:

@@ -33,9 +33,10 @@ from treadle.v1.state_pb2 import (
 from .env import Env
 from .requests import CancelOrder, Decision, entry
 
-__all__ = ("RunView", "attention_index", "status_of", "waiting_index", "waiting_member")
+__all__ = ("HOUR_MS", "RunView", "attention_index", "status_of", "waiting_index", "waiting_member")
 
-_HOUR_MS = 3_600_000
+HOUR_MS = 3_600_000
+"""How often what stands still is looked at."""
 
 _CLOSED = {
     RUN_OUTCOME_COMPLETED: RunStatus.RUN_STATUS_COMPLETED,
@@ -104,6 +105,7 @@ class RunView:
         self.restart = False
         self.deleted = False
         self.matters = False
+        self.may_sweep = False
         self.not_before_ms = 0
         self._before = _indexes(self.head)
         self._rows: dict[str, CommandRow | None] = {}
@@ -269,7 +271,7 @@ class RunView:
     # --- the commit ----------------------------------------------------------------------------------------------
     def head_due(self) -> int:
         """Return when the run itself must be looked at next: every state has such a time."""
-        head, far = self.head, self.now + _HOUR_MS
+        head, far = self.head, self.now + HOUR_MS
         if head.state == RUN_STATE_OPEN:
             return min(head.owner.lease_due_ms, head.watch_due_ms or far)
         if head.state == RUN_STATE_QUEUED:

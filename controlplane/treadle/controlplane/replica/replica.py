@@ -149,9 +149,18 @@ class Replica:
             _, worker_id, token = decision.owner_gone
             if worker_id in self.sessions:
                 self.sessions[worker_id].cancel(token, "run closed")
+        for job in decision.jobs:
+            if job.kind == JOB_KIND_RUN:
+                self._run_job_waits(job.namespace, job.pool)
         head = decision.head
         if head is not None and head.state == RUN_STATE_OPEN and head.owner.replica_id == self.replica_id:
             self.news(run, head.owner.token, decision.events, head.length, resend=decision.resend)
+
+    def _run_job_waits(self, namespace: str, pool: str) -> None:
+        """No credit took a run job: workers of its pool should make room (R9)."""
+        for session in self.sessions.values():
+            if (session.namespace, session.pool) == (namespace, pool):
+                session.batch.run_job_waits = True
 
     def push(self, run: RunKey, pushed: PushedGrant) -> None:
         """A GO for a credit is committed: send it down, if the session is still there."""

@@ -1,0 +1,135 @@
+"""Rules switched off, one at a time: a simulation that does not notice would prove nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+from treadle.controlplane.machine import attempts, leases, owners, runs
+from treadle.controlplane.machine.requests import Asked, CheckLease, Reported
+from treadle.controlplane.machine.view import RunView
+from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.state_pb2 import COMMAND_STATE_HELD, RUN_STATE_PARKED, Holder
+from treadle.v1.worker_service_pb2 import OwnerRequest, ReportAnswer
+from treadle.worker.core.rights import Right
+
+from .replica import SimReplica
+
+__all__ = ("MUTANTS",)
+
+Patch = AbstractContextManager[Any]
+
+
+def _right_never_ends() -> Patch:
+    return patch.object(Right, "valid", lambda self, session, now_ms: True)
+
+
+def _old_tokens_count() -> Patch:
+    original = attempts.report
+
+    def report(view: RunView, request: Reported) -> ReportAnswer:
+        row = view.row(request.report.command_id)
+        if row is not None and row.state == COMMAND_STATE_HELD:
+            request.report.token = row.holder.token
+        return original(view, request)
+
+    return patch.object(attempts, "report", report)
+
+
+def _close_without_having_seen() -> Patch:
+    original = owners._last_word
+
+    def last_word(view: RunView, ask: OwnerRequest, length: int) -> Any:
+        ask.seen = view.head.length
+        return original(view, ask, view.head.length)
+
+    return patch.object(owners, "_last_word", last_word)
+
+
+def _parked_runs_sleep_on() -> Patch:
+    original = runs.wake
+
+    def wake(view: RunView) -> None:
+        if view.head.state != RUN_STATE_PARKED:
+            original(view)
+
+    return patch.object(runs, "wake", wake)
+
+
+def _no_lease_is_checked() -> Patch:
+    def check(view: RunView, request: CheckLease) -> None:
+        view.dirty = True
+
+    return patch.object(leases, "check", check)
+
+
+def _no_watch() -> Patch:
+    return patch.object(SimReplica, "_gone", lambda self, head, fields, command_id: False)
+
+
+def _lost_charges_run_again() -> Patch:
+    original = leases._lose_step
+
+    def lose(view: RunView, row: Any, loss: Any) -> None:
+        row.at_most_once = False
+        original(view, row, loss)
+
+    return patch.object(leases, "_lose_step", lose)
+
+
+def _silence_after_one_second() -> Patch:
+    original = leases.judge
+
+    def judge(holder: Holder, seen: Any, settings: Any) -> Any:
+        return original(holder, seen, replace(settings, silence_ms=1000))
+
+    return patch.object(leases, "judge", judge)
+
+
+def _requests_are_applied_twice() -> Patch:
+    original = owners.asked
+
+    def asked(view: RunView, request: Asked) -> Any:
+        view.head.owner_seq = min(view.head.owner_seq, request.request.seq - 1)
+        return original(view, request)
+
+    return patch.object(owners, "asked", asked)
+
+
+def _checks_overlook_a_new_lease() -> Patch:
+    return patch.object(leases, "_is_still", lambda holder, request: True)
+
+
+@contextmanager
+def _unsettled_twice() -> Iterator[None]:
+    """A report of what is settled is recorded again."""
+    original = attempts.report
+
+    def report(view: RunView, request: Reported) -> ReportAnswer:
+        told = request.report
+        reply = original(view, request)
+        if reply.answer == 2 and view.exists and not view.closed:
+            view.event(step_completed=HistoryEvent().step_completed.__class__(command_id=told.command_id))
+        return reply
+
+    with patch.object(attempts, "report", report):
+        yield
+
+
+MUTANTS: dict[str, Callable[[], Patch]] = {
+    "A2 no lease is checked": _no_lease_is_checked,
+    "A4 a right never ends": _right_never_ends,
+    "A4 take-over before the right has ended": _silence_after_one_second,
+    "A5 old tokens count": _old_tokens_count,
+    "A5 a settled step is recorded again": _unsettled_twice,
+    "A6 a check overlooks a new lease": _checks_overlook_a_new_lease,
+    "A9 a lost at-most-once attempt runs again": _lost_charges_run_again,
+    "R3 a parked run sleeps on": _parked_runs_sleep_on,
+    "R5 close without having seen": _close_without_having_seen,
+    "R7 a request is applied twice": _requests_are_applied_twice,
+    "watch: nobody looks for lost jobs": _no_watch,
+}
+"""Rule -> what switches it off."""

@@ -1,0 +1,44 @@
+"""The heart of the suite: thousands of seeded schedules, and proof that broken rules would be noticed."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from .__main__ import broken_in
+from .mutants import MUTANTS
+from .world import simulate
+
+_SEEDS = int(os.environ.get("TREADLE_TEST_SEEDS", "2000"))
+
+
+@pytest.mark.timeout(400)
+def test_schedules_with_faults() -> None:
+    """A failing seed is printed and replays exactly: make simulate SEEDS=n..n."""
+    chunks = [(at, min(at + 50, _SEEDS)) for at in range(0, _SEEDS, 50)]
+    with ProcessPoolExecutor() as pool:
+        broken = [found for chunk in pool.map(broken_in, chunks) for found in chunk[0]]
+    assert not broken, f"replay with: make simulate SEEDS={broken[0][0]}..{broken[0][0]}"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_healthy_system_needs_no_repair(seed: int) -> None:
+    """Without faults nothing is ever lost, and the watch finds nothing to do."""
+    world = simulate(seed, faults=False)
+    assert not world.ledger.repairs
+    assert not world.ledger.windows
+
+
+def test_a_seed_replays_exactly() -> None:
+    first, again = simulate(11, trace=True), simulate(11, trace=True)
+    assert first.schedule.trace == again.schedule.trace
+    assert first.schedule.steps == again.schedule.steps
+
+
+@pytest.mark.parametrize("rule", MUTANTS)
+def test_a_rule_that_is_switched_off_is_noticed(rule: str) -> None:
+    with MUTANTS[rule](), pytest.raises(Exception, match=r".+"):
+        for seed in range(1500):
+            simulate(seed)
