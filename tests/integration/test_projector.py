@@ -240,6 +240,21 @@ def test_a_run_that_is_deleted_before_its_export_keeps_its_trace(play: Play) -> 
     play(body)
 
 
+def test_a_history_that_cannot_be_read_holds_up_no_other(play: Play) -> None:
+    async def body(here: World) -> None:
+        for run_id in ("order-1", "order-2"):
+            await here.start(run_id)
+        run = RunKey("default", "order-1")
+        (loaded,) = await here.store.load([Want(run)])
+        broken = Change(run, loaded.revision, 5, loaded.head, events=[b"\xff\xff"], traced=True)
+        await here.store.commit([broken])
+        async with here.projector() as projector:
+            await here.settle(projector)
+        assert (len(_names_of(here, "order-2")), _names_of(here, "order-1")) == (1, [])
+
+    play(body)
+
+
 def test_a_store_that_went_back_is_not_trusted_to_have_what_is_remembered() -> None:
     async def main() -> None:
         store = MemoryStore()

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from treadle.controlplane.duties.timers import TimerDuty
 from treadle.controlplane.engine import Engine
@@ -55,7 +56,7 @@ class _Work:
         facts, head: None until its head was read; then the head as last read.
         spans: To be exported.
         revision: Revision of the run when it was last read.
-        gone: The run is no more.
+        gone: The run is no more, or cannot be read.
         done: Nothing is left to be read in this turn.
         more: There is more history behind `state`.
         behind_ms: Time of the first event behind the cursor; 0: none is.
@@ -104,6 +105,9 @@ class TraceProjector:
                 except Unavailable as error:
                     _log.warning("projector_waits_for_store", error=str(error))
                     busy = False
+                except Exception:  # traces must never be why a control plane ends
+                    _log.exception("projector_failed", retry_s=_LONGEST_PAUSE_S)
+                    busy, self._pause_s = False, _LONGEST_PAUSE_S
                 await self._rest(busy)
 
     def _hinted(self, hints: Sequence[Hint]) -> None:
@@ -133,7 +137,9 @@ class TraceProjector:
         later = [shard for shard in shards if shard > self._last_shard]
         items = await self._engine.store.unprojected([*later, *(s for s in shards if s <= self._last_shard)], limit)
         if items:
-            self._last_shard = items[-1].run.shard  # the next turn begins behind it, so that every shard comes first in turn
+            self._last_shard = items[
+                -1
+            ].run.shard  # the next turn begins behind it, so that every shard comes first in turn
         works = [_Work(item, self._remembered(item)) for item in items]
         await self._read(works)
         sent = await self._send(works)
@@ -141,7 +147,7 @@ class TraceProjector:
         for work in sent:
             self._remember(work)
         self._judge(works, sent)
-        return len(items) == limit or any(work.more for work in works)
+        return len(items) == limit or any(work.more and work.state.position > work.first for work in works)
 
     # --- reading -----------------------------------------------------------------------------------------------------
     async def _read(self, works: Sequence[_Work]) -> None:
@@ -158,12 +164,12 @@ class TraceProjector:
             for work, found in zip(there, loaded, strict=True):
                 work.revision = found.revision
                 size += sum(map(len, found.events))
-                _take(work, found.head, found.events, found.event)
+                _take_or_drop(work, found.head, found.events, found.event)
             for work in open_:
                 if work.item.left:
                     head, events = await self._engine.store.left(work.item, work.state.position)
                     size += sum(map(len, events))
-                    _take(work, head, events, None)
+                    _take_or_drop(work, head, events, None)
 
     def _remembered(self, item: Unprojected) -> ProjectionState:
         incarnation, state = self._folds.get((item.run, item.left), (0, ProjectionState()))
@@ -211,6 +217,17 @@ class TraceProjector:
             behind = [work.behind_ms for work in works[len(sent) :] if work.behind_ms]
             lag_ms = self._engine.clock.now() - min(behind) if behind else 0
             self._metrics.gauge("treadle.projector.lag", max(0, lag_ms) / 1000)
+
+
+def _take_or_drop(work: _Work, head_data: bytes, pages: Sequence[bytes], last: bytes | None) -> None:
+    """Fold what was read. A history that cannot be read would hold up others for ever: the rest of its trace is dropped."""
+    try:
+        _take(work, head_data, pages, last)
+    except (ValueError, DecodeError):
+        _log.exception("trace_dropped", run=str(work.item.run), position=work.state.position)
+        work.gone = work.done = True
+        work.more = False
+        work.spans = []
 
 
 def _take(work: _Work, head_data: bytes, pages: Sequence[bytes], last: bytes | None) -> None:
