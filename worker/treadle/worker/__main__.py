@@ -12,17 +12,7 @@ from treadle.worker.config import WorkerConfig
 from treadle.worker.logs import configure_logging
 from treadle.worker.runtime import run_worker
 
-__all__ = ("main", "with_fixed_hashes")
-
-
-def with_fixed_hashes() -> None:
-    """Start this very command again with PYTHONHASHSEED=0, unless the variable is set. The process id stays.
-
-    Workflow code that goes through a set then asks for its steps in the same order in each replay, whoever replays it.
-    """
-    if "PYTHONHASHSEED" not in os.environ:
-        os.environ["PYTHONHASHSEED"] = "0"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+__all__ = ("main",)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,5 +48,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    with_fixed_hashes()
     sys.exit(main())

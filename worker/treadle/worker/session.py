@@ -36,7 +36,7 @@ class SessionPort(Protocol):
     """An open stream to one replica. Each method is called by one task at a time."""
 
     async def send(self, frame: SessionRequest) -> None:
-        """Write a frame; returns when the transport has taken it.
+        """Write a frame; returns when the transport has taken it. Nothing follows a goodbye: the replica ends the stream.
 
         Raises:
             SessionBroken: The stream is gone.
@@ -77,6 +77,8 @@ class _Stream:
     async def send(self, frame: SessionRequest) -> None:
         try:
             await self._call.write(frame)
+            if frame.goodbye:
+                await self._call.done_writing()
         except _BROKEN as error:
             raise self._broken(error) from error
 
