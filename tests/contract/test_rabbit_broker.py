@@ -300,3 +300,15 @@ def test_asking_an_absent_broker_is_unavailable(rabbit: RabbitServer) -> None:
             broker.publish([job(queue, "d1")])  # never raises
 
     asyncio.run(scenario())
+
+
+def test_declaring_a_queue_many_times_at_once(rabbit_url: str) -> None:
+    async def scenario() -> None:
+        """RabbitMQ 3.10 closes the connection with INTERNAL_ERROR when two declare a new quorum queue at once."""
+        async with started(RabbitBroker(rabbit_url), Ear()) as one, started(RabbitBroker(rabbit_url), Ear()) as two:
+            for _ in range(5):
+                queue = fresh_queue()
+                await asyncio.gather(*(broker.declare(queue) for broker in (one, two, one, two)))
+                assert (await one.depth(queue)).ready == 0
+
+    asyncio.run(scenario())

@@ -20,7 +20,7 @@ from pamqp import commands as spec
 
 from treadle.protocol.delivery_tags import DeliveryTags
 from treadle.v1.job_pb2 import Job
-from treadle.worker.amqp_link import AWAY, RPC_TIMEOUT, AmqpLink, while_open
+from treadle.worker.amqp_link import AWAY, RPC_TIMEOUT, AmqpLink, end, while_open
 
 __all__ = ("QueueConsumer",)
 
@@ -126,8 +126,7 @@ class QueueConsumer:
         if not self.consuming and not self._link.up:
             self._task.cancel()  # it waits for a broker that is away
         await asyncio.wait({self._task}, timeout=RPC_TIMEOUT)
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
         self._amqp.clear()
 
     def ack(self, tag: int) -> None:

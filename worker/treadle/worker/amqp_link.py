@@ -14,7 +14,7 @@ from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import AMQPError
 from yarl import URL
 
-__all__ = ("AWAY", "RPC_TIMEOUT", "AmqpLink", "while_open")
+__all__ = ("AWAY", "RPC_TIMEOUT", "AmqpLink", "end", "while_open")
 
 RPC_TIMEOUT: Final = 10.0
 """Seconds that any single question to the broker may take."""
@@ -75,7 +75,7 @@ class AmqpLink:
                         _log.warning(
                             "broker_away",
                             address=self.address,
-                            error=str(error) or type(error).__name__,
+                            error=_reason(error),
                             attempts=self._failures,
                             remedy="start RabbitMQ, or correct the AMQP URL",
                         )
@@ -123,17 +123,34 @@ class AmqpLink:
 
 async def while_open(channel: AbstractChannel, work: Coroutine[Any, Any, None]) -> None:
     """Run `work` until it ends or the channel closes; then raise what closed it."""
-    task = asyncio.ensure_future(work)
+    task = asyncio.get_running_loop().create_task(work)
     closing = channel.closing
     try:
         await asyncio.wait({task, closing}, return_when=asyncio.FIRST_COMPLETED)
         if closing.done():
             error = None if closing.cancelled() else closing.exception()
-            raise error if isinstance(error, AWAY) else ConnectionError("the channel was closed")
+            if not isinstance(error, AWAY):
+                raise ConnectionError("the channel was closed")
+            raise error.with_traceback(None)  # one object for all channels: tracebacks would pile up on it
         task.result()
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end(task)
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks until they have ended.
+
+    Once is not enough: the AMQP library answers a cancellation that meets its own clean-up with an error of its own,
+    which looks like a broken connection to a loop that then goes on.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        done, pending = await asyncio.wait(pending, timeout=0.2)
+        for task in done:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _log.debug("ended_with", error=_reason(error))
 
 
 async def _close(connection: aio_pika.Connection) -> None:
@@ -141,4 +158,8 @@ async def _close(connection: aio_pika.Connection) -> None:
         async with asyncio.timeout(RPC_TIMEOUT):
             await connection.close()
     except AWAY as error:
-        _log.debug("close_failed", error=str(error) or type(error).__name__)
+        _log.debug("close_failed", error=_reason(error))
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__

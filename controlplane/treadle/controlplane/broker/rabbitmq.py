@@ -11,11 +11,11 @@ import structlog
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from treadle.controlplane.broker.link import AWAY, RPC_TIMEOUT, Link
+from treadle.controlplane.broker.link import AWAY, RPC_TIMEOUT, Link, end
 from treadle.controlplane.broker.port import Consumer, Delivery, Listener, QueueDepth
 from treadle.controlplane.broker.publisher import Publisher
 from treadle.controlplane.broker.subscription import LOOK_EVERY, Subscription
-from treadle.protocol.errors import ConfigError, Unavailable
+from treadle.protocol.errors import ConfigError, TreadleError, Unavailable
 from treadle.protocol.topology import EXCHANGE, QUEUE_ARGUMENTS, Queue, queue_of
 from treadle.v1.job_pb2 import Job
 
@@ -62,6 +62,7 @@ class RabbitBroker:
         self._listener: Listener | None = None
         self._unroutable: set[Queue] = set()
         self._repair = asyncio.Event()
+        self._declaring = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, listener: Listener) -> None:
@@ -84,10 +85,7 @@ class RabbitBroker:
     async def stop(self) -> None:
         """Close both connections; what was not confirmed is in the outbox, what was not acked goes back."""
         self._listener = None
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*self._tasks)
         await self._publishing.close()
         await self._consuming.close()
 
@@ -99,6 +97,15 @@ class RabbitBroker:
             Unavailable: The broker is away; a queue that is published to is declared when it is back.
         """
 
+        # One at a time: RabbitMQ 3.10 answers two declarations of a new quorum queue at the same moment with
+        # INTERNAL_ERROR and closes the connection. Another replica may do the same, hence the second attempt.
+        async with self._declaring:
+            try:
+                await self._declare(queue)
+            except Unavailable:
+                await self._declare(queue)
+
+    async def _declare(self, queue: Queue) -> None:
         async def act(channel: AbstractChannel) -> None:
             await channel.queue_declare(queue.name, durable=True, arguments=dict(QUEUE_ARGUMENTS), timeout=RPC_TIMEOUT)
             await channel.queue_bind(queue.name, EXCHANGE, queue.name, timeout=RPC_TIMEOUT)
@@ -175,8 +182,8 @@ class RabbitBroker:
                 try:
                     await self.declare(queue)
                     _log.warning("queue_declared_again", queue=queue.name)
-                except Exception:
-                    _log.exception("declare_failed", queue=queue.name)
+                except TreadleError as error:
+                    _log.error("declare_failed", queue=queue.name, error=str(error))
                     await asyncio.sleep(_REDECLARE_PAUSE)
 
     @staticmethod

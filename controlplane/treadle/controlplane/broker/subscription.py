@@ -21,6 +21,7 @@ from pamqp import commands as spec
 from treadle.controlplane.broker.link import AWAY, RPC_TIMEOUT, Link, while_open
 from treadle.controlplane.broker.port import Delivery
 from treadle.protocol.delivery_tags import DeliveryTags
+from treadle.protocol.errors import TreadleError
 from treadle.protocol.topology import Queue
 from treadle.v1.job_pb2 import Job
 
@@ -97,8 +98,8 @@ class Subscription:
     async def _declare_missing(self) -> None:
         try:
             await self._missing(self._queue)
-        except Exception:
-            _log.exception("declare_failed", queue=self._queue.name)
+        except TreadleError as error:
+            _log.error("declare_failed", queue=self._queue.name, error=str(error))
 
     async def _session(self, connection: AbstractConnection) -> None:
         channel = cast(Channel, await connection.channel(publisher_confirms=False, timeout=RPC_TIMEOUT))
