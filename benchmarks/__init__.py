@@ -1,0 +1,1 @@
+"""Benchmarks: real servers, real processes, medians; never part of the tests."""
