@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from treadle.controlplane.machine import Request
-from treadle.controlplane.machine.requests import Asked, Claimed, Reply
+from treadle.controlplane.machine.requests import Asked, Claimed, Reply, StartRun
 from treadle.v1.job_pb2 import JOB_KIND_RUN
 
 __all__ = ("Item", "fold")
@@ -32,7 +32,10 @@ class Item:
 
 
 def fold(waiting: deque[Item]) -> list[Item]:
-    """Take what one commit may carry: at most 200 entries, and one request that is checked against an event."""
+    """Take what one commit may carry: at most 200 entries, and one request that is checked against an event.
+
+    A start comes first in its batch: it may begin another incarnation, and one commit writes events of one only.
+    """
     items: list[Item] = []
     entries = 0
     checked = False
@@ -44,7 +47,8 @@ def fold(waiting: deque[Item]) -> list[Item]:
             checks = True
         elif isinstance(request, Claimed):
             checks = request.item.job.kind == JOB_KIND_RUN
-        if items and (entries + size > _ENTRIES or (checks and checked)):
+        begins = isinstance(request, StartRun)
+        if items and (begins or entries + size > _ENTRIES or (checks and checked)):
             break
         entries += size
         checked = checked or checks
