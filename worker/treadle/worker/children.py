@@ -178,5 +178,5 @@ class Children:
         return child
 
     async def _discard(self, child: Child) -> None:
+        await child.close()  # one that is interrupted here is still known, and ended by `close`
         self._all.discard(child)
-        await child.close()
