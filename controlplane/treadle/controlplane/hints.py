@@ -26,10 +26,11 @@ _RETRY_S = 0.5
 class Woken:
     """Level-triggered: set by any change since the last `wait` returned, so a change during a read is not missed."""
 
-    __slots__ = ("_event",)
+    __slots__ = ("_event", "only_close")
 
-    def __init__(self) -> None:
+    def __init__(self, *, only_close: bool = False) -> None:
         self._event = asyncio.Event()
+        self.only_close = only_close
 
     def set(self) -> None:
         """Note that something changed."""
@@ -65,12 +66,12 @@ class HintHub:
         self.closed = False
         """True: the process is about to end; who waits was woken and should answer with what there is."""
 
-    def subscribe(self, run: RunKey) -> Subscription:
-        """Be woken by changes of `run` while inside. Subscribe first, then read, then wait.
+    def subscribe(self, run: RunKey, *, only_close: bool = False) -> Subscription:
+        """Be woken by changes of `run` while inside (or by its close alone). Subscribe first, then read, then wait.
 
         Usage: `async with hub.subscribe(run) as woken: ... await woken.wait(2.0)`.
         """
-        return _Subscription(self._waiting, run)
+        return _Subscription(self._waiting, run, Woken(only_close=only_close))
 
     @contextmanager
     def listening(self, listener: Callable[[Sequence[Hint]], None]) -> Iterator[None]:
@@ -85,7 +86,8 @@ class HintHub:
         """Wake who waits for these runs."""
         for hint in hints:
             for woken in self._waiting.get(RunKey(hint.namespace, hint.run_id), ()):
-                woken.set()
+                if hint.closed or not woken.only_close:
+                    woken.set()
         for listener in tuple(self._listeners):
             try:
                 listener(hints)
@@ -113,10 +115,10 @@ class HintHub:
 class _Subscription:
     __slots__ = ("_run", "_waiting", "_woken")
 
-    def __init__(self, waiting: dict[RunKey, set[Woken]], run: RunKey) -> None:
+    def __init__(self, waiting: dict[RunKey, set[Woken]], run: RunKey, woken: Woken) -> None:
         self._waiting = waiting
         self._run = run
-        self._woken = Woken()
+        self._woken = woken
 
     async def __aenter__(self) -> Woken:
         self._waiting.setdefault(self._run, set()).add(self._woken)

@@ -121,7 +121,7 @@ class RunService(RunServiceServicer):
         """See run_service.proto. A run that is replaced under its id meanwhile is answered as it stands."""
         run = checks.run_of(request.namespace, request.run_id)
         until = time.monotonic() + _wait_s(request.wait_ms, context)
-        async with self._hub.subscribe(run) as woken:
+        async with self._hub.subscribe(run, only_close=True) as woken:
             first = head = await self._records.head(run)
             while head.state != RUN_STATE_CLOSED and head.incarnation == first.incarnation:
                 left = until - time.monotonic()
