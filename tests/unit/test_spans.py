@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from treadle.controlplane.tracing import attributes as a
 from treadle.controlplane.tracing.exporter import readable
+from treadle.controlplane.tracing.otlp_json import otlp_json
 from treadle.controlplane.tracing.span_data import HeadFacts, SpanData
 from treadle.controlplane.tracing.spans import SPANS_A_NAME, SPANS_A_RUN, project
 from treadle.controlplane.tracing.state import ProjectionState
@@ -286,6 +290,17 @@ def test_a_history_that_is_projected_twice_gives_equal_bytes() -> None:
     second, _ = project(FACTS, [h.HistoryEvent.FromString(e.SerializeToString()) for e in LONG], ProjectionState())
     assert encoded(first) == encoded(second)
     assert len(first) == 5
+
+
+def test_the_json_document_has_the_same_spans() -> None:
+    made, _ = project(FACTS, LONG, ProjectionState())
+    document = otlp_json(made)
+    for scopes in document["resourceSpans"][0]["scopeSpans"]:
+        for one in [*scopes["spans"], *(link for span in scopes["spans"] for link in span.get("links", ()))]:
+            for name in {"traceId", "spanId", "parentSpanId"} & one.keys():
+                one[name] = b64encode(bytes.fromhex(one[name])).decode()  # protobuf's own JSON has ids in base64
+    assert ParseDict(document, TracesData()).SerializeToString() == encoded(made)
+    assert otlp_json([]) == {"resourceSpans": []}
 
 
 @pytest.mark.parametrize("cut", range(len(LONG) + 1))

@@ -32,6 +32,7 @@ _RUN_COMMANDS = {
     "cancel": ("run_steer:cancel", "Ask a run to stop."),
     "terminate": ("run_steer:terminate", "End a run at once."),
     "history": ("run_show:history", "Print the events of a run."),
+    "trace": ("run_trace:trace", "Print the trace of a run as OTLP JSON."),
     "accept": ("run_steer:accept", "Let a run that needs attention go on."),
 }
 

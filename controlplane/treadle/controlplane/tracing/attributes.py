@@ -25,6 +25,7 @@ __all__ = (
     "RETRY_DELAY_MS",
     "RUN_ID",
     "RUN_OUTCOME",
+    "SCOPE",
     "SOURCE",
     "STEP_ID",
     "STEP_KIND",
@@ -35,7 +36,11 @@ __all__ = (
     "WAIT_OUTCOME",
     "WORKER_ID",
     "WORKFLOW",
+    "resource_of",
 )
+
+SCOPE: Final = ("treadle.history", "1")
+"""Name and version of the instrumentation scope; the version is that of the projection, not of the package."""
 
 NAMESPACE: Final = "treadle.namespace"
 RUN_ID: Final = "treadle.run.id"
@@ -85,3 +90,8 @@ EXCEPTION: Final = "exception"
 EXCEPTION_TYPE: Final = "exception.type"
 EXCEPTION_MESSAGE: Final = "exception.message"
 EXCEPTION_STACKTRACE: Final = "exception.stacktrace"
+
+
+def resource_of(namespace: str) -> dict[str, str]:
+    """Return the resource, which is constant: with a host or process in it, another replica's export would be another span."""
+    return {"service.name": "treadle", "service.namespace": namespace, "host.id": "treadle-history"}

@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
+from treadle.controlplane.tracing import attributes as a
 from treadle.controlplane.tracing.span_data import SpanData, SpanLink
 from treadle.protocol.errors import ConfigError
 
@@ -31,7 +32,7 @@ _log = structlog.stdlib.get_logger(__name__)
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
-_SCOPE: Final = InstrumentationScope("treadle.history", "1")
+_SCOPE: Final = InstrumentationScope(*a.SCOPE)
 _KINDS: Final = {"internal": SpanKind.INTERNAL, "producer": SpanKind.PRODUCER}
 _STATUS: Final = {"unset": StatusCode.UNSET, "ok": StatusCode.OK, "error": StatusCode.ERROR}
 
@@ -128,7 +129,7 @@ def _link(link: SpanLink) -> Link:
     context = SpanContext(
         int(link.trace_id, 16),
         int(link.span_id, 16),
-        is_remote=link.attributes.get("treadle.link.type") == "started_by",
+        is_remote=link.remote,
         trace_flags=TraceFlags(link.flags),
         trace_state=TraceState.from_header([link.state]) if link.state else None,
     )
@@ -137,5 +138,4 @@ def _link(link: SpanLink) -> Link:
 
 @cache
 def _resource(namespace: str) -> Resource:
-    """A constant: with a host or process in it, a span exported by another replica would be another span."""
-    return Resource({"service.name": "treadle", "service.namespace": namespace, "host.id": "treadle-history"})
+    return Resource(a.resource_of(namespace))

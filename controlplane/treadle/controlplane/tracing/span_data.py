@@ -42,6 +42,11 @@ class SpanLink:
     flags: int = 1
     state: str = ""
 
+    @property
+    def remote(self) -> bool:
+        """Whether its context came from another process."""
+        return self.attributes.get(a.LINK_TYPE) == "started_by"
+
 
 @dataclass(frozen=True, slots=True)
 class SpanEvent:
