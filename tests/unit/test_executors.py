@@ -22,7 +22,7 @@ from treadle.worker.core.port import Report
 from treadle.worker.current import StepInfo
 from treadle.worker.executors import Call, Executors, Running
 
-APP = '''
+APP = """
 import asyncio, os, signal, sys, threading, time
 from treadle.worker import Fatal, RetryAfter, step, step_info
 
@@ -104,7 +104,7 @@ def sleeps_in_process(path: str) -> None:
 def deaf() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     time.sleep(60)
-'''
+"""
 
 
 class Rig:
@@ -115,7 +115,9 @@ class Rig:
         self.executors = executors
         self.registry = registry
 
-    def start(self, name: str, *args: Any, may_start: bool = True, **options: Any) -> tuple[Running, asyncio.Future[Any]]:
+    def start(
+        self, name: str, *args: Any, may_start: bool = True, **options: Any
+    ) -> tuple[Running, asyncio.Future[Any]]:
         step = self.registry.steps[name]
         end: asyncio.Future[Report | None] = asyncio.get_running_loop().create_future()
         info = StepInfo(run_id="r", step=name, attempt=1, idempotency_key="k", namespace="default", command_id="c")
