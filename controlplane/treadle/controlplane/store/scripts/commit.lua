@@ -53,7 +53,7 @@ local function change()
     return '1'
   end
   local i = 5
-  local traced = flags >= 4
+  local traced = flags >= 4 -- 1: started again, 2: deleted, and 4 with either or none
   if traced then
     flags = flags - 4
   end
