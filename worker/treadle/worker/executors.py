@@ -11,7 +11,7 @@ import contextvars
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -52,7 +52,7 @@ class Call:
         facts: For its span.
     """
 
-    step: Step[..., object]
+    step: Step[..., Any]
     payload: Payload
     info: StepInfo
     may_start: Callable[[], bool]
