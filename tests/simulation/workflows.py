@@ -124,6 +124,82 @@ async def group(n: int) -> int:
     return sum(results)
 
 
+@workflow
+async def collected(n: int) -> int:
+    """as_completed: whichever is there first."""
+    total = 0
+    for done in asyncio.as_completed([add(n, i) for i in range(3)]):
+        total += await done
+    return total
+
+
+@workflow
+async def waiting(n: int) -> str:
+    """wait_for in time, and too late."""
+    first = await asyncio.wait_for(add(n, 1), 3600)
+    try:
+        await asyncio.wait_for(asyncio.sleep(3600), 0.2)
+    except TimeoutError:
+        return f"{first} then timeout"
+    return "never"
+
+
+@workflow
+async def signalled(n: int) -> int:
+    """Event: one task waits for what another one sets."""
+    ready, found = asyncio.Event(), [0]
+
+    async def setter() -> None:
+        found[0] = await add(n, 5)
+        ready.set()
+
+    task = asyncio.create_task(setter())
+    await ready.wait()
+    await task
+    return await local_add(found[0], 1)
+
+
+@workflow
+async def queued(n: int) -> int:
+    """Queue: producer and consumer, the queue shorter than what goes through it."""
+    queue: asyncio.Queue[int | None] = asyncio.Queue(1)
+
+    async def produce() -> None:
+        for i in range(3):
+            await queue.put(await add(n, i))
+        await queue.put(None)
+
+    producer = asyncio.create_task(produce())
+    total = 0
+    while (item := await queue.get()) is not None:
+        total += await local_add(item, 0)
+    await producer
+    return total
+
+
+@workflow
+async def failing_group(n: int) -> str:
+    """A member of a TaskGroup fails: the others are cancelled, their cleanup runs."""
+
+    async def fails() -> None:
+        await add(n, 1)
+        raise ValueError("one of them")
+
+    async def cleans_up() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await local_add(n, 2)
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(cleans_up())
+            tasks.create_task(fails())
+    except* ValueError:
+        pass
+    return "cleaned up"
+
+
 WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "chain": (chain, lambda n: (n + 11) * 2),
     "fan": (fan, lambda n: [n + i + 101 for i in range(3)]),
@@ -134,6 +210,11 @@ WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "local_once": (local_once, lambda n: f"charged {n}"),
     "tidy": (tidy, lambda n: n + 2),
     "group": (group, lambda n: 3 * n + 3),
+    "collected": (collected, lambda n: 3 * n + 3),
+    "waiting": (waiting, lambda n: f"{n + 1} then timeout"),
+    "signalled": (signalled, lambda n: n + 6),
+    "queued": (queued, lambda n: 3 * n + 3),
+    "failing_group": (failing_group, lambda n: "cleaned up"),
 }
 """Name -> (workflow, its result for an argument)."""
 

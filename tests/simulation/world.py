@@ -76,12 +76,14 @@ class World:
         self.expected: dict[RunKey, Any] = {}
         self.interrupted: set[RunKey] = set()
         self.started: set[RunKey] = set()
+        self.on_commit: Callable[[RunKey, Decision], None] = lambda run, decision: None
 
     # --- what the parts ask of it ------------------------------------------------------------------------------------
     def add_shard(self, worker_id: str) -> None:
         self.shards = sorted({*self.shards, worker_shard(worker_id)})
 
     def observed(self, run: RunKey, decision: Decision) -> None:
+        self.on_commit(run, decision)
         if self.schedule.trace is not None:
             kinds = ", ".join(f"#{e.position} {e.WhichOneof('kind')}" for e in decision.events)
             if kinds:
@@ -228,9 +230,13 @@ class World:
             if rng.random() < 0.25:
                 self.schedule.later(rng.randint(1, 9000), lambda: self._interrupt_any())
         self.schedule.later(_FAULTS_UNTIL_MS + 6000, self.heal)
+        self.finish(at_least_ms=6500)
+
+    def finish(self, at_least_ms: int = 0) -> None:
+        """Go on until every run is closed, and check how."""
         began = self.schedule.began
         done = self.schedule.run(
-            lambda: self.schedule.now - began > 6500 and bool(self.expected) and self._over(), _LIMIT_MS
+            lambda: self.schedule.now - began > at_least_ms and bool(self.expected) and self._over(), _LIMIT_MS
         )
         if not done:
             heads = {str(run): str(head.state) for run, head in self.ledger.heads().items()}
