@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from treadle.client import SyncClient
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "examples" / "contacts" / "demo.py"
 DEADLINE_S = 90.0
@@ -66,6 +68,16 @@ def until(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"ended without {text!r}:\n{''.join(said)}")
 
 
+def workers_of(said: str) -> set[tuple[str, int]]:
+    """Return pool and slots of each worker, as the control plane tells while the demo runs."""
+    address = re.search(r"control plane on (\S+)", said)
+    assert address is not None
+    with SyncClient(address[1]) as client:
+        workers = client.workers()
+    assert all(re.fullmatch(r".+:\d+", worker.host) for worker in workers), "host name and process id"
+    return {(worker.pool, worker.step_slots) for worker in workers}
+
+
 def check_output(said: str) -> None:
     """Check that the demo showed the attempts, the database, the ledger, the history and the way to the trace."""
     assert "12 checks passed, 0 failed" in said, said
@@ -109,7 +121,8 @@ def test_demo_on_redis_and_rabbitmq(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo_stops_everything_when_it_is_told_to(tmp_path: Path, number: signal.Signals) -> None:
     with demo(tmp_path) as process:
-        until(process, "✓ validate")
+        said = until(process, "✓ validate")
+        assert workers_of(said) == {("default", 4), ("csv", 4), ("enrich", 3), ("crm", 4)}, "pools and slots"
         assert len(processes_of(tmp_path)) >= 6, "the demo, its state, and four workers at least"
         process.send_signal(number)
         said, _ = process.communicate(timeout=DEADLINE_S)

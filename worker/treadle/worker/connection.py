@@ -266,6 +266,9 @@ class Connection:
             lane=self._lane,
             workflows=request.workflows,
             steps=request.steps,
+            step_slots=request.step_slots,
+            run_slots=request.run_slots,
+            host=request.host,
         )
 
     # --- serving ---------------------------------------------------------------------------------------------------
