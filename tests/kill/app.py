@@ -1,0 +1,159 @@
+"""The app of the kill tests: workflows of the pool "flows", whose steps write to a ledger when they begin and end.
+
+A step that is given a gate goes on once a file of that name is in the folder of gates; "" is no gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from treadle.worker import Retry, StepLost, step, step_info, workflow
+
+_QUICK = Retry(initial="0.1s", cap="1s")
+
+
+def note(what: str, *, local: bool, once: bool = False) -> None:
+    """Append one line to the ledger, in one write."""
+    info = step_info()
+    line = {
+        "what": what,
+        "wall": time.clock_gettime(time.CLOCK_REALTIME),
+        "boot": time.clock_gettime(time.CLOCK_BOOTTIME),
+        "pid": os.getpid(),
+        "run": info.run_id,
+        "step": info.step,
+        "command": info.command_id,
+        "attempt": info.attempt,
+        "try_number": info.try_number,
+        "key": info.idempotency_key,
+        "once": once,
+        "local": local,
+    }
+    ledger = os.open(os.environ["KILL_LEDGER"], os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(ledger, f"{json.dumps(line)}\n".encode())
+    finally:
+        os.close(ledger)
+
+
+@asynccontextmanager
+async def noted(gate: str = "", *, local: bool = False, once: bool = False) -> AsyncIterator[None]:
+    """A body: its start and end are noted, and it waits for its gate in between."""
+    note("start", local=local, once=once)
+    if gate:
+        await opened(gate)
+    yield
+    note("end", local=local, once=once)
+
+
+async def opened(gate: str) -> None:
+    """Return once the gate is open."""
+    path = Path(os.environ["KILL_GATES"]) / gate
+    while not path.exists():
+        await asyncio.sleep(0.01)
+
+
+@step(pool="steps", retry=_QUICK)
+async def square(n: int, gate: str = "") -> int:
+    async with noted(gate):
+        return n * n
+
+
+@step(retry=_QUICK)
+async def local_square(n: int, gate: str = "") -> int:
+    async with noted(gate, local=True):
+        return n * n
+
+
+@step(pool="steps", retry=Retry.never)
+async def once_square(n: int, gate: str = "") -> int:
+    async with noted(gate, once=True):
+        return n * n
+
+
+@step(retry=Retry.never)
+async def local_once_square(n: int, gate: str = "") -> int:
+    async with noted(gate, local=True, once=True):
+        return n * n
+
+
+@step(pool="steps", retry=_QUICK)
+async def last(n: int, seconds: float) -> int:
+    """A body that takes a while on a loop that is free."""
+    async with noted():
+        await asyncio.sleep(seconds)
+    return n * n
+
+
+@step(pool="steps", retry=_QUICK)
+async def block(n: int, seconds: float) -> int:
+    """A body that blocks its loop."""
+    async with noted():
+        time.sleep(seconds)  # noqa: ASYNC251 - the mistake that is tested
+    return n * n
+
+
+@workflow(pool="flows")
+async def one(n: int, gate: str) -> int:
+    """One pool step. Returns n²."""
+    return await square(n, gate)
+
+
+@workflow(pool="flows")
+async def squares(n: int, gate: str = "") -> int:
+    """n pool steps at once, then as many local ones one after the other. Returns twice the sum of the squares below n."""
+    total = sum(await asyncio.gather(*(square(i, gate) for i in range(n))))
+    for i in range(n):
+        total += await local_square(i)
+    return total
+
+
+@workflow(pool="flows")
+async def local_squares(n: int, gate: str) -> int:
+    """Local steps, the last of them behind the gate. Returns the sum of the squares up to n."""
+    total = 0
+    for i in range(n):
+        total += await local_square(i)
+    return total + await local_square(n, gate)
+
+
+@workflow(pool="flows")
+async def both(n: int, pool_gate: str, local_gate: str) -> int:
+    """A pool step and a local step side by side. Returns 2 n²."""
+    first, second = await asyncio.gather(square(n, pool_gate), local_square(n, local_gate))
+    return first + second
+
+
+@workflow(pool="flows")
+async def at_most_once(n: int, gate: str, *, local: bool = False) -> int:
+    """A step that may run once. Returns n², or -1 when its attempt was lost."""
+    try:
+        return await (local_once_square(n, gate) if local else once_square(n, gate))
+    except StepLost:
+        return -1
+
+
+@workflow(pool="flows")
+async def sleeper(n: int, seconds: float) -> int:
+    """Sleep between two steps. Returns 2 n²."""
+    before = await local_square(n)
+    await asyncio.sleep(seconds)
+    return before + await square(n)
+
+
+@workflow(pool="flows")
+async def lasting(n: int, seconds: float) -> int:
+    """One pool step that takes a while. Returns n²."""
+    return await last(n, seconds)
+
+
+@workflow(pool="flows")
+async def blocking(n: int, seconds: float) -> int:
+    """One pool step that blocks the loop of its worker. Returns n²."""
+    return await block(n, seconds)
