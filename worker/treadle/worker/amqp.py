@@ -143,7 +143,7 @@ class QueueConsumer:
         while not self._ending:
             try:
                 connection = await self._link.wait()
-                await self._session(connection)
+                await while_open(connection, self._session(connection))
             except ChannelNotFoundEntity:
                 if self._pause_s == _FIRST_PAUSE:
                     _log.warning("queue_awaited", queue=self.queue, reason="the control plane has not declared it yet")

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import aio_pika
 import structlog
@@ -30,6 +30,7 @@ AWAY: Final = (AMQPError, OSError, TimeoutError, RuntimeError)
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 3.0
 
+_T = TypeVar("_T")
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -48,6 +49,8 @@ class Link:
         self._opened: aio_pika.Connection | None = None
         self._failures = 0
         self._random = random.Random()
+        self.declaring = asyncio.Lock()
+        """Held while a queue is declared, and while one is asked for a consumer: see `RabbitBroker.declare`."""
         self.consuming: Counter[str] = Counter()
         """How many consumers of this connection each queue should have."""
 
@@ -134,18 +137,21 @@ class Link:
         return bound * self._random.uniform(0.5, 1.0)
 
 
-async def while_open(channel: AbstractChannel, work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` until it ends or the channel closes; then raise what closed it."""
+async def while_open(resource: AbstractConnection | AbstractChannel, work: Coroutine[Any, Any, _T]) -> _T:
+    """Return what `work` returns; raise what closed the connection or channel when that happens first.
+
+    Without it a question asked of a closing connection waits for its whole timeout.
+    """
     task = asyncio.get_running_loop().create_task(work)
-    closing = channel.closing
+    closing = resource.closing
     try:
         await asyncio.wait({task, closing}, return_when=asyncio.FIRST_COMPLETED)
-        if closing.done():
-            error = None if closing.cancelled() else closing.exception()
-            if not isinstance(error, AWAY):
-                raise ConnectionError("the channel was closed")
-            raise error.with_traceback(None)  # one object for all channels: tracebacks would pile up on it
-        task.result()
+        if not closing.done() or (task.done() and not task.cancelled() and task.exception() is None):
+            return task.result()
+        error = None if closing.cancelled() else closing.exception()
+        if not isinstance(error, AWAY):
+            raise ConnectionError("closed")
+        raise error.with_traceback(None)  # one object for all channels: tracebacks would pile up on it
     finally:
         await end(task)
 

@@ -92,7 +92,7 @@ class Publisher:
         while True:
             try:
                 connection = await self._link.wait()
-                await self._serve(connection)
+                await while_open(connection, self._serve(connection))
             except TimeoutError:
                 _log.warning("publish_timeout", address=self._link.address)
                 await self._link.discard(connection)

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import structlog
-from aiormq.abc import AbstractChannel
+from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
-from treadle.controlplane.broker.link import AWAY, RPC_TIMEOUT, Link, end
+from treadle.controlplane.broker.link import AWAY, RPC_TIMEOUT, Link, end, while_open
 from treadle.controlplane.broker.port import Consumer, Delivery, Listener, QueueDepth
 from treadle.controlplane.broker.publisher import Publisher
 from treadle.controlplane.broker.subscription import LOOK_EVERY, Subscription
@@ -21,7 +21,7 @@ from treadle.v1.job_pb2 import Job
 
 __all__ = ("RabbitBroker",)
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _log = structlog.stdlib.get_logger(__name__)
 _REDECLARE_PAUSE = 1.0
 
@@ -62,7 +62,6 @@ class RabbitBroker:
         self._listener: Listener | None = None
         self._unroutable: set[Queue] = set()
         self._repair = asyncio.Event()
-        self._declaring = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, listener: Listener) -> None:
@@ -97,9 +96,9 @@ class RabbitBroker:
             Unavailable: The broker is away; a queue that is published to is declared when it is back.
         """
 
-        # One at a time: RabbitMQ 3.10 answers two declarations of a new quorum queue at the same moment with
-        # INTERNAL_ERROR and closes the connection. Another replica may do the same, hence the second attempt.
-        async with self._declaring:
+        # RabbitMQ 3.10 closes the connection with INTERNAL_ERROR when a quorum queue that is just being made is
+        # declared again or asked for a consumer. So one at a time; another process may still do it, hence again.
+        async with self._consuming.declaring:
             try:
                 await self._declare(queue)
             except Unavailable:
@@ -194,16 +193,11 @@ class RabbitBroker:
             remedy = f"delete it with: rabbitmqadmin delete exchange name={EXCHANGE}"
             raise _inequivalent(f"exchange {EXCHANGE!r}", str(error), remedy) from error
 
-    async def _with_channel(self, act: Callable[[AbstractChannel], Awaitable[T]]) -> T:
+    async def _with_channel(self, act: Callable[[AbstractChannel], Awaitable[_T]]) -> _T:
         """Ask on a channel of its own (an error closes it), on the connection that alarms do not block."""
         try:
             connection = await self._consuming.open()
-            channel = await connection.channel(publisher_confirms=False, timeout=RPC_TIMEOUT)
-            try:
-                return await act(channel)
-            finally:
-                if not channel.is_closed and connection.is_opened:
-                    await channel.close()
+            return await while_open(connection, _on_channel(connection, act))
         except (ChannelPreconditionFailed, ChannelNotFoundEntity):
             raise
         except AWAY as error:
@@ -224,6 +218,15 @@ class RabbitBroker:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("broker_task_failed", exc_info=error)
+
+
+async def _on_channel(connection: AbstractConnection, act: Callable[[AbstractChannel], Awaitable[_T]]) -> _T:
+    channel = await connection.channel(publisher_confirms=False, timeout=RPC_TIMEOUT)
+    try:
+        return await act(channel)
+    finally:
+        if not channel.is_closed and connection.is_opened:
+            await channel.close()
 
 
 def _inequivalent(what: str, text: str, remedy: str) -> ConfigError:

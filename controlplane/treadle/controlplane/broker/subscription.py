@@ -84,7 +84,7 @@ class Subscription:
         while self._wanted:
             try:
                 connection = await self._link.wait()
-                await self._session(connection)
+                await while_open(connection, self._session(connection))
             except ChannelNotFoundEntity:
                 await self._declare_missing()
             except AWAY as error:
@@ -138,7 +138,8 @@ class Subscription:
             await self._unconsume(channel)
 
     async def _consume(self, channel: Channel) -> None:
-        ok = await channel.basic_consume(self._queue.name, self._receiver(), timeout=RPC_TIMEOUT)
+        async with self._link.declaring:
+            ok = await channel.basic_consume(self._queue.name, self._receiver(), timeout=RPC_TIMEOUT)
         self._consumer_tag = str(ok.consumer_tag)
         self._link.consuming[self._queue.name] += 1
         self._idle.clear()
