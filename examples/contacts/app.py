@@ -1,8 +1,7 @@
 """Import a contact list: check every row, look up zip codes, create the contacts, tell the user.
 
     treadle dev examples/contacts/app.py
-    treadle run start import_contacts --watch \
-        -i '{"upload": {"user": "ada@example.com", "file": "examples/contacts/airports.csv"}}'
+    treadle run start import_contacts -i @examples/contacts/upload.json --watch
 
 Contacts, mails and the ledger are written to the folder CONTACTS_HOME (default: .treadle/contacts).
 """

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from email import message_from_bytes, policy
@@ -26,6 +28,41 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Yield the folder that the example writes to."""
     monkeypatch.setattr(app, "HOME", tmp_path / "home")
     yield tmp_path / "home"
+
+
+class MailServer:
+    """Takes one mail over SMTP and keeps its text."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket.settimeout(30)
+        self._thread = threading.Thread(target=self._serve)
+        self.port: int = self._socket.getsockname()[1]
+        self.mail = ""
+
+    def _serve(self) -> None:
+        connection, _ = self._socket.accept()
+        with connection, connection.makefile("rw", newline="") as wire:
+            wire.write("220 ready\r\n")
+            wire.flush()
+            for line in wire:
+                word = line.split()[0].upper()
+                wire.write({"DATA": "354 go on\r\n", "QUIT": "221 bye\r\n"}.get(word, "250 fine\r\n"))
+                wire.flush()
+                if word == "DATA":
+                    self.mail = "".join(iter(wire.readline, ".\r\n"))
+                    wire.write("250 taken\r\n")
+                    wire.flush()
+                if word == "QUIT":
+                    return
+
+    def __enter__(self) -> MailServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(30)
+        self._socket.close()
 
 
 def stored(home: Path) -> list[tuple[str, ...]]:
@@ -109,3 +146,19 @@ def test_the_workflow_only_tells_of_a_broken_file(home: Path) -> None:
     assert not (home / "contacts.db").exists()
     assert bodies(home) == ["validate", "notify"]
     assert [mail["Subject"] for mail in mails(home)] == ["nothing imported: 6 rows are invalid"]
+
+
+def test_the_input_for_the_command_line_is_one() -> None:
+    given = json.loads((EXAMPLE / "upload.json").read_text())
+    upload = app.Upload(**given.pop("upload"))
+    assert given == {}
+    assert (EXAMPLE.parents[1] / upload.file).samefile(EXAMPLE / "airports.csv")
+
+
+def test_mail_goes_to_the_server_when_there_is_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with MailServer() as server:
+        monkeypatch.setenv("CONTACTS_SMTP", f"127.0.0.1:{server.port}")
+        app.notify.function("ada@example.com", "3 contacts imported", ["line 2: no city"])
+    assert "Subject: 3 contacts imported" in server.mail
+    assert "line 2: no city" in server.mail
+    assert mails(home) == []
