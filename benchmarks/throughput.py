@@ -22,9 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.app import local_chain, pool_chain
 from tests.servers.rabbit_server import RabbitServer
 from tests.servers.redis_server import RedisServer, free_port
+
+from benchmarks.app import local_chain, pool_chain
 from treadle.client import Client
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -39,9 +40,7 @@ def _cpu(pid: int) -> float:
 @contextlib.contextmanager
 def _process(*command: str, log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command], stdout=out, stderr=out, env={**os.environ, **env}
-        )
+        process = subprocess.Popen([sys.executable, "-m", *command], stdout=out, stderr=out, env={**os.environ, **env})
         try:
             yield process
         finally:

@@ -180,12 +180,12 @@ def test_metrics_count_only_known_names() -> None:
     metrics.count("treadle.runs", outcome="completed")
     metrics.count("treadle.runs", 2, outcome="completed")
     metrics.gauge("treadle.outbox.size", 7)
-    metrics.observe("treadle.commit.batch", 3)
-    metrics.observe("treadle.commit.batch", 5)
+    metrics.observe("treadle.attempt.duration", 3)
+    metrics.observe("treadle.attempt.duration", 5)
     assert metrics.value("treadle.runs", outcome="completed") == 3
     assert metrics.value("treadle.runs", outcome="failed") == 0
     assert metrics.value("treadle.outbox.size") == 7
-    assert metrics.summary("treadle.commit.batch").largest == 5
+    assert metrics.summary("treadle.attempt.duration").largest == 5
     with pytest.raises(ConfigError, match=r"telemetry\.METRICS"):
         metrics.count("treadle.wrong")
     with pytest.raises(ConfigError, match="no gauge named"):
@@ -203,11 +203,11 @@ def test_metrics_reach_opentelemetry() -> None:
     metrics = Metrics()
     metrics.export(provider.get_meter("treadle"))
     metrics.count("treadle.runs", 3, outcome="completed")
-    metrics.observe("treadle.commit.batch", 4)
+    metrics.observe("treadle.attempt.duration", 4)
     data = reader.get_metrics_data()
     provider.shutdown()
     assert data is not None
     found = {metric.name: metric for metric in data.resource_metrics[0].scope_metrics[0].metrics}
     (point,) = found["treadle.runs"].data.data_points
     assert (point.value, dict(point.attributes or {})) == (3, {"outcome": "completed"})  # type: ignore[union-attr]
-    assert "treadle.commit.batch" in found
+    assert "treadle.attempt.duration" in found

@@ -13,7 +13,7 @@ from treadle.protocol.errors import ConfigError, FieldInvalid
 from treadle.protocol.ids import check_run_id
 from treadle.protocol.payloads import encode
 from treadle.protocol.signature import Signature
-from treadle.v1.common_pb2 import Payload
+from treadle.v1.common_pb2 import Payload, TraceContext
 from treadle.v1.run_service_pb2 import (
     CONFLICT_POLICY_ALLOW_CLOSED,
     CONFLICT_POLICY_REJECT,
@@ -107,7 +107,19 @@ def start_request(
         pool=pool or home,
         input=payload,
         conflict_policy=_POLICIES[on_conflict],
+        trace=_caller(),
     )
+
+
+def _caller() -> TraceContext:
+    """The caller's span, where OpenTelemetry is installed and one is open: the run's trace links to it."""
+    try:
+        from opentelemetry import propagate
+    except ImportError:
+        return TraceContext()
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return TraceContext(traceparent=carrier.get("traceparent", ""), tracestate=carrier.get("tracestate", ""))
 
 
 def _name_of(workflow: Any) -> str:

@@ -44,10 +44,19 @@ class Engine:
         store, broker: Started adapters; the broker must have been given this engine as its listener.
         settings: Times and limits of the machine.
         replica_id: Random id of this process.
+        count: Called with each committed decision, when somebody reads metrics.
     """
 
-    def __init__(self, store: Store, broker: Broker, settings: Settings | None = None, replica_id: str = "") -> None:
+    def __init__(
+        self,
+        store: Store,
+        broker: Broker,
+        settings: Settings | None = None,
+        replica_id: str = "",
+        count: Callable[[RunKey, Decision], None] | None = None,
+    ) -> None:
         self.store, self.broker = store, broker
+        self._count = count
         self.settings = settings or Settings()
         self.replica_id = replica_id or secrets.token_hex(8)
         self.clock = StoreClock()
@@ -151,6 +160,8 @@ class Engine:
         self.replica.done(run, decision)
         if decision.grants or decision.events or decision.cancels or decision.resend:
             self._pages.set()
+        if self._count is not None:
+            self._count(run, decision)
         for pool, kind, queued_ms in decision.claimed:
             queue = Queue(run.namespace, pool, kind)
             self.passed[queue] = max(queued_ms, self.passed.get(queue, 0))

@@ -12,6 +12,7 @@ from treadle.controlplane.api.run_service import RunService
 from treadle.controlplane.api.server import ApiServer
 from treadle.controlplane.broker.port import Broker
 from treadle.controlplane.config import ServerConfig
+from treadle.controlplane.counters import DecisionCounter
 from treadle.controlplane.duties.gauges import GaugeDuty
 from treadle.controlplane.duties.leases import LeaseChecker
 from treadle.controlplane.duties.outbox import OutboxDuty
@@ -61,7 +62,9 @@ class ControlPlane:
     ) -> None:
         self._config = config
         self._metrics = metrics or Metrics()
-        self.engine = Engine(store, broker, Settings(retention_ms=config.retention_ms), config.replica_id)
+        count = DecisionCounter(self._metrics) if measure else None
+        settings = Settings(retention_ms=config.retention_ms)
+        self.engine = Engine(store, broker, settings, config.replica_id, count)
         leases = LeaseChecker(self.engine)
         timers = TimerDuty(self.engine, leases, QueueWatch(self.engine))
         lanes = Lanes(self.engine)

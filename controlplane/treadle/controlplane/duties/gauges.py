@@ -57,6 +57,7 @@ class GaugeDuty:
     async def measure(self) -> None:
         """Read everything once. Raises Unavailable."""
         engine, metrics = self._engine, self._metrics
+        metrics.gauge("treadle.commit.conflicts", engine.committer.conflicts)
         metrics.gauge("treadle.sessions", len(engine.replica.sessions))
         metrics.gauge("treadle.outbox.size", await engine.store.outbox_size())
         pools = await engine.store.pools()
