@@ -182,7 +182,8 @@ class Rig:
         return next(getattr(e, kind) for e in reversed(self.history()) if e.WhichOneof("kind") == kind)
 
     def revision_at(self, position: int) -> int:
-        return self.history()[position - 1].revision if position else 0
+        events = self.history()
+        return events[position - 1].revision if 0 < position <= len(events) else 0
 
     def timers(self) -> dict[str, int]:
         """Return the timers of the run: command id -> due."""
