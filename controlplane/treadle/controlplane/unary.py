@@ -58,6 +58,7 @@ class UnaryWorkers:
 
     async def _next(self, request: ClaimRequest, queue: Queue) -> ClaimResponse:
         """Take deliveries until one is answered with GO; each is acked on its verdict."""
+        names = await self._names(request.worker_id)
         arrived: asyncio.Queue[Delivery] = asyncio.Queue()
         consumer = await self._engine.broker.consume(queue, 1, arrived.put_nowait)
         try:
@@ -66,8 +67,9 @@ class UnaryWorkers:
                 if delivery.job is None:
                     self._engine.keep_garbage(queue, delivery.body, delivery.ack)
                     continue
+                known = names is None or delivery.job.name in names
                 try:
-                    found = await asyncio.shield(self._verdict(request, delivery.job))
+                    found = await asyncio.shield(self._verdict(request, delivery.job, unregistered=not known))
                 except BaseException:
                     delivery.give_back()
                     raise
@@ -81,8 +83,13 @@ class UnaryWorkers:
             while not arrived.empty():
                 arrived.get_nowait().give_back()
 
-    async def _verdict(self, request: ClaimRequest, job: Job) -> ClaimResponse:
-        item = ClaimItem(claim_id=request.claim_id, sent_ms=request.sent_ms, job=job)
+    async def _names(self, worker_id: str) -> frozenset[str] | None:
+        """The steps that the worker registered; None: it has not, or is long forgotten."""
+        record = (await self._engine.store.view_workers([worker_id]))[0].record
+        return frozenset(record.steps) if record is not None else None
+
+    async def _verdict(self, request: ClaimRequest, job: Job, *, unregistered: bool = False) -> ClaimResponse:
+        item = ClaimItem(claim_id=request.claim_id, sent_ms=request.sent_ms, job=job, unregistered=unregistered)
         claimed = Claimed(item, request.worker_id, self._engine.replica_id)
         reply = await self._engine.ask(RunKey(job.namespace, job.run_id), claimed)
         assert isinstance(reply, ClaimVerdict)
