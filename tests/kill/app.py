@@ -95,7 +95,7 @@ async def last(n: int, seconds: float) -> int:
 async def block(n: int, seconds: float) -> int:
     """A body that blocks its loop."""
     async with noted():
-        time.sleep(seconds)  # noqa: ASYNC251 - the mistake that is tested
+        time.sleep(seconds)
     return n * n
 
 

@@ -323,6 +323,27 @@ class House:
 
         until("nothing waits or runs any more", lambda: self._tried(idle), seconds=seconds)
 
+    def kill_all(self) -> None:
+        """SIGKILL everything at once: servers, workers, Redis, and RabbitMQ."""
+        for process in self.processes():
+            process.send_kill()
+        self.redis.kill()
+        for process in self.processes():
+            process.kill()
+        if self.rabbit is not None:
+            self.rabbit.kill()
+
+    def start_all(self) -> None:
+        """Start everything again that `kill_all` has ended, and wait until it is there."""
+        self.redis.start()
+        if self.rabbit is not None:
+            self.rabbit.start()
+        for process in self.processes():
+            process.start()
+        for server in self.servers:
+            server.until_ready()
+        self.ready()
+
     def processes(self) -> Iterator[Process]:
         """Servers and workers."""
         yield from self.servers
@@ -333,4 +354,3 @@ class House:
         for process in self.processes():
             print(f"--- {process.name} ---\n{process.said_ever[-_SHOWN:]}")  # noqa: T201
         print(f"--- ledger ---\n{self.ledger_path.read_text()[-_SHOWN:]}")  # noqa: T201
-

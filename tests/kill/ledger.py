@@ -52,11 +52,8 @@ class Entry:
 
 
 def read_ledger(path: Path) -> list[Entry]:
-    """Return the entries in the order in which they were written; a line that was cut by a kill does not count."""
-    entries = []
-    for line in path.read_text().splitlines():
-        entries.append(Entry(**json.loads(line)))
-    return entries
+    """Return the entries in the order in which they were written."""
+    return [Entry(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def check_ledger(
@@ -118,6 +115,7 @@ class _Facts:
 
     def __init__(self, events: Sequence[HistoryEvent]) -> None:
         self.outcome_ms: dict[str, int] = {}
+        self.outcome_attempt: dict[str, int] = {}
         self.granted_ms: dict[tuple[str, int], int] = {}
         self.completed: set[str] = set()
         self.closed_ms: int | None = None
@@ -125,8 +123,10 @@ class _Facts:
         for event in events:
             kind = event.WhichOneof("kind") or ""
             if kind in _STEP_OUTCOMES:
-                command = getattr(event, kind).command_id
+                outcome = getattr(event, kind)
+                command = outcome.command_id
                 self.outcome_ms[command] = event.time_ms
+                self.outcome_attempt[command] = outcome.attempt
                 if kind == "step_completed":
                     self.completed.add(command)
             elif kind == "attempt_started":
@@ -170,6 +170,12 @@ def _check_go(facts: _Facts, entry: Entry) -> list[str]:
     if entry.wall * 1000 < granted - _CLOCK_MS:
         return [f"{name} began {granted - entry.wall * 1000:.0f} ms before its GO"]
     return []
+
+
+def _is_own_outcome(facts: _Facts, entry: Entry, starts: Sequence[Entry]) -> bool:
+    """Whether the outcome is what this very body reported: then no clock is needed to know which came first."""
+    same = [other for other in starts if other.attempt == entry.attempt]
+    return len(same) == 1 and facts.outcome_attempt.get(entry.command) == entry.attempt
 
 
 def _late_ms(facts: _Facts, entry: Entry) -> float | None:

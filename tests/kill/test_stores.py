@@ -1,0 +1,62 @@
+"""RabbitMQ and Redis that die under load and come back; everything that dies at once; and what sleeps meanwhile."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.kill.conftest import Build
+from tests.kill.house import House, Lane
+from tests.kill.process import until
+from tests.kill.test_servers import RUNS, SQUARES, load
+
+pytestmark = [pytest.mark.kill, pytest.mark.redis, pytest.mark.rabbitmq]
+
+BROKER_AWAY_S = 10.0
+
+
+def staffed(house: House) -> House:
+    for _ in range(2):
+        house.worker("flows")
+        house.worker("steps")
+    house.ready()
+    return house
+
+
+def test_rabbitmq_is_away_for_ten_seconds(build: Build) -> None:
+    house = build("amqp")
+    house.server()
+    staffed(house)
+    assert house.rabbit is not None
+    with load(house) as expected:
+        house.until_starts(RUNS // 4 * SQUARES)
+        house.rabbit.kill()
+        killed = time.monotonic()
+        house.start("meanwhile", "one", n=3, gate="")
+        until("RabbitMQ was away for ten seconds", lambda: time.monotonic() - killed > BROKER_AWAY_S)
+        house.rabbit.start()
+        back = time.monotonic()
+    house.check(expected | {"meanwhile": 9})
+    print(f"all runs done {time.monotonic() - back:.1f} s after RabbitMQ was back")  # noqa: T201
+
+
+def test_redis_dies_under_load(house: House) -> None:
+    staffed(house)
+    with load(house) as expected:
+        for begun in (RUNS // 4 * SQUARES, RUNS // 2 * SQUARES):
+            house.until_starts(begun)
+            house.redis.restart()
+    house.check(expected)
+
+
+def test_everything_dies_at_once(build: Build, lane: Lane) -> None:
+    house = build(lane)
+    house.server()
+    staffed(house)
+    with load(house) as expected:
+        house.start("asleep", "sleeper", n=3, seconds=2.0)
+        house.until_starts(RUNS // 4 * SQUARES)
+        house.kill_all()
+        house.start_all()
+    house.check(expected | {"asleep": 18})
