@@ -175,15 +175,29 @@ def _is_sorted(value: Any, data: bytes) -> bool:
 
 
 def _without_sets(value: Any) -> Any:
-    if isinstance(value, AbstractSet):
-        return sorted(map(_without_sets, value), key=_ENCODER.encode)
-    if isinstance(value, Mapping):
-        return {key: _without_sets(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_sets(item) for item in value]
-    if isinstance(value, str | int | float | bytes | None):
-        return value
-    return _without_sets(msgspec.to_builtins(value, builtin_types=(set, frozenset), enc_hook=_to_builtin))
+    """The value as JSON has it, its sets as sorted lists."""
+    return _sorted_sets(value, msgspec.to_builtins(value, str_keys=True, enc_hook=_to_builtin))
+
+
+def _sorted_sets(value: Any, plain: Any) -> Any:
+    """Sort the lists of `plain` that are sets in `value`; both are walked side by side, `plain` in the order of `value`."""
+    if isinstance(plain, dict):
+        if isinstance(value, Mapping):
+            return {k: _sorted_sets(part, item) for (k, item), part in zip(plain.items(), value.values(), strict=True)}
+        names = _names(value)
+        return {k: _sorted_sets(getattr(value, names.get(k, k), item), item) for k, item in plain.items()}
+    if not isinstance(plain, list):
+        return plain
+    parts = list(value) if isinstance(value, AbstractSet | list | tuple) else plain
+    items = [_sorted_sets(part, item) for part, item in zip(parts, plain, strict=True)]
+    return sorted(items, key=_ENCODER.encode) if isinstance(value, AbstractSet) else items
+
+
+def _names(value: Any) -> dict[str, str]:
+    """Names of fields by the names that JSON has for them, where they differ."""
+    if isinstance(value, msgspec.Struct):
+        return {field.encode_name: field.name for field in msgspec.structs.fields(value)}
+    return {}
 
 
 def _culprit(value: Any, path: str = "") -> tuple[str, Any]:
