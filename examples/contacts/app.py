@@ -90,11 +90,11 @@ async def validate(upload: Upload) -> Report:
 async def add_zip_codes(chunk: int, contacts: list[Contact]) -> list[Contact]:
     """Look up the zip codes of one chunk; a place that is not known keeps none."""
     ledger("add_zip_codes", chunk)
-    index = await asyncio.to_thread(zip_index)
+    found = await asyncio.to_thread(zip_codes, {contact.state for contact in contacts})
     await asyncio.sleep(LOOKUP_SECONDS)
     if chunk == 1 and (now := attempt()) is not None and now.try_number == 1:
         raise ConnectionError("the address service does not answer")  # real ones have bad moments; this one, its first
-    return [replace(one, zip_code=index.get((one.city.upper(), one.state), "")) for one in contacts]
+    return [replace(one, zip_code=found[one.state].get(one.city.upper(), "")) for one in contacts]
 
 
 @step(pool="crm")
@@ -142,22 +142,22 @@ async def import_contacts(upload: Upload) -> Summary:
 
 # --- what the steps share
 
-_loading = threading.Lock()  # chunks come at the same time; the data are loaded once
+_reading = threading.Lock()  # chunks come at the same time; each state is read once in a process
 
 
-def zip_index() -> dict[tuple[str, str], str]:
-    """Return the first zip code of each (city, state), in capitals. Takes seconds, once in a process."""
-    with _loading:
-        return _read_zip_codes()
+def zip_codes(states: set[str]) -> dict[str, dict[str, str]]:
+    """Return the first zip code of each city of these states; the names of cities in capitals."""
+    with _reading:
+        return {state: _zip_codes_of(state) for state in states}
 
 
 @cache
-def _read_zip_codes() -> dict[tuple[str, str], str]:
-    index: dict[tuple[str, str], str] = {}
-    for entry in zipcodes.list_all():
+def _zip_codes_of(state: str) -> dict[str, str]:
+    cities: dict[str, str] = {}
+    for entry in zipcodes.filter_by(state=state):
         for city in (entry["city"], *entry["acceptable_cities"]):
-            index.setdefault((city.upper(), entry["state"]), entry["zip_code"])
-    return index
+            cities.setdefault(city.upper(), entry["zip_code"])
+    return cities
 
 
 def attempt() -> StepInfo | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import fcntl
 import os
 import secrets
 import shutil
@@ -224,11 +225,22 @@ async def run(folder: Path, *, services: bool, keep: bool) -> bool:
     """Show everything; returns whether all checks passed."""
     if (task := asyncio.current_task()) is not None:  # SIGTERM does what Ctrl-C does: stop and clean up
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DemoError(f"another demo uses {folder}: stop it, or give another --folder") from error
+        return await run_alone(folder.resolve(), services=services, keep=keep)
+
+
+async def run_alone(folder: Path, *, services: bool, keep: bool) -> bool:
+    """Show everything in a folder that is ours; what an earlier demo left there is removed."""
     for part in ("state", "contacts", "logs"):
         shutil.rmtree(folder / part, ignore_errors=True)
     title("Start " + ("Redis, RabbitMQ, " if services else "") + "a control plane and a worker for each pool")
     servers = real_servers if services else embedded_state
-    demo = Demo(folder.resolve(), Processes(folder.resolve() / "logs"))
+    demo = Demo(folder, Processes(folder / "logs"))
     async with servers(demo.folder / "state", demo.processes) as found:
         try:
             say(f"state in {found.redis_url}, jobs through {found.amqp_url.rpartition('@')[2]}")

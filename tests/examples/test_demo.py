@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -143,3 +144,14 @@ def test_demo_says_so_when_a_worker_ends_by_itself(tmp_path: Path) -> None:
     assert process.returncode == 1, said
     assert "worker-default ended with exit code -9" in said
     assert processes_of(tmp_path) == []
+
+
+def test_demo_leaves_another_one_alone(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    with (tmp_path / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with demo(tmp_path) as process:
+            said, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1
+    assert f"another demo uses {tmp_path}" in said
+    assert (tmp_path / "state").is_dir()
