@@ -185,7 +185,7 @@ def _sorted_sets(value: Any, plain: Any) -> Any:
         if isinstance(value, Mapping):
             return {k: _sorted_sets(part, item) for (k, item), part in zip(plain.items(), value.values(), strict=True)}
         names = _names(value)
-        return {k: _sorted_sets(getattr(value, names.get(k, k), item), item) for k, item in plain.items()}
+        return {k: _sorted_sets(getattr(value, names.get(str(k), str(k)), item), item) for k, item in plain.items()}
     if not isinstance(plain, list):
         return plain
     parts = list(value) if isinstance(value, AbstractSet | list | tuple) else plain
