@@ -94,6 +94,7 @@ class House:
     Attributes:
         redis: The Redis of this house.
         servers, workers: All of them, in the order in which they were made.
+        others: Further processes of a test, which end with the house.
         namespace: Of this house alone, so that queues on a shared node do not mix.
         gates: Folder of gates: a step that waits for a gate goes on once a file of that name is there.
         ledger_path: What step bodies write to.
@@ -110,6 +111,7 @@ class House:
         self.redis = redis or RedisServer()
         self.servers: list[ServerProcess] = []
         self.workers: list[WorkerProcess] = []
+        self.others: list[Process] = []
         self.windows: dict[str, int] = {}
         self.gates = folder / "gates"
         self.ledger_path = folder / "ledger.jsonl"
@@ -345,9 +347,10 @@ class House:
         self.ready()
 
     def processes(self) -> Iterator[Process]:
-        """Servers and workers."""
+        """Servers, workers and others."""
         yield from self.servers
         yield from self.workers
+        yield from self.others
 
     def show(self) -> None:
         """Print what each process said last, and the ledger's end."""
