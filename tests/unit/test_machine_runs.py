@@ -424,8 +424,9 @@ def test_the_head_is_closed_first_and_rows_are_swept_in_pages() -> None:
         told += [(order.token, order.reason) for order in rig.decision.cancels]
         assert change is not None and len(change.del_fields) <= 400
         left.append(rig.head.open_commands)
-    assert left == sorted(left, reverse=True) and left[1] > 0 and not rig.head.sweeping
-    assert not rig.fields() and rig.head.open_commands == 0 and told == [(token, "run closed")]
+    swept = rig.head
+    assert left == sorted(left, reverse=True) and left[1] > 0 and not swept.sweeping
+    assert not rig.fields() and swept.open_commands == 0 and told == [(token, "run closed")]
     assert rig.timers() == {"": rig.head.delete_at_ms}
 
 
