@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from treadle.worker import Retry, StepLost, step, step_info, workflow
+from treadle.worker import Retry, StepError, StepLost, step, step_info, workflow
 
 _QUICK = Retry(initial="0.1s", cap="1s")
 
@@ -97,6 +98,30 @@ async def block(n: int, seconds: float) -> int:
     async with noted():
         time.sleep(seconds)
     return n * n
+
+
+@step(pool="steps", retry=Retry(attempts=1))
+async def die() -> None:
+    """A body that kills the process it runs in."""
+    note("start", local=False)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@step(retry=Retry(attempts=1))
+async def local_die() -> None:
+    """A local body that does."""
+    note("start", local=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@workflow(pool="flows")
+async def deadly(*, local: bool) -> str:
+    """A step that kills its worker. Returns what it failed with."""
+    try:
+        await (local_die() if local else die())
+    except StepError as error:
+        return error.type_name
+    return "alive"
 
 
 @workflow(pool="flows")

@@ -34,7 +34,7 @@ from treadle.protocol.errors import Unavailable
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.pool_service_pb2 import WORKER_STATE_LIVE
 
-__all__ = ("House", "Lane", "ServerProcess", "WorkerProcess")
+__all__ = ("DevProcess", "House", "Lane", "ServerProcess", "WorkerProcess")
 
 Lane = Literal["amqp", "session"]
 """How step jobs come to the workers."""
@@ -48,7 +48,10 @@ class ServerProcess(Process):
 
     Attributes:
         port: Of its gRPC server; the same after a restart.
+        banner: What it says when it serves.
     """
+
+    banner = "listening on "
 
     def __init__(self, name: str, log: Path, env: Mapping[str, str], port: int) -> None:
         super().__init__(name, [sys.executable, "-m", "treadle.controlplane"], log, env)
@@ -60,13 +63,24 @@ class ServerProcess(Process):
 
     def until_ready(self, *, seconds: float = DEADLINE_S) -> None:
         """Wait until it serves."""
-        self.until_said("listening on ", seconds=seconds)
+        self.until_said(self.banner, seconds=seconds)
 
     def restart(self) -> None:
         """Start it again, after SIGKILL when it still runs, and wait until it serves."""
         self.kill()
         self.start()
         self.until_ready()
+
+
+class DevProcess(ServerProcess):
+    """`treadle dev`: a control plane, its store and the workers of all pools, in one process group."""
+
+    banner = "gRPC"
+
+    def __init__(self, name: str, log: Path, env: Mapping[str, str], port: int, app: Path, namespace: str) -> None:
+        super().__init__(name, log, env, port)
+        self.command = [sys.executable, "-m", "treadle.cli", "dev", str(app), "--port", str(port)]
+        self.command += ["--namespace", namespace]
 
 
 class WorkerProcess(Process):
@@ -90,6 +104,7 @@ class House:
         lane: "amqp": over RabbitMQ; "session": over the session.
         rabbit: The node to use; None: the servers run on the broker in memory (session lane, one server).
         redis: A started server to use; it is left alone at the end. None: one of its own, AOF with fsync always.
+        embedded: True: neither Redis nor servers nor workers, but `dev`.
 
     Attributes:
         redis: The Redis of this house.
@@ -102,12 +117,18 @@ class House:
     """
 
     def __init__(
-        self, folder: Path, *, lane: Lane = "amqp", rabbit: RabbitServer | None = None, redis: RedisServer | None = None
+        self,
+        folder: Path,
+        *,
+        lane: Lane = "amqp",
+        rabbit: RabbitServer | None = None,
+        redis: RedisServer | None = None,
+        embedded: bool = False,
     ) -> None:
         assert lane == "session" or rabbit is not None, "the AMQP lane needs a RabbitMQ node"
         self.folder, self.lane, self.rabbit = folder, lane, rabbit
         self.namespace = f"k{secrets.token_hex(4)}"
-        self._own_redis = redis is None
+        self._own_redis = redis is None and not embedded
         self.redis = redis or RedisServer()
         self.servers: list[ServerProcess] = []
         self.workers: list[WorkerProcess] = []
@@ -164,6 +185,16 @@ class House:
         process.start()
         if wait:
             process.until_ready()
+        return process
+
+    def dev(self) -> DevProcess:
+        """Start `treadle dev` on a copy of the app and wait until it serves."""
+        copy = self.folder / "app.py"
+        copy.write_text(APP.read_text())
+        process = DevProcess("dev", self.folder / "dev.log", self._env(), free_port(), copy, self.namespace)
+        self.servers.append(process)
+        process.start()
+        process.until_ready()
         return process
 
     def worker(
@@ -337,7 +368,8 @@ class House:
 
     def start_all(self) -> None:
         """Start everything again that `kill_all` has ended, and wait until it is there."""
-        self.redis.start()
+        if self._own_redis:
+            self.redis.start()
         if self.rabbit is not None:
             self.rabbit.start()
         for process in self.processes():

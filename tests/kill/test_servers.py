@@ -13,15 +13,15 @@ from tests.kill.house import House, Lane
 
 pytestmark = [pytest.mark.kill, pytest.mark.redis, pytest.mark.rabbitmq]
 
-RUNS = 60
+RUNS = 40
 SQUARES = 4
 SUM = 2 * sum(i * i for i in range(SQUARES))
 
 
 @contextmanager
-def load(house: House, runs: int = RUNS) -> Iterator[dict[str, int]]:
+def load(house: House) -> Iterator[dict[str, int]]:
     """Start runs one after the other from a thread, whatever happens meanwhile; yields what they will return."""
-    expected = {f"r{n}": SUM for n in range(runs)}
+    expected = {f"r{n}": SUM for n in range(RUNS)}
     failed: list[BaseException] = []
 
     def start() -> None:
@@ -40,14 +40,21 @@ def load(house: House, runs: int = RUNS) -> Iterator[dict[str, int]]:
     assert not failed, failed
 
 
+def until_busy(house: House, share: float) -> None:
+    """Wait until this share of all steps has begun: the rest is in flight, or still to come."""
+    everything = RUNS * 2 * SQUARES
+    begun = house.until_starts(int(everything * share))
+    assert len(begun) < everything, "all was done before anything was killed"
+
+
 def test_the_only_server_dies_and_comes_back(house: House) -> None:
     house.worker("flows")
     house.worker("steps")
     house.ready()
     server = house.servers[0]
     with load(house) as expected:
-        for begun in (RUNS // 4 * SQUARES, RUNS // 2 * SQUARES):
-            house.until_starts(begun)
+        for share in (0.2, 0.5):
+            until_busy(house, share)
             server.restart()
     house.check(expected)
 
@@ -61,6 +68,6 @@ def test_one_of_two_servers_dies(build: Build, lane: Lane, request: pytest.Fixtu
         house.worker(pool, server=f"{second.address},{first.address}")
     house.ready()
     with load(house) as expected:
-        house.until_starts(RUNS // 2 * SQUARES)
+        until_busy(house, 0.4)
         first.kill()
     house.check(expected)

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from tests.kill.conftest import Build
-from tests.kill.house import House, Lane
+from tests.kill.house import House
 from tests.kill.process import until
-from tests.kill.test_servers import RUNS, SQUARES, load
+from tests.kill.test_servers import load, until_busy
 
 pytestmark = [pytest.mark.kill, pytest.mark.redis, pytest.mark.rabbitmq]
 
@@ -30,7 +30,7 @@ def test_rabbitmq_is_away_for_ten_seconds(build: Build) -> None:
     staffed(house)
     assert house.rabbit is not None
     with load(house) as expected:
-        house.until_starts(RUNS // 4 * SQUARES)
+        until_busy(house, 0.2)
         house.rabbit.kill()
         killed = time.monotonic()
         house.start("meanwhile", "one", n=3, gate="")
@@ -44,19 +44,37 @@ def test_rabbitmq_is_away_for_ten_seconds(build: Build) -> None:
 def test_redis_dies_under_load(house: House) -> None:
     staffed(house)
     with load(house) as expected:
-        for begun in (RUNS // 4 * SQUARES, RUNS // 2 * SQUARES):
-            house.until_starts(begun)
+        for share in (0.2, 0.5):
+            until_busy(house, share)
             house.redis.restart()
     house.check(expected)
 
 
-def test_everything_dies_at_once(build: Build, lane: Lane) -> None:
-    house = build(lane)
+def test_everything_dies_at_once(build: Build) -> None:
+    house = build("amqp")
     house.server()
     staffed(house)
     with load(house) as expected:
         house.start("asleep", "sleeper", n=3, seconds=2.0)
-        house.until_starts(RUNS // 4 * SQUARES)
+        until_busy(house, 0.2)
         house.kill_all()
         house.start_all()
+        back = time.monotonic()
     house.check(expected | {"asleep": 18})
+    print(f"all runs done {time.monotonic() - back:.1f} s after everything was back")  # noqa: T201
+
+
+def test_embedded_mode_dies_as_a_whole(build: Build) -> None:
+    house = build("session", embedded=True)
+    house.dev()
+    sleepers = {f"asleep{seconds}": 2 * seconds * seconds for seconds in (1, 2, 8)}
+    for seconds in (1, 2, 8):
+        house.start(f"asleep{seconds}", "sleeper", n=seconds, seconds=float(seconds))
+    house.until_starts(len(sleepers), step="local_square")
+    with load(house) as expected:
+        until_busy(house, 0.2)
+        house.kill_all()
+        house.start_all()
+        back = time.monotonic()
+    house.check(expected | sleepers)
+    print(f"all runs done {time.monotonic() - back:.1f} s after embedded mode was back")  # noqa: T201

@@ -92,3 +92,15 @@ def test_a_step_that_runs_at_most_once_is_lost_with_its_worker(house: House) -> 
     house.open("g")
     house.check({"pool": -1, "local": -1})
     assert len(house.starts()) == 2
+
+
+@pytest.mark.parametrize("lane", ["session"])
+@pytest.mark.parametrize("local", [False, True], ids=["pool", "local"])
+def test_a_body_that_kills_its_worker_ends_alone(house: House, local: bool) -> None:
+    pools = ["flows"] * 3 if local else ["flows", *["steps"] * 3]
+    workers = [house.worker(pool) for pool in pools]
+    house.ready()
+    house.start("r1", "deadly", local=local)
+    house.check({"r1": "Crashed"})
+    assert sum(not worker.running for worker in workers) == 2, "the third attempt ran in a process of its own"
+    assert len(house.starts("r1")) == 3
