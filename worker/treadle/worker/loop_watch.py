@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 
 from treadle.worker.app import Registry
+from treadle.worker.bodies import run_async
 from treadle.worker.clock import monotonic_ms
 
 __all__ = ("BLOCKED_MS", "STAMP_MS", "LoopWatch")
@@ -110,6 +111,15 @@ class LoopWatch:
             if not place and not own.f_code.co_filename.startswith(_OWN):
                 place = f"{own.f_code.co_filename}:{own.f_lineno}"
             if known is not None:
-                return known[0], known[1], f"{own.f_code.co_filename}:{own.f_lineno}"
+                return known[0], _executed(own) or known[1], f"{own.f_code.co_filename}:{own.f_lineno}"
             own = own.f_back
         return "", "", place
+
+
+def _executed(frame: FrameType | None) -> str:
+    """The step that this frame is part of, as its executor knows it: steps made by one factory share their code."""
+    while frame is not None:
+        if frame.f_code is run_async.__code__:
+            return str(frame.f_locals["info"].step)
+        frame = frame.f_back
+    return ""
