@@ -365,6 +365,8 @@ def test_a_release_asks_for_another_owner_and_counts_nothing() -> None:
     assert (head.state, head.losses, rig.last("run_released").reason) == (RUN_STATE_QUEUED, 0, "no slot")
     assert head.wake_dispatch_id != before and head.wake_dispatch_id in rig.outbox()
     assert owner.say(release={}).answer == ANSWER_LEASE_LOST
+    rig.open("B")
+    assert (rig.head.seen, rig.head.owner_seq) == (0, 0), "what the next owner has seen is its own"
 
 
 @pytest.mark.parametrize("by", ["register", "hour", "person"])
