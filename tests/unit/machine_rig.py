@@ -29,7 +29,7 @@ from treadle.v1.common_pb2 import Failure, Payload, RetryPolicy, TraceContext
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job, JobKind
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_UNSPECIFIED, ConflictPolicy
-from treadle.v1.state_pb2 import CommandRow, HeldToken, Holder, RunHead, WorkerRecord
+from treadle.v1.state_pb2 import COMMAND_STATE_QUARANTINED, CommandRow, HeldToken, Holder, RunHead, WorkerRecord
 from treadle.v1.worker_service_pb2 import (
     REPORT_KIND_COMPLETED,
     REPORT_KIND_FAILED,
@@ -49,7 +49,7 @@ from treadle.v1.worker_service_pb2 import (
     StartTimer,
 )
 
-__all__ = ("POLICY", "RUN", "Owner", "Rig", "local", "schedule", "sleep", "value")
+__all__ = ("POLICY", "RUN", "Owner", "Rig", "local", "quarantined", "schedule", "sleep", "value")
 
 RUN = RunKey("ns", "run-1")
 POLICY = RetryPolicy(attempts=3, initial_ms=1000, factor=2, cap_ms=60_000, jitter=0.5)
@@ -418,3 +418,15 @@ class Rig:
         self.end_session(worker_id)
         self.wait(self.settings.grace_ms)
         self.check(command_id)
+
+
+def quarantined() -> Rig:
+    """A step that killed five workers; its run has no owner."""
+    rig = Rig()
+    owner = rig.with_step()
+    owner.say(release={"reason": "drain"})
+    for n in range(5):
+        rig.hold(f"W{n}")
+        rig.kill()
+    assert rig.the_row().state == COMMAND_STATE_QUARANTINED
+    return rig
