@@ -54,9 +54,10 @@ class TimerDuty:
             self._round_at = monotonic_ms() + _ROUND_MS
             held = await engine.store.hold(engine.replica_id, range(SHARDS), _LEASE_MS)
             self.shards = sorted(held)
-        if not self.shards:
-            return _ROUND_MS
         engine.timer_added.clear()
+        if not self.shards:  # another replica fires; waking for what is added here would be a loop that never rests
+            engine.earliest_timer_ms = 0
+            return _ROUND_MS
         engine.earliest_timer_ms = 2**62
         sent = monotonic_ms()
         found = await engine.store.due(self.shards, _PAGE)
