@@ -135,7 +135,7 @@ class SimReplica:
             found = self.store.load_now([Want(page.run, events_after=page.after)])[0]
             if found.head:
                 events = [HistoryEvent.FromString(data) for data in found.events]
-                self.core.page(page, events, RunHead.FromString(found.head).length)
+                self.core.page(page, events, RunHead.FromString(found.head))
                 self._later(1, self._pages)
 
     def hinted(self, hint: Hint) -> None:

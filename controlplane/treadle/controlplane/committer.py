@@ -10,18 +10,27 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
 from treadle.controlplane.batches import Item, fold
 from treadle.controlplane.clock import StoreClock, monotonic_ms
-from treadle.controlplane.machine import Decision, Request, decide
+from treadle.controlplane.machine import Credit, Decision, Env, Request, decide
 from treadle.controlplane.machine.decide import want
 from treadle.controlplane.machine.requests import Asked, Claimed, Reply, Reported
 from treadle.controlplane.replica import Replica
-from treadle.controlplane.store.port import Change, Committed, Outcome, Store
-from treadle.protocol.errors import Refused, Unavailable
+from treadle.controlplane.store.port import Change, Committed, Loaded, Outcome, Store
+from treadle.protocol.errors import Refused, RequestError, Unavailable
 from treadle.protocol.ids import RunKey
+from treadle.v1.job_pb2 import JobKind
+from treadle.v1.worker_service_pb2 import (
+    ANSWER_UNKNOWN,
+    VERDICT_UNKNOWN,
+    ClaimVerdict,
+    OwnerAnswer,
+    ReportAnswer,
+)
 
 __all__ = ("Committer",)
 
@@ -110,21 +119,53 @@ class Committer:
     async def _batch(self, batch: dict[RunKey, list[Item]]) -> None:
         loaded = await self._store.load([want(run, [i.request for i in items]) for run, items in batch.items()])
         env = self._replica.env(self._clock.now(), monotonic_ms())
-        decided = [
-            (run, items, decide(run, found, [i.request for i in items], env))
-            for (run, items), found in zip(batch.items(), loaded, strict=True)
-        ]
+        decided = []
+        for run, found in zip(tuple(batch), loaded, strict=True):
+            decision = self._decide(run, batch, found, env)
+            decided.append((run, batch[run], decision))
         changes = [d.change for _, _, d in decided if d.change is not None]
-        outcomes = iter(await self._commit(changes, decided))
+        outcomes = await self._commit(changes, decided)
+        told = iter(outcomes)
         for run, items, decision in decided:
-            if decision.change is None or next(outcomes).outcome is Outcome.OK:
+            if decision.change is None or next(told).outcome is Outcome.OK:
                 await self._finish(run, items, decision)
             else:
                 self.conflicts += 1
                 self._replica.failed(decision)
                 self._waiting.setdefault(run, deque()).extendleft(reversed(items))
-        if any(d.change is not None and d.change.not_before_ms for _, _, d in decided):
+        if any(outcome.outcome is Outcome.EARLY for outcome in outcomes):
             await asyncio.sleep(_EARLY_S)  # a refusal as too early must not spin
+
+    def _decide(self, run: RunKey, batch: dict[RunKey, list[Item]], found: Loaded, env: Env) -> Decision:
+        """Decide a run's part of the batch. What cannot be decided is found out one by one, and no other run suffers."""
+        items = batch[run]
+        try:
+            return self._try(found, run, items, env)
+        except Exception:
+            if len(items) > 1:
+                batch[run] = items[:1]
+                self._waiting.setdefault(run, deque()).extendleft(reversed(items[1:]))
+        try:
+            return self._try(found, run, items[:1], env)
+        except Exception as error:
+            _log.exception("decision_failed", run=str(run), request=type(items[0].request).__name__)
+            return _undecided(items[0], error)
+
+    def _try(self, found: Loaded, run: RunKey, items: list[Item], env: Env) -> Decision:
+        taken: list[tuple[Credit, JobKind.ValueType]] = []
+
+        def offer(namespace: str, pool: str, kind: JobKind.ValueType, name: str, prefer: str) -> Credit | None:
+            credit = env.offer(namespace, pool, kind, name, prefer)
+            if credit is not None:
+                taken.append((credit, kind))
+            return credit
+
+        try:
+            return decide(run, found, [item.request for item in items], replace(env, offer=offer))
+        except Exception:
+            for credit, kind in taken:
+                self._replica.credits.give_back(credit, kind)
+            raise
 
     async def _commit(
         self, changes: list[Change], decided: list[tuple[RunKey, list[Item], Decision]]
@@ -143,33 +184,46 @@ class Committer:
         return outcomes
 
     async def _finish(self, run: RunKey, items: list[Item], decision: Decision) -> None:
+        """Answer, and let the effects follow. What is committed has its effects whatever goes wrong in here."""
         refused = await self._put_aside(run, items, decision) if decision.unknown else None
         if decision.orphans:
             await self._drop_orphans(run, decision)
         for index, (item, reply) in enumerate(zip(items, decision.replies, strict=True)):
-            item.settle(refused if refused is not None and index in decision.unknown else reply)
-        self._done(run, decision)
+            try:
+                item.settle(refused if refused is not None and index in decision.unknown else reply)
+            except Exception:
+                _log.exception("reply_not_given", run=str(run), request=type(item.request).__name__)
+        try:
+            self._done(run, decision)
+        except Exception:
+            _log.exception("effects_failed", run=str(run))
 
-    async def _put_aside(self, run: RunKey, items: list[Item], decision: Decision) -> Refused | None:
-        """What names a run that nobody knows is kept before it is acknowledged."""
+    async def _put_aside(self, run: RunKey, items: list[Item], decision: Decision) -> RequestError | None:
+        """What names a run that nobody knows is kept before it is acknowledged; returns why it could not be."""
         for index in decision.unknown:
             request = items[index].request
             data = _message(request)
             _log.warning("run_unknown", run=str(run), request=type(request).__name__)
-            if not await self._store.put_aside(run.shard, "unknown", data):
-                return Refused(f"no room to keep a message of unknown run {run}", reason="ASIDE_FULL")
+            try:
+                if not await self._store.put_aside(run.shard, "unknown", data):
+                    return Refused(f"no room to keep a message of unknown run {run}", reason="ASIDE_FULL")
+            except RequestError as error:
+                return error
         return None
 
     async def _drop_orphans(self, run: RunKey, decision: Decision) -> None:
         gone = Change(run, 0, 1, b"", delete=True, timers_del=list(decision.orphans))
-        await self._store.commit([gone])
+        try:
+            await self._store.commit([gone])
+        except Unavailable as error:
+            _log.warning("orphan_timers_kept", run=str(run), error=str(error))  # they come up again
 
     async def _store_away(self, batch: dict[RunKey, list[Item]], error: Unavailable) -> None:
         """Keep what is still waited for, and try again after a while."""
         now = monotonic_ms()
         for run, items in batch.items():
-            young = [item for item in items if now - item.since_ms < _PATIENCE_MS]
-            _fail([item for item in items if item not in young], error)
+            young = [item for item in items if not item.settled and now - item.since_ms < _PATIENCE_MS]
+            _fail([item for item in items if now - item.since_ms >= _PATIENCE_MS], error)
             self._waiting.setdefault(run, deque()).extendleft(reversed(young))
         await asyncio.sleep(0.2)
 
@@ -177,6 +231,22 @@ class Committer:
 def _fail(items: list[Item], error: Exception) -> None:
     for item in items:
         item.settle(error)
+
+
+def _undecided(item: Item, error: Exception) -> Decision:
+    """The run, or what was asked, is damaged. A worker's message is kept aside and told UNKNOWN: it must not ask for ever."""
+    request = item.request
+    if isinstance(request, Claimed):
+        verdict = ClaimVerdict(claim_id=request.item.claim_id, verdict=VERDICT_UNKNOWN)
+        return Decision(replies=[verdict], unknown=[0])
+    if isinstance(request, Reported):
+        return Decision(replies=[ReportAnswer(token=request.report.token, answer=ANSWER_UNKNOWN)], unknown=[0])
+    if isinstance(request, Asked):
+        ask = request.request
+        answer = OwnerAnswer(run_id=ask.run_id, token=ask.token, seq=ask.seq, answer=ANSWER_UNKNOWN)
+        return Decision(replies=[answer], unknown=[0])
+    item.settle(error)
+    return Decision(replies=[None])
 
 
 def _message(request: Request) -> bytes:

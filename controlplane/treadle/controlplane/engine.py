@@ -18,9 +18,10 @@ from treadle.controlplane.committer import Committer
 from treadle.controlplane.hints import HintHub
 from treadle.controlplane.machine import Decision, Request, Settings
 from treadle.controlplane.machine.requests import Reply
-from treadle.controlplane.replica import Replica
+from treadle.controlplane.replica import Page, Replica
+from treadle.controlplane.steady import steady
 from treadle.controlplane.store.port import Hint, Store, Want
-from treadle.protocol.errors import RequestError, Unavailable
+from treadle.protocol.errors import TreadleError, Unavailable
 from treadle.protocol.ids import RunKey, shard_of
 from treadle.protocol.topology import Queue, queue_of
 from treadle.v1.history_pb2 import HistoryEvent
@@ -35,6 +36,10 @@ _log = structlog.stdlib.get_logger(__name__)
 
 _REMOVE_AFTER_S = 0.02
 _GARBAGE_BYTES = 64 * 1024
+_UNDECLARED = 1_000
+_PAGES_AT_ONCE = 20
+"""A page has up to 1 MiB: one load must not hold up everybody's."""
+_RETRY_S = 0.2
 
 
 class Engine:
@@ -77,7 +82,7 @@ class Engine:
         self._confirmed: list[tuple[int, str]] = []
         self._confirms = asyncio.Event()
         self._declared: set[Queue] = set()
-        self._undeclared: asyncio.Queue[list[Job]] = asyncio.Queue()
+        self._undeclared: asyncio.Queue[list[Job]] = asyncio.Queue(_UNDECLARED)
         self._pages = asyncio.Event()
         self._aside: asyncio.Queue[tuple[bytes, Callable[[], None]]] = asyncio.Queue()
         self.garbage = 0
@@ -130,11 +135,17 @@ class Engine:
     async def _keep_aside(self) -> None:
         while True:
             data, kept = await self._aside.get()
-            try:
-                if await self.store.put_aside(0, "garbage", data):
-                    kept()
-            except Unavailable as error:
-                _log.warning("garbage_not_kept", error=str(error))
+            while not await self._put_garbage(data, kept):
+                await asyncio.sleep(_RETRY_S)
+
+    async def _put_garbage(self, data: bytes, kept: Callable[[], None]) -> bool:
+        try:
+            if await self.store.put_aside(0, "garbage", data):
+                kept()
+            return True
+        except Unavailable as error:
+            _log.warning("garbage_not_kept", error=str(error))
+            return False
 
     # --- life ----------------------------------------------------------------------------------------------------------
     async def prepare(self) -> None:
@@ -147,11 +158,11 @@ class Engine:
         with self.hub.listening(self._hinted):
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.committer.run())
-                group.create_task(self._load_pages())
-                group.create_task(self._keep_aside())
-                group.create_task(self._declare_first())
-                group.create_task(self._remove_confirmed())
-                group.create_task(self.hub.run(self.store))
+                group.create_task(steady("pages", self._load_pages))
+                group.create_task(steady("aside", self._keep_aside))
+                group.create_task(steady("declare", self._declare_first))
+                group.create_task(steady("confirms", self._remove_confirmed))
+                group.create_task(steady("hints", lambda: self.hub.run(self.store)))
 
     # --- after a commit ------------------------------------------------------------------------------------------------
     def _done(self, run: RunKey, decision: Decision) -> None:
@@ -182,15 +193,18 @@ class Engine:
         if known:
             self.broker.publish(known)
         if len(known) < len(jobs):
-            self._undeclared.put_nowait([job for job in jobs if queue_of(job) not in self._declared])
+            try:
+                self._undeclared.put_nowait([job for job in jobs if queue_of(job) not in self._declared])
+            except asyncio.QueueFull:
+                pass  # the broker is away: the outbox brings them again
 
     async def _declare_first(self) -> None:
         while True:
             jobs = await self._undeclared.get()
             try:
-                for job in jobs:
-                    await self.declare(job.namespace, job.pool)
-            except RequestError as error:
+                for namespace, pool in {(job.namespace, job.pool) for job in jobs}:
+                    await self.declare(namespace, pool)
+            except TreadleError as error:
                 _log.warning("queue_not_declared", error=str(error))  # the outbox duty tries again
             else:
                 self.broker.publish(jobs)
@@ -205,19 +219,22 @@ class Engine:
         while True:
             await self._pages.wait()
             self._pages.clear()
-            wanted = self.replica.pages()
+            wanted = self.replica.pages(_PAGES_AT_ONCE)
             if not wanted:
                 continue
-            try:
-                loaded = await self.store.load([Want(page.run, events_after=page.after) for page in wanted])
-            except Unavailable:
-                continue  # the watch of each run hints again
-            for page, found in zip(wanted, loaded, strict=True):
-                if not found.head:
-                    continue
-                events = [HistoryEvent.FromString(data) for data in found.events]
-                self.replica.page(page, events, RunHead.FromString(found.head).length)
             self._pages.set()
+            try:
+                await self._load(wanted)
+            except Unavailable:
+                self.replica.unloaded(wanted)
+                await asyncio.sleep(_RETRY_S)
+
+    async def _load(self, wanted: Sequence[Page]) -> None:
+        loaded = await self.store.load([Want(page.run, events_after=page.after) for page in wanted])
+        for page, found in zip(wanted, loaded, strict=True):
+            if found.head:
+                events = [HistoryEvent.FromString(data) for data in found.events]
+                self.replica.page(page, events, RunHead.FromString(found.head))
 
     # --- the broker's listener -----------------------------------------------------------------------------------------
     def confirmed(self, jobs: Sequence[Job]) -> None:

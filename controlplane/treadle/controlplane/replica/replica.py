@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from treadle.controlplane.machine import Credit, Decision, Env, Request, Settings
@@ -11,7 +12,7 @@ from treadle.controlplane.store.port import Hint
 from treadle.protocol.ids import RunKey
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JobKind
-from treadle.v1.state_pb2 import RUN_STATE_OPEN
+from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RUN_STATE_OPEN, RunHead
 from treadle.v1.worker_service_pb2 import (
     ANSWER_LEASE_LOST,
     ANSWER_OK,
@@ -102,7 +103,7 @@ class Replica:
     def requests(self, session: Session, frame: SessionRequest, now_ms: int) -> list[tuple[RunKey, Request]]:
         """Take a frame: credits are noted, the rest are requests for the machine, in order."""
         namespace, worker_id = session.namespace, session.worker_id
-        if frame.HasField("credits"):
+        if frame.HasField("credits") and self.sessions.get(worker_id) is session:  # else they ended with it
             self.credits.state(worker_id, frame.credits, now_ms)
             session.batch.credits_taken = frame.credits.credit_id
         found: list[tuple[RunKey, Request]] = []
@@ -113,14 +114,16 @@ class Replica:
         found.extend((RunKey(namespace, report.run_id), Reported(report)) for report in frame.reports)
         for ask in frame.requests:
             run = RunKey(namespace, ask.run_id)
-            self._attach(session, run, ask.token, ask.seen)
+            session.confirmed(ask.token, ask.seen)
             found.append((run, Asked(ask, worker_id, self.replica_id)))
         return found
 
-    def _attach(self, session: Session, run: RunKey, token: bytes, seen: int) -> OpenRun:
+    def _attach(self, session: Session, run: RunKey, token: bytes, seen: int) -> OpenRun | None:
+        """The store said that this token owns the run: its news go down this session, unless that was replaced."""
+        if self.sessions.get(session.worker_id) is not session:
+            return None
         mine = session.adopt(run, token, seen)
-        mine.seen = max(mine.seen, seen)
-        mine.sent = max(mine.sent, seen)
+        session.confirmed(token, seen)
         self._owners[run] = (session, mine)
         return mine
 
@@ -145,10 +148,10 @@ class Replica:
         for order in decision.cancels:
             if order.replica_id == self.replica_id and order.worker_id in self.sessions:
                 self.sessions[order.worker_id].cancel(order.token, order.reason)
-        if decision.owner_gone is not None and decision.owner_gone[0] == self.replica_id:
-            _, worker_id, token = decision.owner_gone
-            if worker_id in self.sessions:
-                self.sessions[worker_id].cancel(token, "run closed")
+        if decision.owner_gone is not None:
+            held = self._owners.get(run)
+            if held is not None and held[1].token == decision.owner_gone[2]:
+                self._closed_under(*held)
         for job in decision.jobs:
             if job.kind == JOB_KIND_RUN:
                 self._run_job_waits(job.namespace, job.pool)
@@ -198,6 +201,8 @@ class Replica:
             return
         after = 0 if reply.grant.run.from_start else request.item.after_position
         mine = session.granted_run(run, reply.grant, after)
+        if self.sessions.get(session.worker_id) is not session:
+            return  # its worker says again what it holds, over the session that replaced this one
         self._owners[run] = (session, mine)
         if mine.behind:
             self._behind[mine.token] = Page(session.worker_id, mine.token, run, mine.sent)
@@ -213,6 +218,8 @@ class Replica:
                 del self._owners[run]
             return
         mine = self._attach(session, run, ask.token, ask.seen)
+        if mine is None:
+            return
         if reply.events:
             mine.sent = max(mine.sent, reply.events[-1].position)
             mine.length = max(mine.length, mine.sent)
@@ -238,27 +245,44 @@ class Replica:
         """Another replica changed a run; only ever a hint."""
         run = RunKey(hint.namespace, hint.run_id)
         held = self._owners.get(run)
-        if held is not None and hint.replica_id == self.replica_id:
+        if held is not None:
             session, mine = held
-            mine.length = max(mine.length, hint.length)
-            if mine.behind:
+            if hint.replica_id == self.replica_id:
+                mine.length = max(mine.length, hint.length)
+            if mine.behind or hint.closed:  # a look tells whether it is this owner's run that was closed
                 self._behind[mine.token] = Page(session.worker_id, mine.token, run, mine.sent)
         for worker_id, token, reason in hint.cancels:
             if worker_id in self.sessions:
                 self.sessions[worker_id].cancel(token, reason)
 
-    def pages(self) -> list[Page]:
-        """Return the pages that must be loaded now; empties the list."""
-        wanted, self._behind = list(self._behind.values()), {}
+    def pages(self, limit: int = 1_000) -> list[Page]:
+        """Return pages that must be loaded now, at most `limit`; each is returned once."""
+        wanted = [self._behind.pop(token) for token in list(islice(self._behind, limit))]
         return wanted
 
-    def page(self, wanted: Page, events: Iterable[HistoryEvent], length: int) -> None:
+    def unloaded(self, wanted: Iterable[Page]) -> None:
+        """These pages could not be loaded: they are still wanted."""
+        for page in wanted:
+            self._behind.setdefault(page.token, page)
+
+    def page(self, wanted: Page, events: Iterable[HistoryEvent], head: RunHead) -> None:
         """A page was loaded; `events` are those behind `wanted.after`, in order."""
         held = self._owners.get(wanted.run)
         if held is None or held[1].token != wanted.token:
             return
         session, mine = held
+        if head.state == RUN_STATE_CLOSED:
+            self._closed_under(session, mine)
+            return
         before = mine.sent
-        session.news(mine, list(events), length)
+        session.news(mine, list(events), head.length)
         if mine.behind and mine.sent > before:
             self._behind[mine.token] = Page(session.worker_id, mine.token, wanted.run, mine.sent)
+
+    def _closed_under(self, session: Session, mine: OpenRun) -> None:
+        """Its run was ended by somebody else: the owner is told as if it had asked."""
+        session.forget(mine.token)
+        del self._owners[mine.run]
+        session.batch.owner_answers.append(
+            OwnerAnswer(run_id=mine.run.run_id, token=mine.token, answer=ANSWER_SETTLED)
+        )

@@ -98,6 +98,13 @@ class Session:
             self.granted[token] = (run, "")
         return mine
 
+    def confirmed(self, token: bytes, seen: int) -> None:
+        """An owner said up to where its code was fed."""
+        mine = self.open.get(token)
+        if mine is not None:
+            mine.seen = max(mine.seen, seen)
+            mine.sent = max(mine.sent, seen)
+
     def forget(self, token: bytes) -> None:
         """The worker does not hold this any more."""
         self.open.pop(token, None)
