@@ -23,6 +23,7 @@ from treadle.controlplane.engine import Engine
 from treadle.controlplane.lanes import Lanes
 from treadle.controlplane.machine.env import Settings
 from treadle.controlplane.sessions import WorkerService
+from treadle.controlplane.steady import steady
 from treadle.controlplane.store.port import Store
 from treadle.controlplane.telemetry import Metrics
 from treadle.controlplane.tracing.exporter import SpanSink
@@ -111,14 +112,15 @@ class ControlPlane:
 
         Raises:
             ConfigError: The port is taken, or a TLS file is wrong.
-            ExceptionGroup: A duty failed in a way that nobody foresaw.
         """
         await self.engine.prepare()
         await self._declare_known()
         address = await self._api.start()
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(work(), name=work.__qualname__) for work in self._work]
+                tasks = [
+                    group.create_task(steady(work.__qualname__, work), name=work.__qualname__) for work in self._work
+                ]
                 _log.info("serving", address=address, replica_id=self.engine.replica_id)
                 ready(address)
                 await stop.wait()

@@ -194,7 +194,7 @@ class WorkerService(WorkerServiceServicer):
             held = {(RunKey(h.namespace or record.namespace, h.run_id), h.command_id) for h in record.held}
             held.update(granted)
             if held:
-                await self._leases.check(sorted(held))
+                await self._leases.check(sorted(held), of=session.worker_id)
         except RequestError as error:
             _log.warning("session_end_not_handled", worker=session.worker_id, error=str(error))
 

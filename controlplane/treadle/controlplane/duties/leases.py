@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
+
 from treadle.controlplane.engine import Engine
 from treadle.controlplane.machine.requests import CheckLease
 from treadle.controlplane.store.port import Loaded, Want
@@ -13,6 +15,8 @@ from treadle.protocol.ids import RunKey
 from treadle.v1.state_pb2 import COMMAND_STATE_HELD, RUN_STATE_OPEN, CommandRow, Holder, RunHead
 
 __all__ = ("Holding", "LeaseChecker", "holder_in")
+
+_AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,14 @@ class Holding:
 
 
 def holder_in(loaded: Loaded, run: RunKey, command_id: str) -> Holding | None:
-    """Return the holder that the row (or the head) names; None when nobody holds it."""
+    """Return the holder that the row (or the head) names; None when nobody holds it (or it is damaged)."""
+    try:
+        return _holder_in(loaded, run, command_id)
+    except DecodeError:
+        return None
+
+
+def _holder_in(loaded: Loaded, run: RunKey, command_id: str) -> Holding | None:
     if not loaded.head:
         return None
     head = RunHead.FromString(loaded.head)
@@ -44,16 +55,22 @@ class LeaseChecker:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    async def check(self, items: Sequence[tuple[RunKey, str]]) -> None:
-        """Look at the holders of these (run, command id) pairs.
+    async def check(self, items: Sequence[tuple[RunKey, str]], *, of: str) -> bool:
+        """Look at the holders of these (run, command id) pairs as far as they are the worker `of`; False: none is.
 
         Raises:
             Unavailable: The store is away; the lease timers will ask again.
         """
-        wants = [Want(run, fields=[f"c:{command_id}"] if command_id else ()) for run, command_id in items]
-        loaded = await self._engine.store.load(wants)
-        found = [holder_in(view, run, cid) for view, (run, cid) in zip(loaded, items, strict=True)]
-        await self.decide([holding for holding in found if holding is not None])
+        holdings: list[Holding] = []
+        for start in range(0, len(items), _AT_ONCE):
+            some = items[start : start + _AT_ONCE]
+            wants = [Want(run, fields=[f"c:{command_id}"] if command_id else ()) for run, command_id in some]
+            for view, (run, command_id) in zip(await self._engine.store.load(wants), some, strict=True):
+                holding = holder_in(view, run, command_id)
+                if holding is not None and holding.holder.worker_id == of:
+                    holdings.append(holding)
+        await self.decide(holdings)
+        return bool(holdings)
 
     async def decide(self, holdings: Sequence[Holding]) -> None:
         """Read the records of these holders, which were read from their rows before, and decide."""

@@ -7,7 +7,8 @@ import asyncio
 import structlog
 
 from treadle.controlplane.engine import Engine
-from treadle.protocol.errors import ConfigError, Unavailable
+from treadle.protocol.errors import TreadleError, Unavailable
+from treadle.v1.job_pb2 import Job
 from treadle.v1.state_pb2 import OutboxEntry
 
 from .timers import TimerDuty
@@ -19,6 +20,7 @@ _log = structlog.stdlib.get_logger(__name__)
 _EVERY_S = 1.0
 _STALE_MS = 5_000
 _PAGE = 1_000
+_STRIDE = 7
 
 
 class OutboxDuty:
@@ -27,6 +29,7 @@ class OutboxDuty:
     def __init__(self, engine: Engine, timers: TimerDuty) -> None:
         self._engine, self._timers = engine, timers
         self.size = 0
+        self._turns = 0
 
     async def run(self) -> None:
         """Work for ever."""
@@ -34,23 +37,44 @@ class OutboxDuty:
         while True:
             try:
                 if self._timers.shards:
-                    await self._turn(everything=first and self._engine.broker.has("") is not None)
+                    await self.turn(everything=first and self._engine.broker.has("") is not None)
                     first = False
-            except (Unavailable, ConfigError) as error:
+            except Unavailable as error:
                 _log.warning("outbox_waits", error=str(error))
             await asyncio.sleep(_EVERY_S if not first else 0.05)
 
-    async def _turn(self, *, everything: bool) -> None:
-        """At the start of an in-memory broker the whole outbox is published: it is that broker's disk."""
+    async def turn(self, *, everything: bool) -> None:
+        """Publish what waits for too long. Raises Unavailable.
+
+        At the start of an in-memory broker the whole outbox is published: it is that broker's disk.
+        """
         engine = self._engine
         self.size = await engine.store.outbox_size()
         if not self.size:
             return
         older = 2**62 if everything else engine.clock.now() - _STALE_MS
-        stale = await engine.store.stale_outbox(self._timers.shards, older, _PAGE * (100 if everything else 1))
-        jobs = [OutboxEntry.FromString(s.entry).job for s in stale]
-        for namespace, pool in sorted({(job.namespace, job.pool) for job in jobs}):
-            await engine.declare(namespace, pool)
-        if jobs:
-            _log.info("outbox_published_again", jobs=len(jobs))
-            engine.broker.publish(jobs)
+        limit = _PAGE * (100 if everything else 1)
+        stale = await engine.store.stale_outbox(self._in_turn(), older, limit)
+        by_pool: dict[tuple[str, str], list[Job]] = {}
+        for entry in stale:
+            job = OutboxEntry.FromString(entry.entry).job
+            if not engine.broker.has(job.dispatch_id):
+                by_pool.setdefault((job.namespace, job.pool), []).append(job)
+        for (namespace, pool), jobs in sorted(by_pool.items()):
+            await self._publish(namespace, pool, jobs)
+
+    def _in_turn(self) -> list[int]:
+        """The shards, beginning with another one each time: what cannot be published in one must not hide the others."""
+        shards = self._timers.shards
+        self._turns += 1
+        start = self._turns * _STRIDE % len(shards)
+        return shards[start:] + shards[:start]
+
+    async def _publish(self, namespace: str, pool: str, jobs: list[Job]) -> None:
+        try:
+            await self._engine.declare(namespace, pool)
+        except TreadleError as error:
+            _log.warning("jobs_wait_for_queue", namespace=namespace, pool=pool, jobs=len(jobs), error=str(error))
+            return
+        _log.info("outbox_published_again", namespace=namespace, pool=pool, jobs=len(jobs))
+        self._engine.broker.publish(jobs)

@@ -6,6 +6,9 @@ that was dispatched 15 s later was claimed from it.
 
 from __future__ import annotations
 
+import asyncio
+
+from treadle.controlplane.clock import monotonic_ms
 from treadle.controlplane.engine import Engine
 from treadle.protocol.errors import RequestError
 from treadle.protocol.topology import Queue
@@ -17,6 +20,8 @@ _PUBLISHED_MS = 5_000
 """An entry that the broker did not confirm is published again after this long."""
 
 _SINCE_MS = 15_000
+_LOOK_EVERY_MS = 5_000
+_PATIENCE_S = 1.0
 
 
 class QueueWatch:
@@ -25,6 +30,7 @@ class QueueWatch:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._empty: dict[Queue, list[int]] = {}
+        self._looks: dict[Queue, tuple[int, asyncio.Future[bool]]] = {}
 
     async def passed(
         self, namespace: str, pool: str, is_run: bool, queued_ms: int, dispatch_id: str
@@ -39,14 +45,28 @@ class QueueWatch:
             return True, False
         if any(queued_ms + _PUBLISHED_MS < seen <= now - _SINCE_MS for seen in self._empty.get(queue, ())):
             return True, False
+        return False, await self._seen_empty(queue)
+
+    async def _seen_empty(self, queue: Queue) -> bool:
+        """Whether the queue is empty, as seen 5 s ago at most: one look for all its jobs, however many are due."""
+        look = self._looks.get(queue)
+        now_ms = monotonic_ms()
+        if look is None or look[0] + _LOOK_EVERY_MS <= now_ms:
+            look = self._looks[queue] = (now_ms, asyncio.ensure_future(self._look(queue)))
+        return await asyncio.shield(look[1])
+
+    async def _look(self, queue: Queue) -> bool:
+        """Look at the queue. A broker that does not answer must not hold up the timers of others."""
+        now = self._engine.clock.now()
         try:
-            depth = await self._engine.broker.depth(queue)
-        except RequestError:
-            return False, False
+            async with asyncio.timeout(_PATIENCE_S):
+                depth = await self._engine.broker.depth(queue)
+        except (RequestError, TimeoutError):
+            return False
         if depth.ready:
-            return False, False
+            return False
         self._note(queue, now)
-        return False, True
+        return True
 
     def _note(self, queue: Queue, now: int) -> None:
         """Keep the newest observation and the newest one that is old enough to conclude from."""

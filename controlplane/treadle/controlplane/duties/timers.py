@@ -7,18 +7,20 @@ a commit that adds an earlier timer here wakes it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import structlog
 
 from treadle.controlplane.clock import monotonic_ms
 from treadle.controlplane.engine import Engine
 from treadle.controlplane.machine.requests import FireTimer
-from treadle.controlplane.store.port import DueTimers, Loaded, Timer, Want
+from treadle.controlplane.steady import steady
+from treadle.controlplane.store.port import Hint, Loaded, Timer, Want
 from treadle.protocol.errors import RequestError, Unavailable
-from treadle.protocol.ids import SHARDS
+from treadle.protocol.ids import SHARDS, RunKey
 from treadle.v1.state_pb2 import COMMAND_STATE_QUEUED, RUN_STATE_QUEUED, CommandRow, RunHead
 
-from .leases import LeaseChecker, holder_in
+from .leases import Holding, LeaseChecker, holder_in
 from .queues import QueueWatch
 
 __all__ = ("TimerDuty",)
@@ -28,6 +30,10 @@ _log = structlog.stdlib.get_logger(__name__)
 _ROUND_MS = 1_000
 _LEASE_MS = 3_000
 _PAGE = 500
+_DAMAGED_MS = 60_000
+_HINT_MS = 50
+"""A hint of a commit shortens the sleep, at most so often."""
+_LET_GO_S = 1.0
 
 
 class TimerDuty:
@@ -36,10 +42,45 @@ class TimerDuty:
     def __init__(self, engine: Engine, leases: LeaseChecker, queues: QueueWatch) -> None:
         self._engine, self._leases, self._queues = engine, leases, queues
         self.shards: list[int] = []
-        self._round_at = 0
+        self._failed: dict[tuple[RunKey, str], int] = {}
+        self._turned_at = 0
 
     async def run(self) -> None:
-        """Work for ever."""
+        """Work for ever, then give the shards up."""
+        with self._engine.hub.listening(self._hinted):
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(steady("rounds", self._rounds))
+                    group.create_task(steady("timers", self._fire_for_ever))
+            finally:
+                await self._let_go()
+
+    # --- shards ------------------------------------------------------------------------------------------------------
+    async def _rounds(self) -> None:
+        """Each second, however long a page of timers takes: a round that is late hides who is silent (A7)."""
+        engine = self._engine
+        while True:
+            began = monotonic_ms()
+            try:
+                held = await engine.store.hold(engine.replica_id, range(SHARDS), _LEASE_MS)
+                if set(held).difference(self.shards):
+                    engine.timer_added.set()
+                self.shards = sorted(held)
+            except Unavailable as error:
+                _log.warning("rounds_wait_for_store", error=str(error))
+            await asyncio.sleep(max(0.2, (began + _ROUND_MS - monotonic_ms()) / 1000))
+
+    async def _let_go(self) -> None:
+        """Others need not wait for the leases to end."""
+        shards, self.shards = self.shards, []
+        try:
+            async with asyncio.timeout(_LET_GO_S):
+                await self._engine.store.let_go(self._engine.replica_id, shards)
+        except (Unavailable, TimeoutError) as error:
+            _log.warning("shards_not_given_up", error=str(error))
+
+    # --- timers ------------------------------------------------------------------------------------------------------
+    async def _fire_for_ever(self) -> None:
         while True:
             try:
                 pause_ms = await self._turn()
@@ -49,21 +90,19 @@ class TimerDuty:
             await self._pause(pause_ms)
 
     async def _turn(self) -> int:
+        """Fire what is due; returns how long there is nothing to do (ms)."""
         engine = self._engine
-        if monotonic_ms() >= self._round_at:
-            self._round_at = monotonic_ms() + _ROUND_MS
-            held = await engine.store.hold(engine.replica_id, range(SHARDS), _LEASE_MS)
-            self.shards = sorted(held)
         engine.timer_added.clear()
-        if not self.shards:  # another replica fires; waking for what is added here would be a loop that never rests
-            engine.earliest_timer_ms = 0
+        if not self.shards:
             return _ROUND_MS
         engine.earliest_timer_ms = 2**62
-        sent = monotonic_ms()
-        found = await engine.store.due(self.shards, _PAGE)
+        sent = self._turned_at = monotonic_ms()
+        self._failed = {key: until for key, until in self._failed.items() if until > sent}
+        found = await engine.store.due(self.shards, _PAGE + len(self._failed))
         engine.clock.observe(found.time_ms, sent)
-        if found.due:
-            await self._fire(found)
+        due = [timer for timer in found.due if (timer.run, timer.command_id) not in self._failed]
+        if due:
+            await self._fire(due)
             return 0
         if found.next_due_ms is None:
             return _ROUND_MS
@@ -71,7 +110,7 @@ class TimerDuty:
         return max(1, found.next_due_ms - found.time_ms)
 
     async def _pause(self, pause_ms: int) -> None:
-        pause_ms = min(pause_ms, max(0, self._round_at - monotonic_ms()))
+        pause_ms = min(pause_ms, _ROUND_MS)
         if pause_ms <= 0:
             await asyncio.sleep(0)
             return
@@ -81,26 +120,43 @@ class TimerDuty:
         except TimeoutError:
             pass
 
-    async def _fire(self, found: DueTimers) -> None:
+    def _hinted(self, hints: Sequence[Hint]) -> None:
+        """A commit, perhaps of another replica, may have added a timer to a shard that is looked after here."""
+        if self.shards and monotonic_ms() - self._turned_at > _HINT_MS:
+            self._turned_at = monotonic_ms()
+            self._engine.timer_added.set()
+
+    async def _fire(self, due: Sequence[Timer]) -> None:
         """Holders are checked, everything else is fired; one load for the whole page."""
-        engine = self._engine
-        wants = [Want(t.run, fields=[f"c:{t.command_id}"] if t.command_id else ()) for t in found.due]
-        loaded = await engine.store.load(wants)
+        wants = [Want(t.run, fields=[f"c:{t.command_id}"] if t.command_id else ()) for t in due]
+        loaded = await self._engine.store.load(wants)
         holdings, rest = [], []
-        for timer, view in zip(found.due, loaded, strict=True):
+        for timer, view in zip(due, loaded, strict=True):
             holding = holder_in(view, timer.run, timer.command_id)
             if holding is not None:
-                holdings.append(holding)
+                holdings.append((timer, holding))
             if holding is None or not timer.command_id:  # an open run has its watch besides its lease
                 rest.append((timer, view))
         results = await asyncio.gather(
-            self._leases.decide(holdings), *(self._fire_one(t, v) for t, v in rest), return_exceptions=True
+            self._check(holdings), *(self._fire_one(t, v) for t, v in rest), return_exceptions=True
         )
-        for result in results:
-            if isinstance(result, RequestError):
-                _log.warning("timer_not_fired", error=str(result))
-            elif isinstance(result, BaseException):
-                raise result
+        for result, (timer, _) in zip(results[1:], rest, strict=True):
+            self._note(timer, result)
+        if isinstance(results[0], BaseException):
+            for timer, _ in holdings:
+                self._note(timer, results[0])
+
+    async def _check(self, holdings: Sequence[tuple[Timer, Holding]]) -> None:
+        await self._leases.decide([holding for _, holding in holdings])
+
+    def _note(self, timer: Timer, result: object) -> None:
+        """A timer that could not be fired is left alone for a while, so that the others are not held up."""
+        if not isinstance(result, Exception):
+            return
+        known = isinstance(result, RequestError)
+        self._failed[timer.run, timer.command_id] = monotonic_ms() + (_ROUND_MS if known else _DAMAGED_MS)
+        log = _log.warning if known else _log.error
+        log("timer_not_fired", run=str(timer.run), command=timer.command_id, error=str(result) or repr(result))
 
     async def _fire_one(self, timer: Timer, loaded: Loaded) -> None:
         fire = FireTimer(timer.command_id)
