@@ -182,3 +182,101 @@ async def lasting(n: int, seconds: float) -> int:
 async def blocking(n: int, seconds: float) -> int:
     """One pool step that blocks the loop of its worker. Returns n²."""
     return await block(n, seconds)
+
+
+@workflow(pool="flows")
+async def constructs() -> list[int]:
+    """What asyncio offers, one after the other. Returns 1, 2, 3 and so on: one number for each that went right."""
+    right = []
+    for number, construct in enumerate((_gather, _group, _completed, _limits, _queue, _event, _finally, _first), 1):
+        if await construct():
+            right.append(number)
+        await asyncio.sleep(0.1)
+    return right
+
+
+async def _gather() -> bool:
+    first, second, third = await asyncio.gather(square(1), local_square(2), square(3))
+    return [first, second, third] == [1, 4, 9]
+
+
+async def _group() -> bool:
+    try:
+        async with asyncio.TaskGroup() as group:
+            first, second = group.create_task(square(2)), group.create_task(local_square(3))
+            group.create_task(_raise(await local_square(1)))
+    except ExceptionGroup as errors:
+        return str(errors.exceptions) == "(ValueError(1),)" and first.done() and second.done()
+    return False
+
+
+async def _raise(value: int) -> None:
+    await asyncio.sleep(0.05)
+    raise ValueError(value)
+
+
+async def _completed() -> bool:
+    return {await found for found in asyncio.as_completed([square(4), local_square(5)])} == {16, 25}
+
+
+async def _limits() -> bool:
+    try:
+        async with asyncio.timeout(0.1):
+            await asyncio.sleep(60)
+    except TimeoutError:
+        try:
+            await asyncio.wait_for(asyncio.Event().wait(), 0.1)
+        except TimeoutError:
+            return True
+    return False
+
+
+async def _queue() -> bool:
+    queue: asyncio.Queue[int] = asyncio.Queue(1)
+
+    async def produce() -> None:
+        for n in range(4):
+            await queue.put(await (square(n) if n % 2 else local_square(n)))
+
+    producer = asyncio.create_task(produce())
+    found = [await queue.get() for _ in range(4)]
+    await producer
+    return found == [0, 1, 4, 9]
+
+
+async def _event() -> bool:
+    event = asyncio.Event()
+
+    async def fire() -> int:
+        result = await square(6)
+        event.set()
+        return result
+
+    task = asyncio.create_task(fire())
+    await event.wait()
+    return await local_square(6) == await task
+
+
+async def _finally() -> bool:
+    cleaned: list[int] = []
+    task = asyncio.create_task(_cleaned(cleaned))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.wait([task])
+    return task.cancelled() and cleaned == [49, 64]
+
+
+async def _cleaned(cleaned: list[int]) -> None:
+    try:
+        await asyncio.sleep(60)
+    finally:
+        cleaned.append(await local_square(7))
+        cleaned.append(await square(8))
+
+
+async def _first() -> bool:
+    tasks = [asyncio.create_task(asyncio.sleep(delay, delay)) for delay in (60.0, 0.05)]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    return [task.result() for task in done] == [0.05] and pending == {tasks[0]}

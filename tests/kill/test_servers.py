@@ -69,5 +69,5 @@ def test_one_of_two_servers_dies(build: Build, lane: Lane, request: pytest.Fixtu
     house.ready()
     with load(house) as expected:
         until_busy(house, 0.4)
-        first.kill()
+        second.kill()
     house.check(expected)
