@@ -140,15 +140,16 @@ class Relay:
 
         return self._call(act)
 
-    def delay(self, seconds: float) -> None:
-        """From now on each byte takes so much longer, in both directions, on all connections; 0: no longer."""
+    def delay(self, seconds: float) -> int:
+        """From now on each byte takes so much longer, in both directions, on all connections; returns how many there are."""
 
-        def act() -> None:
+        def act() -> int:
             self._delay_s = seconds
             for link in self._links:
                 link.delay_s = seconds
+            return len(self._links)
 
-        self._call(act)
+        return self._call(act)
 
     def heal(self) -> None:
         """Forward everything again; ends that were left open alone are reset, as a network does when it is back."""

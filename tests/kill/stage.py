@@ -18,7 +18,7 @@ from tests.kill.ledger import Entry, check_ledger
 from tests.kill.process import Process, until
 from treadle.v1.history_pb2 import HistoryEvent
 
-__all__ = ("Played", "SMALL_APP", "Scene", "Stage", "say", "wall_ms")
+__all__ = ("Played", "SMALL_APP", "Scene", "Stage", "boot_s", "say", "wall_ms")
 
 Scene = Generator[None, None, None]
 Played = dict[str, "Future[None]"]
@@ -114,6 +114,11 @@ class Stage:
 def wall_ms() -> float:
     """Now, comparable with the times of events and of the ledger."""
     return time.clock_gettime(time.CLOCK_REALTIME) * 1000
+
+
+def boot_s() -> float:
+    """Now, comparable with the ledger."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def say(text: str) -> None:
