@@ -16,11 +16,12 @@ from treadle.controlplane.clock import monotonic_ms
 from treadle.controlplane.engine import Engine
 from treadle.controlplane.machine import Credit
 from treadle.controlplane.machine.requests import Claimed, PushedGrant, Reply
-from treadle.protocol.errors import RequestError
+from treadle.controlplane.steady import steady
+from treadle.protocol.errors import RequestError, TreadleError
 from treadle.protocol.ids import RunKey
 from treadle.protocol.topology import Queue
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job
-from treadle.v1.worker_service_pb2 import VERDICT_GO, ClaimItem, ClaimVerdict
+from treadle.v1.worker_service_pb2 import LANE_SESSION, VERDICT_GO, ClaimItem, ClaimVerdict
 
 __all__ = ("Lanes",)
 
@@ -28,6 +29,9 @@ _log = structlog.stdlib.get_logger(__name__)
 
 _PREFETCH = 100
 _IDLE_S = 0.25
+_AGAIN_S = 1.0
+_PRESS_S = 1.0
+_BUSY_MS = 2_000
 
 
 class Lanes:
@@ -42,8 +46,8 @@ class Lanes:
         """Work for ever."""
         async with asyncio.TaskGroup() as self._tasks:
             for pump in self._pumps.values():
-                self._tasks.create_task(pump.run())
-            await asyncio.get_running_loop().create_future()
+                self._tasks.create_task(steady(pump.name, pump.run))
+            await self._press()
 
     def stated(self, namespace: str, pool: str) -> None:
         """A session of this pool stated credits."""
@@ -53,20 +57,43 @@ class Lanes:
             if pump is None:
                 pump = self._pumps[queue] = _Pump(self._engine, queue)
                 if self._tasks is not None:
-                    self._tasks.create_task(pump.run())
+                    self._tasks.create_task(steady(pump.name, pump.run))
             pump.turn()
+
+    async def _press(self) -> None:
+        """Where all run slots are taken and a run job waits, workers are told so as long as it is true (R9)."""
+        while True:
+            await asyncio.sleep(_PRESS_S)
+            for queue, pump in list(self._pumps.items()):
+                if queue.kind != JOB_KIND_RUN or not pump.full:
+                    continue
+                try:
+                    depth = await self._engine.broker.depth(queue)
+                except RequestError:
+                    continue  # its queue, or the broker, is not there: nothing can be said
+                if depth.ready:
+                    self._engine.replica.run_job_waits(queue.namespace, queue.pool)
 
 
 class _Pump:
     def __init__(self, engine: Engine, queue: Queue) -> None:
         self._engine, self._queue = engine, queue
-        self._waiting: deque[Delivery] = deque()
+        self.name = f"pump {queue.name}"
+        self._waiting: deque[tuple[Delivery, Job, int]] = deque()
         self._consumer: Consumer | None = None
         self._credit = asyncio.Event()
 
     def _credits(self) -> int:
         queue = self._queue
         return self._engine.replica.credits.total(queue.namespace, queue.pool, queue.kind, monotonic_ms())
+
+    @property
+    def full(self) -> bool:
+        """Whether there are sessions of the pool, and none has a credit."""
+        queue = self._queue
+        sessions = self._engine.replica.sessions.values()
+        there = any((s.namespace, s.pool, s.lane) == (queue.namespace, queue.pool, LANE_SESSION) for s in sessions)
+        return there and not self._credits()
 
     async def run(self) -> None:
         """Consume while there are credits."""
@@ -76,7 +103,7 @@ class _Pump:
                 await self._engine.declare(self._queue.namespace, self._queue.pool)
                 self._consumer = await self._engine.broker.consume(self._queue, _PREFETCH, self._deliver)
                 await self._until_idle()
-            except RequestError as error:
+            except TreadleError as error:
                 _log.warning("lane_waits_for_broker", queue=self._queue.name, error=str(error))
                 await asyncio.sleep(0.2)
             finally:
@@ -93,30 +120,42 @@ class _Pump:
         if consumer is not None:
             await consumer.cancel()
         while self._waiting:
-            self._waiting.pop().give_back()
+            self._waiting.popleft()[0].give_back()
 
     def _deliver(self, delivery: Delivery) -> None:
         if delivery.job is None:
             self._keep_garbage(delivery)
             return
-        self._waiting.append(delivery)
-        self.turn()
+        now = monotonic_ms()
+        if not self._matched(delivery, delivery.job, now, now):
+            self._waiting.append((delivery, delivery.job, now))
 
     def turn(self) -> None:
-        """Match what waits with credits."""
-        if self._credits() > 0:
-            self._credit.set()
+        """Match what waits with credits. What finds none does not hold up what is behind it, nor stay for long (A3)."""
+        if not self._credits():
+            return
+        self._credit.set()
         now = monotonic_ms()
         for _ in range(len(self._waiting)):
-            delivery = self._waiting.popleft()
-            job = delivery.job
-            assert job is not None
-            credit = self._engine.replica.credits.offer(job.namespace, job.pool, job.kind, job.name, "", now)
-            if credit is not None:
-                self._claim(delivery, job, credit)
-            elif not self._unregistered(delivery, job, now):
-                self._waiting.appendleft(delivery)
-                return
+            if not self._waiting:
+                return  # given back, and served, meanwhile
+            delivery, job, since = self._waiting.popleft()
+            if not self._matched(delivery, job, since, now):
+                self._waiting.append((delivery, job, since))
+
+    def _matched(self, delivery: Delivery, job: Job, since: int, now: int) -> bool:
+        """Give a delivery what it waits for; False when it goes on waiting."""
+        book = self._engine.replica.credits
+        credit = book.offer(job.namespace, job.pool, job.kind, job.name, "", now)
+        if credit is not None:
+            self._claim(delivery, job, credit)
+            return True
+        if not book.known(job.namespace, job.pool, job.kind, job.name):
+            return self._unregistered(delivery, job, now)
+        if now - since < _BUSY_MS:
+            return False
+        delivery.give_back()  # who has the name is busy; at another replica somebody may not be
+        return True
 
     def _unregistered(self, delivery: Delivery, job: Job, now: int) -> bool:
         session = self._engine.replica.credits.any_of(job.namespace, job.pool, job.kind, now)
@@ -126,7 +165,7 @@ class _Pump:
 
         def settle(reply: Reply | Exception) -> None:
             if isinstance(reply, Exception):
-                delivery.give_back()
+                _later(delivery)
             else:
                 delivery.ack()
 
@@ -142,7 +181,7 @@ class _Pump:
         def settle(reply: Reply | Exception) -> None:
             if isinstance(reply, Exception):
                 replica.credits.give_back(credit, job.kind)
-                delivery.give_back()
+                _later(delivery)
                 return
             delivery.ack()
             if isinstance(reply, ClaimVerdict) and reply.verdict == VERDICT_GO:
@@ -159,3 +198,8 @@ class _Pump:
         """The lanes carry jobs only; anything else is counted, logged and left to the worker's or doctor's eye."""
         _log.warning("garbage_in_queue", queue=self._queue.name, size=len(delivery.body))
         self._engine.keep_garbage(self._queue, delivery.body, delivery.ack)
+
+
+def _later(delivery: Delivery) -> None:
+    """Give back what could not be answered, but not at once: it would come at once again."""
+    asyncio.get_running_loop().call_later(_AGAIN_S, delivery.give_back)

@@ -16,6 +16,7 @@ import structlog
 from treadle.controlplane.clock import monotonic_ms
 from treadle.controlplane.duties.leases import LeaseChecker
 from treadle.controlplane.engine import Engine
+from treadle.controlplane.frames import check_frame
 from treadle.controlplane.lanes import Lanes
 from treadle.controlplane.machine import Request
 from treadle.controlplane.machine.requests import Registered, Reply
@@ -100,7 +101,10 @@ class WorkerService(WorkerServiceServicer):
         for name in set(workflows):
             entries = await self._engine.store.index(attention_index(namespace, name), range(SHARDS))
             found.extend((entry.member, "") for entry in entries)
-        await asyncio.gather(*(self._engine.ask(RunKey(namespace, run_id), Registered(cid)) for run_id, cid in found))
+        asked = (self._engine.ask(RunKey(namespace, run_id), Registered(cid)) for run_id, cid in found)
+        for result, (run_id, _) in zip(await asyncio.gather(*asked, return_exceptions=True), found, strict=True):
+            if isinstance(result, Exception):  # its own timer brings it again; the worker is registered
+                _log.warning("waiting_run_not_woken", namespace=namespace, run=run_id, error=str(result))
 
     async def Beat(self, request: BeatRequest, context: object) -> BeatResponse:
         beat = Beat(
@@ -139,8 +143,7 @@ class WorkerService(WorkerServiceServicer):
             while not reader.done():
                 await ready.wait()
                 ready.clear()
-                frame = session.frame()
-                if frame is not None:
+                for frame in session.frames():
                     yield frame
             reader.result()
         finally:
@@ -156,6 +159,7 @@ class WorkerService(WorkerServiceServicer):
 
     def _take(self, session: WorkerSession, frame: SessionRequest, end: _End) -> None:
         engine = self._engine
+        check_frame(frame, engine.settings.commit_limit)
         end.goodbye = end.goodbye or frame.goodbye
         requests = engine.replica.requests(session, frame, monotonic_ms())
         for run, request in requests:

@@ -119,6 +119,13 @@ class CreditBook:
         """Return what a session has stated."""
         return self._by_worker.get(worker_id)
 
+    def known(self, namespace: str, pool: str, kind: JobKind.ValueType, name: str) -> bool:
+        """Return whether a session of the pool has the name, with a credit or without."""
+        return any(
+            (mine.namespace, mine.pool) == (namespace, pool) and mine.knows(kind, name)
+            for mine in self._by_worker.values()
+        )
+
     def any_of(self, namespace: str, pool: str, kind: JobKind.ValueType, now_ms: int) -> Statement | None:
         """Return a session of the pool that could take a job if it had its name."""
         for mine in self._by_worker.values():

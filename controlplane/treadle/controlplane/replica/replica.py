@@ -154,12 +154,12 @@ class Replica:
                 self._closed_under(*held)
         for job in decision.jobs:
             if job.kind == JOB_KIND_RUN:
-                self._run_job_waits(job.namespace, job.pool)
+                self.run_job_waits(job.namespace, job.pool)
         head = decision.head
         if head is not None and head.state == RUN_STATE_OPEN and head.owner.replica_id == self.replica_id:
             self.news(run, head.owner.token, decision.events, head.length, resend=decision.resend)
 
-    def _run_job_waits(self, namespace: str, pool: str) -> None:
+    def run_job_waits(self, namespace: str, pool: str) -> None:
         """No credit took a run job: workers of its pool should make room (R9)."""
         for session in self.sessions.values():
             if (session.namespace, session.pool) == (namespace, pool):
@@ -283,6 +283,4 @@ class Replica:
         """Its run was ended by somebody else: the owner is told as if it had asked."""
         session.forget(mine.token)
         del self._owners[mine.run]
-        session.batch.owner_answers.append(
-            OwnerAnswer(run_id=mine.run.run_id, token=mine.token, answer=ANSWER_SETTLED)
-        )
+        session.batch.owner_answers.append(OwnerAnswer(run_id=mine.run.run_id, token=mine.token, answer=ANSWER_SETTLED))

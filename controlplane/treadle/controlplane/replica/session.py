@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from treadle.protocol.ids import RunKey
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.worker_service_pb2 import CancelAttempt, ClaimVerdict, Grant, Lane, News, SessionResponse
 
-__all__ = ("OpenRun", "Session")
+__all__ = ("FRAME_BYTES", "OpenRun", "Session")
 
 _WINDOW = 200
 """Events sent to an owner and not yet confirmed: one page."""
+
+FRAME_BYTES = 4 << 20
+"""Largest frame, unless one entry is larger: pages of many runs may be ready at once, and a message has a bound."""
+
+_Entries = Literal["report_answers", "owner_answers", "verdicts", "grants", "news", "cancels"]
+_IN_ORDER: tuple[_Entries, ...] = get_args(_Entries)
 
 
 @dataclass(slots=True)
@@ -40,7 +47,7 @@ class OpenRun:
 
 
 class Session:
-    """See the module. `ready` is called when a batch begins; `frame()` hands it over."""
+    """See the module. `ready` is called when a batch begins; `frame()` and `frames()` hand it over."""
 
     def __init__(
         self,
@@ -76,6 +83,26 @@ class Session:
             return None
         batch, self._batch, self._empty = self._batch, SessionResponse(), True
         return batch
+
+    def frames(self) -> Iterator[SessionResponse]:
+        """Return the batch as frames that gRPC carries, in the order in which a worker reads one frame."""
+        batch = self.frame()
+        if batch is None:
+            return
+        if batch.ByteSize() <= FRAME_BYTES:
+            yield batch
+            return
+        frame, size = SessionResponse(), 0
+        for name in _IN_ORDER:
+            for entry in getattr(batch, name):
+                if size and size + entry.ByteSize() > FRAME_BYTES:
+                    yield frame
+                    frame, size = SessionResponse(), 0
+                getattr(frame, name).append(entry)
+                size += entry.ByteSize()
+            batch.ClearField(name)
+        batch.MergeFrom(frame)  # what is said once stands in the last one
+        yield batch
 
     def granted_step(self, run: RunKey, command_id: str, token: bytes) -> None:
         """A GO for a step goes down this session."""
