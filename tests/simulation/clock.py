@@ -49,5 +49,5 @@ class Schedule:
         """Draw how long a message takes: mostly a millisecond or two, sometimes long."""
         draw = self.rng.random()
         if draw < 0.9:
-            return self.rng.randint(0, 2)
-        return self.rng.randint(2, 40) if draw < 0.99 else self.rng.randint(40, 600)
+            return int(draw * 3.3)
+        return int(2 + (draw - 0.9) * 420) if draw < 0.99 else int(40 + (draw - 0.99) * 56_000)

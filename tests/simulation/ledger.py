@@ -41,6 +41,7 @@ class Ledger:
         self.windows: Counter[str] = Counter()
         self.starts: Counter[tuple[RunKey, str]] = Counter()
         self.repairs: Counter[str] = Counter()
+        self.closed = 0
 
     def record(self, run: RunKey) -> RunRecord:
         return self.runs.setdefault(run, RunRecord())
@@ -58,6 +59,7 @@ class Ledger:
             record.events.append(event)
             if kind in _RUN_OUTCOMES:
                 record.outcome = kind
+                self.closed += 1
             if kind in _STEP_OUTCOMES:
                 command = getattr(event, kind).command_id
                 if command in record.settled:

@@ -84,15 +84,16 @@ class SimReplica:
         if run not in self._busy and self._waiting.get(run):
             self._busy.add(run)
             items = fold(self._waiting[run])
-            self._later(self.schedule.rng.randint(0, 1), lambda: self._load(run, items))
+            self._later(int(self.schedule.rng.random() * 2), lambda: self._load(run, items))
 
     def _load(self, run: RunKey, items: list[Item]) -> None:
         loaded = self.store.load_now([want(run, [item.request for item in items])])[0]
         env = self.core.env(self.schedule.now, self.schedule.now)
         decision = decide(run, loaded, [item.request for item in items], env)
-        slow = self.schedule.rng.random() < self.world.slow_commits
+        draw = self.schedule.rng.random()
+        slow = draw < self.world.slow_commits
         self._later(
-            self.schedule.rng.randint(500, 6000) if slow else self.schedule.rng.randint(0, 1),
+            self.schedule.rng.randint(500, 6000) if slow else int(draw * 2),
             lambda: self._commit(run, items, decision),
         )
 

@@ -221,7 +221,7 @@ class World:
 
     def run(self) -> None:
         rng = self.schedule.rng
-        for i in range(rng.randint(1, 5)):
+        for i in range(rng.choice((1, 1, 2, 2, 3, 4))):
             name = rng.choice(list(WORKFLOWS))
             self.schedule.later(rng.randint(0, 6000), partial(self.start_run, name, i))
         if self.faults:
@@ -248,7 +248,7 @@ class World:
             self.interrupt(self.schedule.rng.choice(sorted(self.expected)))
 
     def _over(self) -> bool:
-        return all(self.ledger.record(run).outcome for run in self.expected)
+        return self.ledger.closed == len(self.expected)
 
     def _check_results(self) -> None:
         for run, expected in self.expected.items():
