@@ -135,6 +135,26 @@ def test_a_frozen_server_costs_the_timeout_and_no_more(server: RedisServer) -> N
     asyncio.run(main())
 
 
+def test_a_server_that_refuses_writes_for_now_is_away(server: RedisServer) -> None:
+    """As with a full disk (MISCONF): whoever asks must wait for it, not take it for an error of its own."""
+
+    async def main() -> None:
+        store = RedisStore(server.url)
+        await store.start()
+        client = server.client()
+        try:
+            client.config_set("min-replicas-to-write", 1)
+            with pytest.raises(Unavailable, match="NOREPLICAS"):
+                await store.commit([change(RUN)])
+            client.config_set("min-replicas-to-write", 0)
+            assert await commit(store, change(RUN)) == [Outcome.OK]
+        finally:
+            client.close()
+            await store.stop()
+
+    asyncio.run(main())
+
+
 def test_a_record_that_was_lost_is_not_made_by_a_beat(server: RedisServer) -> None:
     async def body(store: Any) -> None:
         await store.open_session(record())

@@ -21,6 +21,7 @@ from redis.exceptions import (
     OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
+    ResponseError,
     TryAgainError,
 )
 from redis.exceptions import (
@@ -52,6 +53,7 @@ _DOWN = (
     OSError,
     asyncio.TimeoutError,
 )
+_REFUSALS = ("MISCONF", "NOREPLICAS", "BUSY ", "LOADING", "UNBLOCKED")
 _CONNECTIONS = 32
 
 
@@ -135,10 +137,12 @@ class Link:
         """Turn errors of the connection into Unavailable."""
         try:
             yield
-        except _DOWN as error:
+        except (*_DOWN, ResponseError) as error:
+            if isinstance(error, ResponseError) and not _is_down(error):
+                raise
             raise Unavailable(
                 f"Redis at {self.address} does not serve: {str(error) or type(error).__name__}",
-                remedy="start it, or check the address, its memory and the network",
+                remedy="start it, or check the address, its disk, its memory and the network",
             ) from error
 
     async def run(self, name: str, key: bytes, *arguments: Any) -> Any:
@@ -217,6 +221,11 @@ class Link:
             )
         node = self.client.get_random_node()
         return self.node_client(node.host, int(node.port))
+
+
+def _is_down(error: ResponseError) -> bool:
+    """Whether Redis refuses everybody for now: its disk is full, its replicas are away, a script holds it up."""
+    return isinstance(error, _DOWN) or str(error).startswith(_REFUSALS)
 
 
 def _raised(replies: list[Any]) -> list[Any]:
