@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.kill.house import House, Lane
+from tests.kill.record import lines
 from tests.servers.rabbit_server import RabbitServer
 
 _FAILED = pytest.StashKey[bool]()
@@ -25,6 +26,14 @@ def pytest_runtest_makereport(
     if report.when == "call":
         item.stash[_FAILED] = report.failed
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    found = lines()
+    if found:
+        terminalreporter.section("kill tests")
+        for line in found:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture

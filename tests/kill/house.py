@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from tests.kill.ledger import Entry, check_ledger, read_ledger
 from tests.kill.process import DEADLINE_S, Process, until
+from tests.kill.record import WINDOWS
 from tests.servers.rabbit_server import RabbitServer
 from tests.servers.redis_server import RedisServer, free_port
 from treadle.client.sync import SyncClient, SyncRunHandle
@@ -331,7 +332,7 @@ class House:
 
         Args:
             expected: Run id -> what its workflow returns.
-            windows: Which of W1 to W4 this test may meet; they are counted and printed.
+            windows: Which of W1 to W4 this test may meet; they are counted, and printed at the end of the session.
         """
         deadline = f"{seconds:g}s"
         wrong = {}
@@ -342,7 +343,7 @@ class House:
         assert not wrong, f"wrong results (got, expected): {wrong}"
         histories = {run: self.history(run) for run in expected}
         self.windows = check_ledger(self.ledger(), histories, windows)
-        print(f"starts after the outcome, by window: {self.windows}")  # noqa: T201
+        WINDOWS.update(self.windows)
         self.until_nothing_waits()
 
     def until_nothing_waits(self, *, seconds: float = DEADLINE_S) -> None:

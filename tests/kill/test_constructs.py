@@ -31,5 +31,4 @@ def test_workflows_survive_kills_of_their_owner_anywhere(build: Build) -> None:
         house.ready(victim)
     house.check({run: [1, 2, 3, 4, 5, 6, 7, 8] for run in runs})
     lost = sum(house.kinds(run).count("run_owner_lost") for run in runs)
-    print(f"{lost} owners were lost over {RUNS} runs")  # noqa: T201
     assert lost >= KILLS

@@ -9,6 +9,7 @@ import pytest
 from tests.kill.conftest import Build
 from tests.kill.house import House
 from tests.kill.process import until
+from tests.kill.record import timing
 from tests.kill.test_servers import load, until_busy
 
 pytestmark = [pytest.mark.kill, pytest.mark.redis, pytest.mark.rabbitmq]
@@ -16,8 +17,9 @@ pytestmark = [pytest.mark.kill, pytest.mark.redis, pytest.mark.rabbitmq]
 BROKER_AWAY_S = 10.0
 
 
-def staffed(house: House) -> House:
-    for _ in range(2):
+def staffed(house: House, *, each: int = 1) -> House:
+    """Start so many workers of each pool."""
+    for _ in range(each):
         house.worker("flows")
         house.worker("steps")
     house.ready()
@@ -38,7 +40,7 @@ def test_rabbitmq_is_away_for_ten_seconds(build: Build) -> None:
         house.rabbit.start()
         back = time.monotonic()
     house.check(expected | {"meanwhile": 9})
-    print(f"all runs done {time.monotonic() - back:.1f} s after RabbitMQ was back")  # noqa: T201
+    timing("until all runs are done, once RabbitMQ is back", time.monotonic() - back)
 
 
 def test_redis_dies_under_load(house: House) -> None:
@@ -53,7 +55,7 @@ def test_redis_dies_under_load(house: House) -> None:
 def test_everything_dies_at_once(build: Build) -> None:
     house = build("amqp")
     house.server()
-    staffed(house)
+    staffed(house, each=2)
     with load(house) as expected:
         house.start("asleep", "sleeper", n=3, seconds=2.0)
         until_busy(house, 0.2)
@@ -61,14 +63,14 @@ def test_everything_dies_at_once(build: Build) -> None:
         house.start_all()
         back = time.monotonic()
     house.check(expected | {"asleep": 18})
-    print(f"all runs done {time.monotonic() - back:.1f} s after everything was back")  # noqa: T201
+    timing("until all runs are done, once everything is back", time.monotonic() - back)
 
 
 def test_embedded_mode_dies_as_a_whole(build: Build) -> None:
     house = build("session", embedded=True)
     house.dev()
-    sleepers = {f"asleep{seconds}": 2 * seconds * seconds for seconds in (1, 2, 8)}
-    for seconds in (1, 2, 8):
+    sleepers = {f"asleep{seconds}": 2 * seconds * seconds for seconds in (1, 2, 5)}
+    for seconds in (1, 2, 5):
         house.start(f"asleep{seconds}", "sleeper", n=seconds, seconds=float(seconds))
     house.until_starts(len(sleepers), step="local_square")
     with load(house) as expected:
@@ -77,4 +79,4 @@ def test_embedded_mode_dies_as_a_whole(build: Build) -> None:
         house.start_all()
         back = time.monotonic()
     house.check(expected | sleepers)
-    print(f"all runs done {time.monotonic() - back:.1f} s after embedded mode was back")  # noqa: T201
+    timing("until all runs are done, once embedded mode is back", time.monotonic() - back)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.kill.house import House
+from tests.kill.record import timing
 
 pytestmark = [pytest.mark.kill, pytest.mark.redis, pytest.mark.rabbitmq]
 
@@ -25,7 +26,7 @@ def test_another_worker_takes_over_within_a_second(house: House) -> None:
     killed = victim.kill()
     again = house.until_starts(len(lost), step="square", attempt=2)
     took = sorted(entry.boot - killed for entry in again)
-    print(f"{house.lane}: {len(lost)} attempts taken over after {took[0]:.2f} to {took[-1]:.2f} s")  # noqa: T201
+    timing(f"SIGKILL of a worker until another begins its steps, {house.lane} lane", *took)
     assert {entry.run for entry in again} == {entry.run for entry in lost}
     assert took[-1] < TAKE_OVER_S
     house.open("g")
@@ -49,7 +50,7 @@ def test_an_owner_dies_while_pool_steps_run(house: House) -> None:
     killed = victim.kill()
     again = house.until_starts(6 + len(held), step="local_square")[6:]
     took = max(entry.boot for entry in again) - killed
-    print(f"{house.lane}: {len(held)} runs taken over by another owner, the last after {took:.2f} s")  # noqa: T201
+    timing(f"SIGKILL of an owner until another goes on, {house.lane} lane", took)
     assert {entry.run for entry in again} == held
     assert victim in owners
     assert took < 2 * TAKE_OVER_S
