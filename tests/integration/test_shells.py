@@ -20,7 +20,7 @@ from treadle.controlplane.engine import Engine
 from treadle.controlplane.frames import check_frame
 from treadle.controlplane.lanes import Lanes
 from treadle.controlplane.machine.requests import Asked, Reported, StartRun, TerminateRun
-from treadle.controlplane.replica import Session
+from treadle.controlplane.replica import Page, Session
 from treadle.controlplane.replica.session import FRAME_BYTES
 from treadle.controlplane.store.memory import MemoryStore
 from treadle.controlplane.store.port import Beat, Change, Committed, Loaded, Want
@@ -351,6 +351,37 @@ def test_an_owner_at_another_replica_is_told_that_its_run_was_terminated() -> No
 
             await until(told)
             assert grant.token not in session.open
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_reads_nothing_costs_one_page_a_run() -> None:
+    async def main() -> None:
+        async with house() as here:
+            session = here.session()
+            grant = await here.grant(session, "r")
+            (mine,) = session.open.values()
+            mine.seen = mine.sent = 0
+            for _ in range(5):
+                here.engine.replica.news(RunKey("default", "r"), grant.token, [], 2, resend=True)
+                here.engine.replica.page(Page("w1", grant.token, mine.run, 0), grant.run.events, here.head("r"))
+            frame = session.frame()
+            assert frame is not None and len(frame.news) == 1
+            here.engine.replica.news(RunKey("default", "r"), grant.token, [], 2, resend=True)
+            here.engine.replica.page(Page("w1", grant.token, mine.run, 0), grant.run.events, here.head("r"))
+            assert (again := session.frame()) is not None and again.news == frame.news
+
+    asyncio.run(main())
+
+
+def test_a_replica_that_goes_away_pushes_no_jobs_that_nobody_would_read() -> None:
+    async def main() -> None:
+        async with house() as here:
+            session = here.session()
+            here.credits(session, 5)
+            here.engine.replica.refuse_jobs()
+            head = await here.start("r")
+            assert head.state == RUN_STATE_QUEUED and head.wake_dispatch_id
 
     asyncio.run(main())
 

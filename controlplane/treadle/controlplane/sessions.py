@@ -201,10 +201,13 @@ class WorkerService(WorkerServiceServicer):
                 await self._leases.check(sorted(held), of=session.worker_id)
         except RequestError as error:
             _log.warning("session_end_not_handled", worker=session.worker_id, error=str(error))
+        except Exception:
+            _log.exception("session_end_failed", worker=session.worker_id)
 
     async def going_away(self) -> None:
         """The replica stops: sessions are told, and their ends are not taken for the workers'."""
         self._going_away = True
+        self._engine.replica.refuse_jobs()
         for session in self._engine.replica.sessions.values():
             session.batch.goaway = True
         for task in list(self._closing):

@@ -29,6 +29,8 @@ from treadle.v1.worker_service_pb2 import (
 __all__ = ("UnaryWorkers",)
 
 _LONGEST_WAIT_MS = 30_000
+_SHORTEST_WAIT_MS = 100
+"""What is there needs a moment to be delivered."""
 
 
 class UnaryWorkers:
@@ -50,20 +52,22 @@ class UnaryWorkers:
         namespace = check_name("namespace", request.namespace or "default")
         queue = Queue(namespace, check_name("pool", request.pool or "default"), JOB_KIND_STEP)
         await self._engine.declare(queue.namespace, queue.pool)
-        try:
-            async with asyncio.timeout(min(request.wait_ms, _LONGEST_WAIT_MS) / 1000):
-                return await self._next(request, queue)
-        except TimeoutError:
-            return ClaimResponse()
+        return await self._next(request, queue)
 
     async def _next(self, request: ClaimRequest, queue: Queue) -> ClaimResponse:
         """Take deliveries until one is answered with GO; each is acked on its verdict."""
+        wait_ms = min(max(request.wait_ms, _SHORTEST_WAIT_MS), _LONGEST_WAIT_MS)
+        until = asyncio.get_running_loop().time() + wait_ms / 1000
         names = await self._names(request.worker_id)
         arrived: asyncio.Queue[Delivery] = asyncio.Queue()
         consumer = await self._engine.broker.consume(queue, 1, arrived.put_nowait)
         try:
             while True:
-                delivery = await arrived.get()
+                try:
+                    async with asyncio.timeout_at(until):  # what has come is asked about: a GO must not be lost
+                        delivery = await arrived.get()
+                except TimeoutError:
+                    return ClaimResponse()
                 if delivery.job is None:
                     self._engine.keep_garbage(queue, delivery.body, delivery.ack)
                     continue

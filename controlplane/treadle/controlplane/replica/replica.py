@@ -100,6 +100,11 @@ class Replica:
                 del self._owners[mine.run]
         return session.granted
 
+    def refuse_jobs(self) -> None:
+        """Workers are about to go elsewhere: what were pushed to them now would be read by nobody."""
+        for worker_id in self.sessions:
+            self.credits.leave(worker_id)
+
     def requests(self, session: Session, frame: SessionRequest, now_ms: int) -> list[tuple[RunKey, Request]]:
         """Take a frame: credits are noted, the rest are requests for the machine, in order."""
         namespace, worker_id = session.namespace, session.worker_id
@@ -236,7 +241,7 @@ class Replica:
             return
         session, mine = held
         if resend:
-            mine.sent = mine.seen
+            session.resend(mine)
         session.news(mine, events, length)
         if mine.behind:
             self._behind[mine.token] = Page(session.worker_id, mine.token, run, mine.sent)

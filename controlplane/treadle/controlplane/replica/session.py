@@ -66,6 +66,7 @@ class Session:
         self.open: dict[bytes, OpenRun] = {}
         self.granted: dict[bytes, tuple[RunKey, str]] = {}
         self._batch = SessionResponse()
+        self._news_of: set[bytes] = set()
         self._empty = True
         self._ready = ready
 
@@ -82,6 +83,7 @@ class Session:
         if self._empty:
             return None
         batch, self._batch, self._empty = self._batch, SessionResponse(), True
+        self._news_of.clear()
         return batch
 
     def frames(self) -> Iterator[SessionResponse]:
@@ -146,7 +148,13 @@ class Session:
                 fresh.append(event)
                 mine.sent += 1
         if fresh:
+            self._news_of.add(mine.token)
             self.batch.news.append(News(run_id=mine.run.run_id, token=mine.token, events=fresh, length=mine.length))
+
+    def resend(self, mine: OpenRun) -> None:
+        """Send again what was not confirmed, unless that has not even left: a worker that reads nothing costs one page."""
+        if mine.token not in self._news_of:
+            mine.sent = mine.seen
 
     def verdict(self, verdict: ClaimVerdict) -> None:
         """Answer a claim that concerns no run."""
