@@ -7,6 +7,7 @@ older one that has no `hold-…` yet.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import time
 
@@ -16,6 +17,7 @@ from treadle.worker.steps import Step
 
 LANES = ("amqp", "session")
 POOLS = (
+    "gil",
     "small",
     "prefetch",
     *(f"{scene}-{lane}" for scene in ("freeze", "drain", "block", "garbage", "late", "cut") for lane in LANES),
@@ -56,6 +58,16 @@ for _pool in POOLS:
         HOLDS[_pool] = globals()[f"hold_{_pool}"] = step(pool=_pool, name=f"hold-{_pool}", retry=_RETRY)(hold)
 
 
+@step(pool="gil", retry=_RETRY)
+async def hog(seconds: int) -> int:
+    """Keep the interpreter's lock in the first attempt, as careless C code does. Returns the process id."""
+    note("start", local=False)
+    if step_info().attempt == 1:
+        ctypes.PyDLL(None).sleep(seconds)  # PyDLL does not let go of the lock
+    note("end", local=False)
+    return os.getpid()
+
+
 @step(pool="small")
 async def thumbnail(width: int, height: int) -> str:
     """What the small worker runs under this name; a worker of this app would, too."""
@@ -77,6 +89,12 @@ async def call(pool: str, gate: str = "", seconds: float = 0.0, blocking: float 
 async def call_quick(pool: str) -> int:
     """One step that does nothing. Returns the id of the process whose result was recorded."""
     return await QUICKS[pool]()
+
+
+@workflow(pool="flows")
+async def call_hog(seconds: int) -> int:
+    """One step that stops its whole process. Returns the id of the process whose result was recorded."""
+    return await hog(seconds)
 
 
 @workflow(pool="flows")
