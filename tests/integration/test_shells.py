@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from tests.integration.api_host import api_host
 from tests.integration.shell_rig import damage, hint, house, said, timer, until
 from treadle.controlplane.clock import monotonic_ms
+from treadle.controlplane.duties.leases import Holding
 from treadle.controlplane.duties.outbox import OutboxDuty
 from treadle.controlplane.duties.silence import SilenceDuty
 from treadle.controlplane.machine.requests import Asked, Reported, TerminateRun
 from treadle.controlplane.replica import Page
-from treadle.controlplane.store.port import Beat, Change
+from treadle.controlplane.store.port import Beat, Change, Outcome, Want
 from treadle.protocol.errors import Unavailable
 from treadle.protocol.ids import RunKey
 from treadle.protocol.topology import Queue
@@ -64,6 +65,26 @@ def test_a_request_that_cannot_be_decided_harms_no_other_of_its_batch_and_gives_
             assert good.length and isinstance(bad, ReportAnswer) and bad.answer == ANSWER_UNKNOWN
             assert len(await here.store.aside("unknown", 10)) == 1
             assert not here.engine.replica.credits.statement(session.worker_id).reserved  # type: ignore[union-attr]
+
+    asyncio.run(main())
+
+
+def test_a_holder_that_cannot_be_judged_hides_no_other() -> None:
+    async def main() -> None:
+        async with house() as here:
+            session = here.session()
+            grants = {run_id: await here.grant(session, run_id) for run_id in ("good", "odd")}
+            holdings = []
+            for run_id in ("odd", "good"):
+                holder = here.head(run_id).owner
+                holdings.append(Holding(RunKey("default", run_id), "", holder))
+            (loaded,) = here.store.load_now([Want(RunKey("default", "odd"))])
+            damaged = Change(RunKey("default", "odd"), loaded.revision, 7, b"\xff\xff\xff")
+            assert here.store.commit_now([damaged])[0].outcome is Outcome.OK
+            before = here.head("good").owner.lease_due_ms
+            odd, good = await here.leases.decide(holdings)
+            assert odd is not None and good is None and grants
+            assert here.head("good").owner.lease_due_ms > before
 
     asyncio.run(main())
 

@@ -69,17 +69,23 @@ class LeaseChecker:
                 holding = holder_in(view, run, command_id)
                 if holding is not None and holding.holder.worker_id == of:
                     holdings.append(holding)
-        await self.decide(holdings)
+        for result in await self.decide(holdings):
+            if result is not None:
+                raise result
         return bool(holdings)
 
-    async def decide(self, holdings: Sequence[Holding]) -> None:
-        """Read the records of these holders, which were read from their rows before, and decide."""
+    async def decide(self, holdings: Sequence[Holding]) -> list[Exception | None]:
+        """Read the records of these holders, which were read from their rows before, and decide each; returns what failed.
+
+        Raises:
+            Unavailable: The records could not be read.
+        """
         if not holdings:
-            return
+            return []
         views = await self._engine.store.view_workers([h.holder.worker_id for h in holdings])
-        await asyncio.gather(
-            *(
-                self._engine.ask(h.run, CheckLease(h.command_id, h.holder.token, h.holder.lease_set_ms, view))
-                for h, view in zip(holdings, views, strict=True)
-            )
+        asked = (
+            self._engine.ask(h.run, CheckLease(h.command_id, h.holder.token, h.holder.lease_set_ms, view))
+            for h, view in zip(holdings, views, strict=True)
         )
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        return [result if isinstance(result, Exception) else None for result in results]

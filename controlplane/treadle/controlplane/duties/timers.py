@@ -142,12 +142,16 @@ class TimerDuty:
         )
         for result, (timer, _) in zip(results[1:], rest, strict=True):
             self._note(timer, result)
-        if isinstance(results[0], BaseException):
-            for timer, _ in holdings:
-                self._note(timer, results[0])
+        if isinstance(results[0], Exception):
+            raise results[0]
 
     async def _check(self, holdings: Sequence[tuple[Timer, Holding]]) -> None:
-        await self._leases.decide([holding for _, holding in holdings])
+        try:
+            results = await self._leases.decide([holding for _, holding in holdings])
+        except RequestError as error:
+            results = [error] * len(holdings)
+        for result, (timer, _) in zip(results, holdings, strict=True):
+            self._note(timer, result)
 
     def _note(self, timer: Timer, result: object) -> None:
         """A timer that could not be fired is left alone for a while, so that the others are not held up."""
