@@ -16,8 +16,10 @@ When a test fails inside, what each process said last is printed (`house` and `b
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -74,7 +76,7 @@ class ServerProcess(Process):
 
 
 class DevProcess(ServerProcess):
-    """`treadle dev`: a control plane, its store and the workers of all pools, in one process group."""
+    """`treadle dev`: a control plane, and as its children the store and the workers of all pools."""
 
     banner = "gRPC"
 
@@ -82,6 +84,19 @@ class DevProcess(ServerProcess):
         super().__init__(name, log, env, port)
         self.command = [sys.executable, "-m", "treadle.cli", "dev", str(app), "--port", str(port)]
         self.command += ["--namespace", namespace]
+
+    def send_kill(self) -> None:
+        """SIGKILL the children first: the store would otherwise be told to end, and end in good order."""
+        if self.running:
+            for pid in _children(self.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        super().send_kill()
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
 
 
 class WorkerProcess(Process):

@@ -97,8 +97,7 @@ class Process:
         """SIGKILL the process group and wait until it is gone. Returns when it was sent (CLOCK_BOOTTIME, seconds)."""
         sent = time.clock_gettime(time.CLOCK_BOOTTIME)
         if self._process is not None:
-            if self._process.poll() is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self.send_kill()
             self._process.wait(DEADLINE_S)
         return sent
 
