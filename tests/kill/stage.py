@@ -16,9 +16,10 @@ from typing import Any
 from tests.kill.house import House, Lane, ServerProcess, WorkerProcess
 from tests.kill.ledger import Entry, check_ledger
 from tests.kill.process import Process, until
+from tests.kill.record import WINDOWS
 from treadle.v1.history_pb2 import HistoryEvent
 
-__all__ = ("Played", "SMALL_APP", "Scene", "Stage", "boot_s", "say", "wall_ms")
+__all__ = ("Played", "SMALL_APP", "Scene", "Stage", "boot_s", "wall_ms")
 
 Scene = Generator[None, None, None]
 Played = dict[str, "Future[None]"]
@@ -92,9 +93,8 @@ class Stage:
     def check(self, runs: Iterable[str], *, windows: Iterable[str] = ()) -> dict[str, list[HistoryEvent]]:
         """Compare the ledger of these closed runs with their histories, and return these."""
         histories = {run: self.house.history(run) for run in runs}
-        met = check_ledger([entry for entry in self.house.ledger() if entry.run in histories], histories, windows)
-        if any(met.values()):
-            say(f"starts after the outcome, by window: {met}")
+        entries = [entry for entry in self.house.ledger() if entry.run in histories]
+        WINDOWS.update(check_ledger(entries, histories, windows))
         return histories
 
     def entry(self, run: str, pid: int, *, what: str = "start", seconds: float = 30.0) -> Entry:
@@ -119,11 +119,6 @@ def wall_ms() -> float:
 def boot_s() -> float:
     """Now, comparable with the ledger."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def say(text: str) -> None:
-    """Print a measurement."""
-    print(text)  # noqa: T201
 
 
 def _rest(scene: Scene) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import pytest
 
-from tests.kill.house import House, Lane, WorkerProcess
+from tests.kill.conftest import Build
+from tests.kill.house import Lane, WorkerProcess
 from tests.kill.ledger import Entry
 from tests.kill.process import until
+from tests.kill.record import timing
 from tests.kill.relay import Relay
-from tests.kill.stage import Stage, boot_s, say, wall_ms
-from tests.servers.rabbit_server import RabbitServer
+from tests.kill.stage import Stage, boot_s, wall_ms
 
 pytestmark = [pytest.mark.kill, pytest.mark.redis, pytest.mark.rabbitmq]
 
@@ -79,12 +80,6 @@ class Victim:
         return self.held[0].run
 
 
-@pytest.fixture
-def stage(tmp_path_factory: pytest.TempPathFactory, rabbit: RabbitServer) -> Iterator[Stage]:
-    with House(tmp_path_factory.mktemp("cuts"), lane="amqp", rabbit=rabbit) as house:
-        yield Stage(house)
-
-
 def victims_of(stage: Stage, stack: ExitStack) -> list[Victim]:
     """Start a worker with one slot for each fault, and have a body in each."""
     house = stage.house
@@ -105,7 +100,8 @@ def victims_of(stage: Stage, stack: ExitStack) -> list[Victim]:
     return victims
 
 
-def test_faults_of_the_network_lose_nothing_and_double_nothing(stage: Stage) -> None:
+def test_faults_of_the_network_lose_nothing_and_double_nothing(build: Build) -> None:
+    stage = Stage(build("amqp"))
     house = stage.house
     with ExitStack() as stack:
         victims = victims_of(stage, stack)
@@ -126,11 +122,11 @@ def test_faults_of_the_network_lose_nothing_and_double_nothing(stage: Stage) -> 
             if victim.fault.held == "lost":
                 entry = stage.entry(victim.run, helpers[victim.fault.lane].pid)
                 took = entry.boot - struck[victim.name]
-                say(f"{victim.name}: taken over after {took:.2f} s")
+                timing(f"{victim.name}: taken over after", took)
                 assert took < victim.fault.within, victim.name
         stage.results(more)
         waited = [entry.wall * 1000 - sent for run in more for entry in house.starts(run)]
-        say(f"other jobs began after {min(waited):.0f} to {max(waited):.0f} ms")
+        timing("other jobs, beside a worker that cannot ask, began after", *(ms / 1000 for ms in waited))
         assert idler.pid not in {entry.pid for run in more for entry in house.starts(run)}
         assert max(waited) < (GIVE_BACK_S + 2.5) * 1000
         house.open(GATE)
@@ -148,7 +144,6 @@ def test_faults_of_the_network_lose_nothing_and_double_nothing(stage: Stage) -> 
         histories = stage.check([*(victim.run for victim in victims), *more], windows=("W2",))
         for victim in victims:
             kinds = [event.WhichOneof("kind") for event in histories[victim.run]]
-            say(f"{victim.name}: {kinds.count('attempt_started')} attempts")
             if victim.fault.held == "kept":
                 assert kinds.count("attempt_started") == 1, victim.name
         house.until_nothing_waits()

@@ -13,8 +13,9 @@ import pytest
 
 from tests.kill.house import House, Lane
 from tests.kill.process import until
+from tests.kill.record import timing
 from tests.kill.relay import Relay
-from tests.kill.stage import SMALL_APP, Played, Scene, Stage, say, wall_ms
+from tests.kill.stage import SMALL_APP, Played, Scene, Stage, wall_ms
 from tests.servers.rabbit_server import RabbitServer
 from treadle.client.timeline import timeline_of
 from treadle.protocol.topology import Queue
@@ -45,11 +46,11 @@ def a_frozen_worker(lane: Lane, stage: Stage) -> Scene:
     for run in late:
         stage.call(run, pool, pool)
     took = [entry.boot - stopped for entry in stage.began(runs, other, seconds=45)]
-    say(f"{pool}: frozen, replaced after {', '.join(f'{t:.2f}' for t in sorted(took))} s")
+    timing(f"{pool}: replaced after", *took)
     assert min(took) > SILENCE_S - 1.1, "the last beat was sent at most a second before"
     if lane == "session":
         missed = [entry.boot - stopped for entry in stage.began(late, other)]
-        say(f"{pool}: GOs that it never read were taken back after {', '.join(f'{t:.2f}' for t in sorted(missed))} s")
+        timing(f"{pool}: GOs that it never read were taken back after", *missed)
     house.open(pool)
     assert set(stage.results(runs).values()) == {other.pid}
     thawed = wall_ms()
@@ -89,9 +90,8 @@ def a_drained_worker(lane: Lane, stage: Stage) -> Scene:
     assert GRACE_S - 1 < took < GRACE_S + 3, f"the drain took {took:.1f} s"
     stage.entry(long, draining.pid, what="cancelled: drain", seconds=1)
     [again] = stage.began([long], other)
-    say(
-        f"{pool}: drained in {took:.2f} s; the long step began elsewhere {again.wall * 1000 - began:.0f} ms after SIGTERM"
-    )
+    timing(f"{pool}: drained in", took)
+    timing(f"{pool}: the long step began elsewhere, after SIGTERM", again.wall - began / 1000)
     house.open(pool)
     assert stage.results(runs) == {short: draining.pid, middle: draining.pid, long: other.pid}
     for run, events in stage.check(runs).items():
@@ -122,9 +122,7 @@ def a_blocked_loop(lane: Lane, stage: Stage) -> Scene:
     assert stage.results([f"{pool}-1"]) == {f"{pool}-1": blocked.pid}
     stage.results(behind)
     waited = [(entry.wall * 1000 - sent) / 1000 for run in behind for entry in house.starts(run)]
-    say(
-        f"{pool}: jobs that came while one worker's loop was blocked began after {', '.join(f'{w:.1f}' for w in waited)} s"
-    )
+    timing(f"{pool}: jobs that came while one worker's loop was blocked began after", *waited)
     blocked.until_said("event_loop_back")
     for events in stage.check([f"{pool}-1", *behind]).values():
         assert "attempt_lost" not in [event.WhichOneof("kind") for event in events]
@@ -139,7 +137,7 @@ def a_held_lock(stage: Stage) -> Scene:
     began = stage.entry("gil", hogged.pid)
     other = stage.worker("gil", "session")
     again = stage.entry("gil", other.pid)
-    say(f"gil: the worker that stood still was replaced {again.boot - began.boot:.2f} s after the step began")
+    timing("gil: a worker that stood still was replaced after", again.boot - began.boot)
     assert stage.results(["gil"]) == {"gil": other.pid}
     stage.entry("gil", hogged.pid, what="end")
     hogged.until_said("process_stood_still")
@@ -176,7 +174,7 @@ def a_full_worker(stage: Stage) -> Scene:
         for run in names:
             times = {event.WhichOneof("kind"): event.time_ms for event in histories[run]}
             waited.append(times["attempt_started"] - times["step_scheduled"])
-        say(f"{pool}: {what} waited {min(waited)} to {max(waited)} ms beside a full worker")
+        timing(f"{pool}: {what} waited beside a full worker for", *(ms / 1000 for ms in waited))
         assert max(waited) < (GIVE_BACK_S + 1.25) * 1000
 
 
@@ -231,7 +229,7 @@ def a_missing_name(lane: Lane, stage: Stage) -> Scene:
     assert older.stop() == 0
     assert stage.results([pool]) == {pool: newer.pid}
     [entry] = house.starts(pool)
-    say(f"{pool}: began {entry.wall * 1000 - came:.0f} ms after a worker with its name was live")
+    timing(f"{pool}: a worker with its name was live, it began after", entry.wall - came / 1000)
     stage.check([pool])
 
 
@@ -252,7 +250,7 @@ def small_workers(stage: Stage) -> Scene:
     killed = first.kill()
     until("another one runs it", lambda: ledger.read_text().count("\n") == 2)
     took = json.loads(ledger.read_text().splitlines()[-1])["boot"] - killed
-    say(f"small: a killed worker without a session was replaced after {took:.2f} s")
+    timing("small: a killed worker without a session was replaced after", took)
     assert SILENCE_S - 1.1 < took < 12
     house.open("small")
     assert stage.results(["small-2"]) == {"small-2": str(second.pid)}
@@ -315,11 +313,15 @@ def played(house: House, request: pytest.FixtureRequest) -> Played:
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_scene(name: str, played: Played) -> None:
-    played[name].result(100)
+def test_scene(name: str, house: House, played: Played) -> None:
+    try:
+        played[name].result(90)
+    except BaseException:
+        house.show()
+        raise
 
 
 def test_nothing_is_left_behind(house: House, played: Played) -> None:
     for scene in played.values():
-        scene.exception(100)
+        scene.exception(90)
     house.until_nothing_waits()
