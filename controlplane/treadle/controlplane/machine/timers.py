@@ -135,8 +135,10 @@ def registered(view: RunView, request: Registered) -> None:
     if request.command_id:
         row = view.row(request.command_id)
         if row is not None and row.state == COMMAND_STATE_WAITING:
+            row.step_ms = view.env.settings.waiting_ms  # the job may still meet an older worker without the name
             attempts.dispatch(view, row)
     elif head.state == RUN_STATE_WAITING:
+        head.retry_step_ms = view.env.settings.waiting_ms
         view.name_found(head.pool, head.workflow, "")
         runs.wake(view)
     elif head.state == RUN_STATE_NEEDS_ATTENTION and not _halted(view):
