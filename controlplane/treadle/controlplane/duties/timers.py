@@ -94,6 +94,7 @@ class TimerDuty:
         engine = self._engine
         engine.timer_added.clear()
         if not self.shards:
+            engine.earliest_timer_ms = 0  # what is added here does not wake this duty
             return _ROUND_MS
         engine.earliest_timer_ms = 2**62
         sent = self._turned_at = monotonic_ms()
