@@ -80,11 +80,11 @@ def _lost_charges_run_again() -> Patch:
     return patch.object(leases, "_lose_step", lose)
 
 
-def _silence_after_one_second() -> Patch:
+def _silence_at_once() -> Patch:
     original = leases.judge
 
     def judge(holder: Holder, seen: Any, settings: Any) -> Any:
-        return original(holder, seen, replace(settings, silence_ms=1000))
+        return original(holder, seen, replace(settings, silence_ms=100))
 
     return patch.object(leases, "judge", judge)
 
@@ -122,7 +122,7 @@ def _unsettled_twice() -> Iterator[None]:
 MUTANTS: dict[str, Callable[[], Patch]] = {
     "A2 no lease is checked": _no_lease_is_checked,
     "A4 a right never ends": _right_never_ends,
-    "A4 take-over before the right has ended": _silence_after_one_second,
+    "A4 take-over before the right has ended": _silence_at_once,
     "A5 old tokens count": _old_tokens_count,
     "A5 a settled step is recorded again": _unsettled_twice,
     "A6 a check overlooks a new lease": _checks_overlook_a_new_lease,

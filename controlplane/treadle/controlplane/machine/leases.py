@@ -80,14 +80,24 @@ def _check_step(view: RunView, request: CheckLease) -> None:
         return
     if row.cancel_requested:
         view.cancel_holder(row, "cancelled")  # told again at each check
-    _extend(row.holder, view)
+    _extend(row.holder, request.view, view)
     row.due_ms = min(row.holder.lease_due_ms, overdue) if overdue > view.now else row.holder.lease_due_ms
     view.put(row)
 
 
-def _extend(holder: Holder, view: RunView) -> None:
-    holder.lease_step_ms = min(holder.lease_step_ms * 2, view.env.settings.lease_cap_ms)
+def _extend(holder: Holder, seen: WorkerView, view: RunView) -> None:
+    """Look again later; less and less often only while the holder is known to live."""
+    settings = view.env.settings
+    if _confirmed(holder, seen, settings):
+        holder.lease_step_ms = min(holder.lease_step_ms * 2, settings.lease_cap_ms)
     holder.lease_due_ms = view.now + holder.lease_step_ms
+
+
+def _confirmed(holder: Holder, seen: WorkerView, settings: Settings) -> bool:
+    record = seen.record
+    if record is None or record.closed_ms or seen.time_ms - record.last_beat_ms >= settings.lease_ms:
+        return False
+    return any(held.token == holder.token for held in record.held)
 
 
 def _lose_step(view: RunView, row: CommandRow, loss: Loss) -> None:
@@ -129,7 +139,7 @@ def _check_owner(view: RunView, request: CheckLease) -> None:
         return
     loss = judge(head.owner, request.view, view.env.settings)
     if loss is None:
-        _extend(head.owner, view)
+        _extend(head.owner, request.view, view)
         view.dirty = True
         return
     head.losses += loss.counted

@@ -136,8 +136,9 @@ def _record(view: RunView, ask: OwnerRequest) -> None:
 
 def _command(view: RunView, command: Command) -> None:
     kind = command.WhichOneof("kind")
-    if kind in ("schedule_step", "start_timer") and view.row(command.command_id) is not None:
-        return  # recorded and open: asking again is nothing (R7)
+    known = view.row(command.command_id) is not None or view.settled_here(command.command_id)
+    if kind in ("schedule_step", "start_timer") and known:
+        return  # recorded: asking again is nothing (R7)
     if kind == "schedule_step":
         attempts.schedule(view, command)
     elif kind == "start_timer":

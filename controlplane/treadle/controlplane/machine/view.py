@@ -113,8 +113,7 @@ class RunView:
         self._inputs: dict[str, Payload] = {}
         self._new_inputs: dict[str, Payload] = {}
         self._outbox: dict[str, bytes] = {}
-        self._index_add: list[tuple[str, str, int]] = []
-        self._index_del: list[tuple[str, str]] = []
+        self._waits: dict[tuple[str, str], int | None] = {}
         self._stale_timers: list[str] = []
 
     # --- reading -------------------------------------------------------------------------------------------------
@@ -132,6 +131,10 @@ class RunView:
             data = None if self.restart else self.loaded.fields.get(f"c:{command_id}")
             self._rows[command_id] = CommandRow.FromString(data) if data else None
         return self._rows[command_id]
+
+    def settled_here(self, command_id: str) -> bool:
+        """Whether an earlier request of this batch settled the command."""
+        return command_id in self._touched and self._rows[command_id] is None
 
     def adopt(self, row: CommandRow) -> CommandRow:
         """Take a row that is known without having been loaded."""
@@ -251,18 +254,15 @@ class RunView:
 
     # --- waiting for a name --------------------------------------------------------------------------------------
     def wait_for_name(self, pool: str, name: str, command_id: str) -> None:
-        self._index_add.append(
-            (
-                waiting_index(self.run.namespace, pool, name),
-                waiting_member(self.run.run_id, command_id),
-                self.now,
-            )
-        )
+        """Let a worker that brings the name find the run, or the step. The last word of a batch counts."""
+        self._waits[self._waiting(pool, name, command_id)] = self.now
 
     def name_found(self, pool: str, name: str, command_id: str) -> None:
-        self._index_del.append(
-            (waiting_index(self.run.namespace, pool, name), waiting_member(self.run.run_id, command_id))
-        )
+        """It waits no longer."""
+        self._waits[self._waiting(pool, name, command_id)] = None
+
+    def _waiting(self, pool: str, name: str, command_id: str) -> tuple[str, str]:
+        return waiting_index(self.run.namespace, pool, name), waiting_member(self.run.run_id, command_id)
 
     def _unwait(self, row: CommandRow) -> None:
         if row.waiting_noted:
@@ -340,5 +340,8 @@ class RunView:
         if after != self._before or self.restart:
             change.index_del += [(name, member) for name in self._before if name not in after]
             change.index_add += [(name, member, self.head.created_ms) for name in after]
-        change.index_add += self._index_add
-        change.index_del += self._index_del
+        for (name, waiter), since in self._waits.items():
+            if since is None:
+                change.index_del.append((name, waiter))
+            else:
+                change.index_add.append((name, waiter, since))
