@@ -224,7 +224,8 @@ def tell_about_traces(trace_id: str) -> None:
 async def run(folder: Path, *, services: bool, keep: bool) -> bool:
     """Show everything; returns whether all checks passed."""
     if (task := asyncio.current_task()) is not None:  # SIGTERM does what Ctrl-C does: stop and clean up
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        for number in (signal.SIGINT, signal.SIGTERM):  # a background job of a shell would ignore Ctrl-C otherwise
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as lock:
         try:

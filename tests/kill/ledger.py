@@ -51,9 +51,17 @@ class Entry:
     local: bool
 
 
+_BEGINS = '{"what": '
+
+
 def read_ledger(path: Path) -> list[Entry]:
-    """Return the entries in the order in which they were written."""
-    return [Entry(**json.loads(line)) for line in path.read_text().splitlines()]
+    """Return the entries in the order in which they were written.
+
+    A write may be seen half-way, and SIGKILL may cut one short where it crosses a page: the next entry then follows on the
+    same line. What has no end is no entry.
+    """
+    lines = path.read_text().split("\n")[:-1]
+    return [Entry(**json.loads(line[line.rindex(_BEGINS) :])) for line in lines]
 
 
 def check_ledger(
