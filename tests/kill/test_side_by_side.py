@@ -123,6 +123,7 @@ def a_blocked_loop(lane: Lane, stage: Stage) -> Scene:
     stage.results(behind)
     waited = [(entry.wall * 1000 - sent) / 1000 for run in behind for entry in house.starts(run)]
     timing(f"{pool}: jobs that came while one worker's loop was blocked began after", *waited)
+    assert max(waited) < 10.0, "a blocked worker keeps nothing that others could do"
     blocked.until_said("event_loop_back")
     for events in stage.check([f"{pool}-1", *behind]).values():
         assert "attempt_lost" not in [event.WhichOneof("kind") for event in events]

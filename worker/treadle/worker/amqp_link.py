@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
+from asyncio.trsock import TransportSocket
 from collections.abc import Coroutine
 from itertools import count
 from typing import Any, Final, TypeVar
@@ -11,6 +13,7 @@ from typing import Any, Final, TypeVar
 import aio_pika
 import structlog
 from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import AMQPError
 from yarl import URL
 
@@ -32,6 +35,19 @@ _T = TypeVar("_T")
 _log = structlog.stdlib.get_logger(__name__)
 
 
+class _Sockets(TransportFactory):
+    """Makes connections as the library does, and keeps the socket of the last one."""
+
+    def __init__(self, *, tls: bool) -> None:
+        self._inner = TLSTransportFactory() if tls else TCPTransportFactory()
+        self.last: TransportSocket | None = None
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await self._inner.create(url, **kwargs)
+        self.last = writer.get_extra_info("socket")
+        return reader, writer
+
+
 class AmqpLink:
     """One connection to RabbitMQ, shared by the consumers of a worker process. It connects when it is first needed.
 
@@ -45,6 +61,7 @@ class AmqpLink:
         self._name = name
         self._lock = asyncio.Lock()
         self._opened: aio_pika.Connection | None = None
+        self._sockets = _Sockets(tls=self._url.scheme == "amqps")
         self._failures = 0
         self._random = random.Random()
         self.tags = count(1)
@@ -87,6 +104,18 @@ class AmqpLink:
         if opened is not None:
             await _close(opened)
 
+    def hang_up(self) -> None:
+        """End the connection at once; it is opened again when the event loop runs. For any thread.
+
+        A loop that is blocked cannot give its deliveries back, and the broker would wait for two heartbeats.
+        """
+        last = self._sockets.last
+        if last is not None:
+            try:
+                last.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                _log.debug("broker_hung_up_already", address=self.address)
+
     async def discard(self, connection: AbstractConnection) -> None:
         """Give a connection up that no longer answers."""
         if self._living() is connection:
@@ -102,6 +131,7 @@ class AmqpLink:
         self._failures += 1
         await self.close()
         connection = aio_pika.Connection(self._url, client_properties={"connection_name": self._name})
+        connection.kwargs["transport_factory"] = self._sockets
         try:
             async with asyncio.timeout(RPC_TIMEOUT):
                 await connection.connect()

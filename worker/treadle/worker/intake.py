@@ -66,6 +66,10 @@ class Intake:
         """Where the broker is, without the password."""
         return self._link.address
 
+    def hang_up(self) -> None:
+        """Let the broker give to others what was delivered here and not acked. For any thread."""
+        self._link.hang_up()
+
     def consume(self, kind: JobKind.ValueType, on: bool) -> None:
         """Have a consumer, or none."""
         consumer = self._consumers.get(kind)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Final
@@ -24,6 +25,9 @@ __all__ = ("BLOCKED_MS", "STAMP_MS", "LoopWatch")
 STAMP_MS: Final = 250
 BLOCKED_MS: Final = 1000
 """A loop that has not run for so long is reported."""
+
+STUCK_MS: Final = 2000
+"""A loop that has not run for so long lets go of what others could do."""
 
 _OWN: Final = str(Path(__file__).parent)
 
@@ -45,6 +49,9 @@ class LoopWatch:
         self._thread_id = threading.get_ident()
         self._timer: asyncio.TimerHandle | None = None
         self._reported: int | None = None
+        self._let_go: int | None = None
+        self.on_stuck: Callable[[], None] | None = None
+        """Called once for each time that the loop is stuck, on the thread that looks."""
 
     def start(self) -> None:
         """Begin to stamp. Call it on the loop."""
@@ -90,6 +97,9 @@ class LoopWatch:
         elif lag > BLOCKED_MS and self._reported is None:
             self._reported = stamp
             self._report(lag)
+        if lag > STUCK_MS and self._let_go != stamp and self.on_stuck is not None:
+            self._let_go = stamp
+            self.on_stuck()
         return lag
 
     def _report(self, lag: int) -> None:

@@ -147,6 +147,7 @@ class Worker:
             return self._over.result()
         self._compose(registering.result())
         watch = LoopWatch(self._registry)
+        watch.on_stuck = self._intake.hang_up if self._intake is not None else None
         self._beats = BeatThread(self.worker_id, self._core, self._beat_channel, watch)
         watch.start()
         self._beats.start(self._beats_ended)
