@@ -14,7 +14,7 @@ from treadle.controlplane.machine.view import RunView
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.state_pb2 import COMMAND_STATE_HELD, RUN_STATE_PARKED, Holder
 from treadle.v1.worker_service_pb2 import OwnerRequest, ReportAnswer
-from treadle.worker.core.rights import Right
+from treadle.worker.core.rights import Right, Session
 
 from .replica import SimReplica
 
@@ -25,6 +25,13 @@ Patch = AbstractContextManager[Any]
 
 def _right_never_ends() -> Patch:
     return patch.object(Right, "valid", lambda self, session, now_ms: True)
+
+
+def _right_survives_the_session() -> Patch:
+    def valid(self: Right, session: Session, now_ms: int) -> bool:
+        return now_ms < self.until_ms
+
+    return patch.object(Right, "valid", valid)
 
 
 def _old_tokens_count() -> Patch:
@@ -80,11 +87,11 @@ def _lost_charges_run_again() -> Patch:
     return patch.object(leases, "_lose_step", lose)
 
 
-def _silence_at_once() -> Patch:
+def _silence_after_one_second() -> Patch:
     original = leases.judge
 
     def judge(holder: Holder, seen: Any, settings: Any) -> Any:
-        return original(holder, seen, replace(settings, silence_ms=100))
+        return original(holder, seen, replace(settings, silence_ms=1000))
 
     return patch.object(leases, "judge", judge)
 
@@ -122,7 +129,8 @@ def _unsettled_twice() -> Iterator[None]:
 MUTANTS: dict[str, Callable[[], Patch]] = {
     "A2 no lease is checked": _no_lease_is_checked,
     "A4 a right never ends": _right_never_ends,
-    "A4 take-over before the right has ended": _silence_at_once,
+    "A4 a right survives its session": _right_survives_the_session,
+    "A4 take-over before the right has ended": _silence_after_one_second,
     "A5 old tokens count": _old_tokens_count,
     "A5 a settled step is recorded again": _unsettled_twice,
     "A6 a check overlooks a new lease": _checks_overlook_a_new_lease,
