@@ -26,6 +26,7 @@ from tests.servers.rabbit_server import RabbitServer
 from tests.servers.redis_server import RedisServer, free_port
 
 from benchmarks.app import local_chain, pool_chain
+from benchmarks.sizes import ORDER
 from treadle.client import Client
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -53,7 +54,7 @@ async def _many(client: Client, workflow: Any, runs: int, in_flight: int) -> flo
 
     async def one() -> None:
         async with gate:
-            run = await client.start(workflow, 5)
+            run = await client.start(workflow, 5, ORDER)
             assert await run.result(timeout=120) == 5
 
     began = time.perf_counter()
@@ -65,7 +66,7 @@ async def _latency(client: Client, workflow: Any, times: int) -> list[float]:
     took = []
     for _ in range(times):
         began = time.perf_counter()
-        run = await client.start(workflow, 1)
+        run = await client.start(workflow, 1, ORDER)
         await run.result(timeout=60)
         took.append((time.perf_counter() - began) * 1000)
     return sorted(took)
@@ -132,7 +133,7 @@ async def _wait_and_measure(listen: str, pids: dict[str, int], runs: int) -> dic
     async with Client(listen) as client:
         while True:
             try:
-                run = await client.start(local_chain, 1)
+                run = await client.start(local_chain, 1, ORDER)
                 await run.result(timeout=30)
                 break
             except Exception:
