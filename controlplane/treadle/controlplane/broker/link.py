@@ -11,9 +11,11 @@ from typing import Any, Final, TypeVar
 import aio_pika
 import structlog
 from aiormq.abc import AbstractChannel, AbstractConnection
-from aiormq.exceptions import AMQPError, ProbableAuthenticationError
+from aiormq.connection import TransportFactory
+from aiormq.exceptions import AMQPConnectionError, AMQPError, ProbableAuthenticationError
 from yarl import URL
 
+from treadle.protocol.amqp_filter import FrameFilter, open_filtered
 from treadle.protocol.errors import ConfigError, Unavailable
 
 __all__ = ("AWAY", "RPC_TIMEOUT", "Link", "end", "while_open")
@@ -34,6 +36,24 @@ _T = TypeVar("_T")
 _log = structlog.stdlib.get_logger(__name__)
 
 
+class _Filtered(TransportFactory):
+    """Connects as the library does, with a filter between socket and library."""
+
+    def __init__(self, *, tls: bool) -> None:
+        self._tls = tls
+        self.between: FrameFilter | None = None
+
+    async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        contexts = options.pop("ssl_context_provider")
+        context = await contexts.get_context() if self._tls else None
+        host, port = url.host or "localhost", url.port or (5671 if self._tls else 5672)
+        try:
+            reader, writer, self.between = await open_filtered(host, port, context, **options)
+        except OSError as error:
+            raise AMQPConnectionError(*error.args) from error
+        return reader, writer
+
+
 class Link:
     """One connection to RabbitMQ.
 
@@ -47,6 +67,7 @@ class Link:
         self._name = name
         self._lock = asyncio.Lock()
         self._opened: aio_pika.Connection | None = None
+        self._transports = _Filtered(tls=self._url.scheme == "amqps")
         self._failures = 0
         self._random = random.Random()
         self.declaring = asyncio.Lock()
@@ -89,6 +110,17 @@ class Link:
                     if self._failures in (1, 10) or self._failures % 100 == 0:
                         _log.warning("broker_away", error=str(error), attempts=self._failures)
 
+    def filter_of(self, connection: AbstractConnection) -> FrameFilter:
+        """Return what stands between the connection's socket and its library.
+
+        Raises:
+            ConnectionError: It is not this link's connection any more.
+        """
+        between = self._transports.between
+        if between is None or self._living() is not connection:
+            raise ConnectionError("closed")
+        return between
+
     async def close(self) -> None:
         """Close the connection; the broker takes back what was not acked."""
         opened, self._opened = self._opened, None
@@ -110,6 +142,7 @@ class Link:
         self._failures += 1
         await self.close()
         connection = aio_pika.Connection(self._url, client_properties={"connection_name": self._name})
+        connection.kwargs["transport_factory"] = self._transports
         try:
             async with asyncio.timeout(RPC_TIMEOUT):
                 await connection.connect()
