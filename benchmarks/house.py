@@ -27,7 +27,7 @@ from tests.servers.redis_server import RedisServer
 
 from benchmarks.app import STEP_LOG_VARIABLE, local_chain, pool_chain
 from benchmarks.drive import StepLog, bounded
-from benchmarks.measure import Groups
+from benchmarks.measure import Groups, always
 from benchmarks.processes import free_port, kill_tree, spawn, tail
 from benchmarks.sizes import ORDER
 from treadle.client import Client, TreadleError
@@ -92,7 +92,7 @@ class House:
 
     def groups(self) -> Groups:
         """What is measured: "server", "worker", "redis" and, in "services", "rabbitmq"."""
-        services = {name: lambda pid=pid: [pid] for name, pid in self._pids.items()}
+        services = {name: always(pid) for name, pid in self._pids.items()}
         return {
             "server": lambda: [process.pid for process in self._servers],
             "worker": lambda: [process.pid for process in self._workers],

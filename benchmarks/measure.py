@@ -15,13 +15,18 @@ from typing import Any, Final
 
 from benchmarks.accounting import cpu_seconds, machine_cpu, own_cpu, pss_mib, reference
 
-__all__ = ("NOISY", "Groups", "Probe", "Record", "machine_lock", "repeat")
+__all__ = ("NOISY", "Groups", "Probe", "Record", "always", "lock_is_inherited", "machine_lock", "repeat")
 
 Groups = Mapping[str, Callable[[], list[int]]]
 """Name of a group -> the roots of its process trees now. "client", this process, is always measured beside them."""
 
 NOISY: Final = 0.25
 """A run in which others used more of one core than this is repeated."""
+
+def always(pid: int) -> Callable[[], list[int]]:
+    """A group of one process that is not replaced."""
+    return lambda: [pid]
+
 
 LOCK_VARIABLE: Final = "BENCH_LOCK"
 _QUIET_S, _QUIET_SHARE = 10.0, 0.08
@@ -71,8 +76,8 @@ def machine_lock() -> Iterator[None]:
 
     Under `flock FILE python -m benchmarks` it is held already.
     """
-    name = os.environ.get(LOCK_VARIABLE, str(Path(tempfile.gettempdir()) / "bench.lock"))
-    if not name or _inherited(Path(name)):
+    name = _lock_name()
+    if not name or lock_is_inherited():
         yield
         return
     with Path(name).open("a") as file:
@@ -80,12 +85,18 @@ def machine_lock() -> Iterator[None]:
         yield
 
 
-def _inherited(lock: Path) -> bool:
+def lock_is_inherited() -> bool:
+    """Whether the program that started this one holds the lock for it."""
+    lock = Path(_lock_name()).resolve()
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            if entry.resolve() == lock.resolve():
+            if entry.resolve() == lock:
                 return True
     return False
+
+
+def _lock_name() -> str:
+    return os.environ.get(LOCK_VARIABLE, str(Path(tempfile.gettempdir()) / "bench.lock"))
 
 
 class Probe:

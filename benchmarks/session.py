@@ -1,0 +1,111 @@
+"""One session: what is measured, how often, and the records that it gave."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.drive import Metrics
+from benchmarks.house import House, Mode
+from benchmarks.measure import Probe, Record, repeat
+from benchmarks.profiling import profiled
+from benchmarks.sizes import Sizes
+from treadle.client import Client
+
+__all__ = ("SYSTEM", "Session", "say")
+
+SYSTEM = "treadle"
+
+
+def say(record: Record) -> None:
+    """Tell what came out, on stderr."""
+    figures = record.error or ", ".join(f"{name} {value:g}" for name, value in record.metrics.items())
+    where = f"{record.workload} {record.system} {record.variant} #{record.rep}"
+    sys.stderr.write(f"{where}: {figures} (others {record.others:.2f} cores)\n")
+    sys.stderr.flush()
+
+
+@dataclass(slots=True)
+class Session:
+    """Options and records.
+
+    Attributes:
+        sizes: How big the workloads are.
+        reps: Quiet runs of each.
+        modes: Treadle's deployments.
+        slots, run_slots: Of the workers, where a workload does not say; None: the product's defaults.
+        quiet: False: do not wait for a quiet machine, nor repeat noisy runs.
+        big: True: 100,000 sleepers too.
+        profile: "server" or "worker": sample it with py-spy.
+        folder: For logs, state and profiles.
+        records: In order.
+    """
+
+    sizes: Sizes
+    reps: int
+    modes: tuple[Mode, ...]
+    slots: int | None = None
+    run_slots: int | None = None
+    quiet: bool = True
+    big: bool = False
+    profile: str | None = None
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="treadle-bench-")))
+    records: list[Record] = field(default_factory=list)
+    _houses: int = 0
+
+    @contextlib.contextmanager
+    def house(self, mode: Mode, **settings: Any) -> Iterator[House]:
+        """Start a deployment of its own, warmed up; see `House` for settings."""
+        self._houses += 1
+        folder = self.folder / f"house{self._houses}"
+        folder.mkdir()
+        settings = {"slots": self.slots, "run_slots": self.run_slots} | settings
+        with House(mode, folder, **settings) as house:
+            house.warm_up(self.sizes.of(200, 4))
+            yield house
+
+    def series(
+        self,
+        house: House,
+        workload: str,
+        work: Callable[[Client], Awaitable[Metrics]],
+        *,
+        steps: int = 0,
+        reps: int | None = None,
+    ) -> list[Record]:
+        """Measure what `work` does with a client."""
+        return self.probed(house, workload, lambda _probe: house.run(work), steps=steps, reps=reps)
+
+    def probed(
+        self,
+        house: House,
+        workload: str,
+        work: Callable[[Probe], Metrics],
+        *,
+        steps: int = 0,
+        reps: int | None = None,
+    ) -> list[Record]:
+        """Measure `work`, which may look at memory and replace processes."""
+        with self._profile(house, workload):
+            found = repeat(
+                Record(SYSTEM, house.mode, workload, 0, steps=steps),
+                house.groups(),
+                work,
+                reps=self.reps if reps is None else reps,
+                say=say,
+                quiet=self.quiet,
+            )
+        if found[-1].error:
+            sys.stderr.write(house.last_words())
+        self.records += found
+        return found
+
+    def _profile(self, house: House, workload: str) -> contextlib.AbstractContextManager[None]:
+        if self.profile is None:
+            return contextlib.nullcontext()
+        return profiled(house.groups()[self.profile](), self.folder / f"{workload}-{house.mode}-{self.profile}")

@@ -1,0 +1,53 @@
+"""W1: runs of five steps in sequence, local ones (a) and steps of a pool (b)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from benchmarks.app import local_chain, pool_chain
+from benchmarks.drive import Metrics, Result, Start, in_flight, throughput
+from benchmarks.house import order
+from benchmarks.session import Session
+from treadle.client import Client, RunHandle
+
+__all__ = ("KINDS", "flow", "run")
+
+KINDS: dict[str, Any] = {"a": local_chain, "b": pool_chain}
+"""Letter of a workload -> the workflow."""
+
+Shape = Callable[[Start, Result, int, int], Awaitable[Metrics]]
+
+
+def flow(
+    workflow: Any, *arguments: Any, returns: Any, shape: Shape, runs: int, steps: int
+) -> Callable[[Client], Awaitable[Metrics]]:
+    """Return a workload: `runs` runs of `workflow(*arguments)`, each of which must return `returns`."""
+
+    async def work(client: Client) -> Metrics:
+        def start(_: int) -> Awaitable[RunHandle[Any]]:
+            return client.start(workflow, *arguments)
+
+        async def result(run: RunHandle[Any]) -> None:
+            found = await run.result(timeout=600)
+            assert found == returns, f"run {run.id} returned {found!r}, not {returns!r}"
+
+        return await shape(start, result, runs, steps)
+
+    return work
+
+
+def run(session: Session) -> None:
+    """1,000 runs, all started and then awaited; the same with 100 in flight; 10,000 runs with 100 in flight."""
+    sizes = session.sizes
+    shapes: list[tuple[str, Shape, int, int | None]] = [
+        ("", throughput, sizes.runs, None),
+        ("-flight", in_flight, sizes.runs, None),
+        ("-10k", in_flight, sizes.runs * 10, 1),
+    ]
+    for mode in session.modes:
+        for letter, workflow in KINDS.items():
+            with session.house(mode) as house:
+                for name, shape, runs, reps in shapes:
+                    work = flow(workflow, sizes.steps, order(), returns=sizes.steps, shape=shape, runs=runs, steps=sizes.steps)
+                    session.series(house, f"W1{letter}{name}", work, steps=runs * sizes.steps, reps=reps)
