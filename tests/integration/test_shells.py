@@ -82,6 +82,8 @@ def test_a_holder_that_cannot_be_judged_hides_no_other() -> None:
             damaged = Change(RunKey("default", "odd"), loaded.revision, 7, b"\xff\xff\xff")
             assert here.store.commit_now([damaged])[0].outcome is Outcome.OK
             before = here.head("good").owner.lease_due_ms
+            written = here.store.now_ms()
+            await until(lambda: here.store.now_ms() > written)
             odd, good = await here.leases.decide(holdings)
             assert odd is not None and good is None and grants
             assert here.head("good").owner.lease_due_ms > before
@@ -119,6 +121,7 @@ def test_a_page_of_news_that_could_not_be_loaded_is_loaded_later_and_pages_are_l
             grants = [await here.grant(session, f"r{i}") for i in range(50)]
             while session.frame() is not None:
                 pass
+            here.engine.committer.runs.cache.forget(RunKey("default", f"r{i}") for i in range(50))
             here.store.away.add("load")
             here.store.loads.clear()
             for mine in session.open.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,6 +11,8 @@ from unittest.mock import patch
 from treadle.controlplane.machine import attempts, leases, owners, runs
 from treadle.controlplane.machine.requests import Asked, CheckLease, Reported
 from treadle.controlplane.machine.view import RunView
+from treadle.controlplane.store.cache import RunCache
+from treadle.controlplane.store.port import Change, Committed, Outcome
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.state_pb2 import COMMAND_STATE_HELD, RUN_STATE_PARKED, Holder
 from treadle.v1.worker_service_pb2 import OwnerRequest, ReportAnswer
@@ -110,6 +112,20 @@ def _checks_overlook_a_new_lease() -> Patch:
     return patch.object(leases, "_is_still", lambda holder, request: True)
 
 
+def _a_conflict_is_not_forgotten() -> Patch:
+    original = RunCache.committed
+
+    def committed(self: RunCache, changes: Sequence[Change], answers: Sequence[Committed]) -> None:
+        kept = [pair for pair in zip(changes, answers, strict=True) if pair[1].outcome is not Outcome.CONFLICT]
+        original(self, [change for change, _ in kept], [answer for _, answer in kept])
+
+    return patch.object(RunCache, "committed", committed)
+
+
+def _what_is_outdated_decides() -> Patch:
+    return patch.object(SimReplica, "may_be_outdated", lambda self, loaded, decision: False)
+
+
 @contextmanager
 def _unsettled_twice() -> Iterator[None]:
     """A report of what is settled is recorded again."""
@@ -138,6 +154,8 @@ MUTANTS: dict[str, Callable[[], Patch]] = {
     "R3 a parked run sleeps on": _parked_runs_sleep_on,
     "R5 close without having seen": _close_without_having_seen,
     "R7 a request is applied twice": _requests_are_applied_twice,
+    "cache: a conflict is not forgotten": _a_conflict_is_not_forgotten,
+    "cache: an outdated view decides that nothing is to be done": _what_is_outdated_decides,
     "watch: nobody looks for lost jobs": _no_watch,
 }
 """Rule -> what switches it off."""

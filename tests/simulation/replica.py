@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,8 @@ from treadle.controlplane.machine import Decision, Request, Settings, decide
 from treadle.controlplane.machine.decide import want
 from treadle.controlplane.machine.requests import CheckLease, FireTimer, Reply
 from treadle.controlplane.replica import Replica, Session
-from treadle.controlplane.store.port import Hint, Outcome, Want
+from treadle.controlplane.store.cache import RunCache
+from treadle.controlplane.store.port import Hint, Loaded, Outcome, Want
 from treadle.protocol.ids import RunKey
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import Job
@@ -26,10 +27,15 @@ from treadle.v1.state_pb2 import (
 )
 from treadle.v1.worker_service_pb2 import SessionHello, SessionRequest
 
+from .ledger import Broken
+
 if TYPE_CHECKING:
     from .world import World
 
 __all__ = ("SimReplica",)
+
+_LOSSES = 20
+"""Conflicts in a row: each was lost to a commit of the other replica, which has at most one under way."""
 
 
 class SimReplica:
@@ -54,6 +60,8 @@ class SimReplica:
             token=lambda: rng.randbytes(16),
             share=rng.random,
         )
+        self.cache = RunCache()
+        self._lost_in_a_row: Counter[RunKey] = Counter()
         self._waiting: dict[RunKey, deque[Item]] = {}
         self._busy: set[RunKey] = set()
         self.seen_empty: dict[str, int] = {}
@@ -87,9 +95,17 @@ class SimReplica:
             self._later(int(self.schedule.rng.random() * 2), lambda: self._load(run, items))
 
     def _load(self, run: RunKey, items: list[Item]) -> None:
-        loaded = self.store.load_now([want(run, [item.request for item in items])])[0]
+        requests = [item.request for item in items]
+        need = want(run, requests)
         env = self.core.env(self.schedule.now, self.schedule.now)
-        decision = decide(run, loaded, [item.request for item in items], env)
+        loaded = self.cache.get(need) or self._read(need)
+        decision = decide(run, loaded, requests, env)
+        if self.may_be_outdated(loaded, decision):
+            self.core.failed(decision)
+            loaded = self._read(need)
+            decision = decide(run, loaded, requests, env)
+        if decision.change is None and loaded.revision != self.store.load_now([need])[0].revision:
+            raise Broken(f"{self.name} answers about {run} from an outdated view")
         draw = self.schedule.rng.random()
         slow = draw < self.world.slow_commits
         self._later(
@@ -97,15 +113,32 @@ class SimReplica:
             lambda: self._commit(run, items, decision),
         )
 
+    def may_be_outdated(self, loaded: Loaded, decision: Decision) -> bool:
+        """As the committer does: that nothing is to be done is decided on what the store has now."""
+        return loaded.cached and decision.change is None
+
+    def _read(self, need: Want) -> Loaded:
+        asked = self.cache.asked([need])
+        loaded = self.store.load_now([need])
+        self.cache.found(asked, [need], loaded)
+        return loaded[0]
+
     def _commit(self, run: RunKey, items: list[Item], decision: Decision) -> None:
         self._busy.discard(run)
         if decision.change is not None:
-            outcome = self.store.commit_now([decision.change])[0].outcome
+            self.cache.committing([decision.change])
+            answers = self.store.commit_now([decision.change])
+            self.cache.committed([decision.change], answers)
+            outcome = answers[0].outcome
             if outcome is not Outcome.OK:
+                self._lost_in_a_row[run] += outcome is Outcome.CONFLICT
+                if self._lost_in_a_row[run] > _LOSSES:
+                    raise Broken(f"L: {self.name} meets a conflict on {run} again and again")
                 self.core.failed(decision)
                 self._waiting.setdefault(run, deque()).extendleft(reversed(items))
                 self._later(1, lambda: self._turn(run))
                 return
+            del self._lost_in_a_row[run]
             self.world.ledger.committed(decision.change)
             self.world.observed(run, decision)
         if self.schedule.rng.random() < self.world.crash_after_commit:
@@ -133,7 +166,9 @@ class SimReplica:
 
     def _pages(self) -> None:
         for page in self.core.pages():
-            found = self.store.load_now([Want(page.run, events_after=page.after)])[0]
+            need = Want(page.run, events_after=page.after)
+            known = self.cache.get(need)
+            found = known if known is not None and known.events else self._read(need)
             if found.head:
                 events = [HistoryEvent.FromString(data) for data in found.events]
                 self.core.page(page, events, RunHead.FromString(found.head))
@@ -141,6 +176,7 @@ class SimReplica:
 
     def hinted(self, hint: Hint) -> None:
         if self.up:
+            self.cache.hinted([hint])
             self.core.hinted(hint)
             self._pages()
 

@@ -20,6 +20,7 @@ from treadle.controlplane.machine import Credit, Decision, Env, Request, decide
 from treadle.controlplane.machine.decide import want
 from treadle.controlplane.machine.requests import Asked, Claimed, Reply, Reported
 from treadle.controlplane.replica import Replica
+from treadle.controlplane.store.cache import HotRuns
 from treadle.controlplane.store.port import Change, Committed, Loaded, Outcome, Store
 from treadle.protocol.errors import Refused, RequestError, Unavailable
 from treadle.protocol.ids import RunKey
@@ -50,12 +51,16 @@ class Committer:
         replica: Decides with its credits, and is told what was done.
         clock: The store's clock.
         done: Called after each commit, before the replies are given.
+
+    Attributes:
+        runs: The runs, through the replica's cache.
     """
 
     def __init__(
         self, store: Store, replica: Replica, clock: StoreClock, done: Callable[[RunKey, Decision], None]
     ) -> None:
         self._store, self._replica, self._clock, self._done = store, replica, clock, done
+        self.runs = HotRuns(store)
         self._waiting: dict[RunKey, deque[Item]] = {}
         self._ready: dict[RunKey, None] = {}
         self._busy: set[RunKey] = set()
@@ -117,12 +122,10 @@ class Committer:
                 self._waiting.pop(run, None)
 
     async def _batch(self, batch: dict[RunKey, list[Item]]) -> None:
-        loaded = await self._store.load([want(run, [i.request for i in items]) for run, items in batch.items()])
-        env = self._replica.env(self._clock.now(), monotonic_ms())
-        decided = []
-        for run, found in zip(tuple(batch), loaded, strict=True):
-            decision = self._decide(run, batch, found, env)
-            decided.append((run, batch[run], decision))
+        decided: list[tuple[RunKey, list[Item], Decision]] = []
+        again = await self._decide_each(batch, list(batch), decided, fresh=False)
+        if again:
+            await self._decide_each(batch, again, decided, fresh=True)
         changes = [d.change for _, _, d in decided if d.change is not None]
         outcomes = await self._commit(changes, decided)
         told = iter(outcomes)
@@ -135,6 +138,39 @@ class Committer:
                 self._waiting.setdefault(run, deque()).extendleft(reversed(items))
         if any(outcome.outcome is Outcome.EARLY for outcome in outcomes):
             await asyncio.sleep(_EARLY_S)  # a refusal as too early must not spin
+
+    async def _decide_each(
+        self,
+        batch: dict[RunKey, list[Item]],
+        runs: list[RunKey],
+        decided: list[tuple[RunKey, list[Item], Decision]],
+        *,
+        fresh: bool,
+    ) -> list[RunKey]:
+        """Decide these runs of a batch; returns those whose cached view may be outdated, and must be read first."""
+        wants = [want(run, [item.request for item in batch[run]]) for run in runs]
+        loaded = await self.runs.load(wants, fresh=fresh)
+        env = self._replica.env(self._clock.now(), monotonic_ms())
+        again = []
+        for run, found in zip(runs, loaded, strict=True):
+            decision = self._decide_cached if found.cached else self._decide
+            made = decision(run, batch, found, env)
+            if made is None:
+                again.append(run)
+            else:
+                decided.append((run, batch[run], made))
+        return again
+
+    def _decide_cached(self, run: RunKey, batch: dict[RunKey, list[Item]], found: Loaded, env: Env) -> Decision | None:
+        """Decide on a cached view; None: only what the store has now can tell. A change is checked by its commit."""
+        try:
+            decision = self._try(found, run, batch[run], env)
+        except Exception:
+            return None
+        if decision.change is None:
+            self._replica.failed(decision)
+            return None
+        return decision
 
     def _decide(self, run: RunKey, batch: dict[RunKey, list[Item]], found: Loaded, env: Env) -> Decision:
         """Decide a run's part of the batch. What cannot be decided is found out one by one, and no other run suffers."""
@@ -174,7 +210,7 @@ class Committer:
             return []
         sent = monotonic_ms()
         try:
-            outcomes = await self._store.commit(changes)
+            outcomes = await self.runs.commit(changes)
         except BaseException:
             for _, _, decision in decided:
                 self._replica.failed(decision)
@@ -214,7 +250,7 @@ class Committer:
     async def _drop_orphans(self, run: RunKey, decision: Decision) -> None:
         gone = Change(run, 0, 1, b"", delete=True, timers_del=list(decision.orphans))
         try:
-            await self._store.commit([gone])
+            await self.runs.commit([gone])
         except Unavailable as error:
             _log.warning("orphan_timers_kept", run=str(run), error=str(error))  # they come up again
 

@@ -88,6 +88,10 @@ class Engine:
         self.garbage = 0
 
     # --- requests ----------------------------------------------------------------------------------------------------
+    def submit(self, run: RunKey, request: Request, settle: Callable[[Reply | Exception], None]) -> None:
+        """Have one request decided and committed, in a batch with others. See Committer.submit."""
+        self.committer.submit(run, request, settle)
+
     async def ask(self, run: RunKey, request: Request) -> Reply:
         """Decide and commit one request, in a batch with others.
 
@@ -185,6 +189,8 @@ class Engine:
                 self.earliest_timer_ms = due
                 self.timer_added.set()
         if change.hint is not None:
+            if change.hint.closed and self.hub.on_end is not None and decision.head is not None:
+                self.hub.on_end(run, decision.head, decision.events)
             self.hub.feed([change.hint])
 
     def _publish(self, jobs: Sequence[Job]) -> None:
@@ -210,6 +216,7 @@ class Engine:
                 self.broker.publish(jobs)
 
     def _hinted(self, hints: Sequence[Hint]) -> None:
+        self.committer.runs.cache.hinted(hints)
         for hint in hints:
             self.replica.hinted(hint)
         self._pages.set()
@@ -230,7 +237,12 @@ class Engine:
                 await asyncio.sleep(_RETRY_S)
 
     async def _load(self, wanted: Sequence[Page]) -> None:
-        loaded = await self.store.load([Want(page.run, events_after=page.after) for page in wanted])
+        runs = self.committer.runs
+        wants = [Want(page.run, events_after=page.after) for page in wanted]
+        loaded = await runs.load(wants)
+        stale = [i for i, found in enumerate(loaded) if found.cached and not found.events]
+        for i, found in zip(stale, await runs.load([wants[i] for i in stale], fresh=True), strict=True):
+            loaded[i] = found
         for page, found in zip(wanted, loaded, strict=True):
             if found.head:
                 events = [HistoryEvent.FromString(data) for data in found.events]

@@ -6,8 +6,9 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, cast
 
+from treadle.controlplane.store.cache import HotRuns
 from treadle.controlplane.store.memory import MemoryStore
 from treadle.controlplane.store.port import Change, Loaded, Outcome, Store, Want
 from treadle.controlplane.store.redis import RedisStore
@@ -21,6 +22,18 @@ RUN = RunKey("default", "order-7/α")
 START_MS = 1_800_000_000_000
 
 
+class _Cached:
+    """A store behind a cache of its runs."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        runs = HotRuns(store)
+        self.load, self.commit = runs.load, runs.commit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
 class Case:
     """A kind of store with no data.
 
@@ -28,21 +41,24 @@ class Case:
         kind: Its name.
         url: URL of the server; None: the store in memory.
         cluster: The URL is that of a cluster.
+        cached: Each replica loads and commits through a cache of its own.
     """
 
-    def __init__(self, kind: str, url: str | None, *, cluster: bool = False) -> None:
+    def __init__(self, kind: str, url: str | None, *, cluster: bool = False, cached: bool = False) -> None:
         self.kind = kind
         self.url = url
         self.cluster = cluster
+        self.cached = cached
         self.prefix = f"test-{secrets.token_hex(6)}"
         self._virtual_ms = START_MS
         self._memory = MemoryStore(lambda: self._virtual_ms)
 
     def open(self) -> Store:
         """Return a store; all of one case have the same data, as replicas have."""
-        if self.url is None:
-            return self._memory
-        return RedisStore(self.url, cluster=self.cluster, prefix=self.prefix)
+        store: Store = self._memory
+        if self.url is not None:
+            store = RedisStore(self.url, cluster=self.cluster, prefix=self.prefix)
+        return cast("Store", _Cached(store)) if self.cached else store
 
     def run(self, body: Callable[..., Awaitable[Any]], *, replicas: int = 1) -> None:
         """Run `body` with that many started stores."""

@@ -1,4 +1,4 @@
-"""The four kinds of store: memory, Redis, Redis Cluster of three nodes, and the Valkey of embedded mode."""
+"""The kinds of store: memory, Redis, Redis Cluster of three nodes, the Valkey of embedded mode; two behind a cache."""
 
 from __future__ import annotations
 
@@ -41,10 +41,14 @@ def valkey_url() -> Iterator[str]:
         pytest.param("redis", marks=pytest.mark.redis),
         pytest.param("cluster", marks=pytest.mark.redis),
         pytest.param("valkey", marks=pytest.mark.redis),
+        "cached memory",
+        pytest.param("cached redis", marks=pytest.mark.redis),
     ]
 )
 def case(request: pytest.FixtureRequest) -> Case:
-    if request.param == "memory":
-        return Case("memory", None)
-    url: str = request.getfixturevalue(f"{request.param}_url")
-    return Case(request.param, url, cluster=request.param == "cluster")
+    kind = request.param.rpartition(" ")[2]
+    cached = kind != request.param
+    if kind == "memory":
+        return Case(request.param, None, cached=cached)
+    url: str = request.getfixturevalue(f"{kind}_url")
+    return Case(request.param, url, cluster=kind == "cluster", cached=cached)

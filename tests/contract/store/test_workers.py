@@ -211,4 +211,4 @@ def test_a_record_expires(case: Case) -> None:
         assert await store.silent(ALL, 2**50, 9) == []
         assert await store.workers("default") == []
 
-    case.run(in_memory if case.kind == "memory" else on_redis)
+    case.run(in_memory if case.url is None else on_redis)

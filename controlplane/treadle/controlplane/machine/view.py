@@ -290,6 +290,7 @@ class RunView:
         change = Change(self.run, 0 if not self.loaded.head else self.loaded.revision, self.revision, b"")
         change.not_before_ms = self.not_before_ms
         change.traced = head.sampled
+        change.cold = head.state not in (RUN_STATE_OPEN, RUN_STATE_QUEUED)
         change.restart = self.restart
         for command_id in self._stale_timers:
             change.timers_del.append(command_id)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ("ASIDE_BYTES", "ASIDE_TTL_MS", "PAGE_BYTES", "PAGE_EVENTS", "ROUND_GAP_MS")
+from collections.abc import Sequence
+
+__all__ = ("ASIDE_BYTES", "ASIDE_TTL_MS", "PAGE_BYTES", "PAGE_EVENTS", "ROUND_GAP_MS", "page")
 
 PAGE_EVENTS = 200
 """Events in a page of history at most (scripts/load.lua has it too)."""
@@ -14,3 +16,15 @@ ASIDE_BYTES = 1 << 20
 """What one shard keeps aside at most, of one kind."""
 ASIDE_TTL_MS = 7 * 86_400_000
 """How long it is kept."""
+
+
+def page(events: Sequence[bytes], after: int) -> list[bytes]:
+    """Return the events behind position `after`: at most 200 or 1 MiB, but at least one if there is one."""
+    chosen: list[bytes] = []
+    size = 0
+    for event in events[after : after + PAGE_EVENTS]:
+        size += len(event)
+        if chosen and size > PAGE_BYTES:
+            break
+        chosen.append(event)
+    return chosen

@@ -106,9 +106,7 @@ class MemoryStore(MemoryCore):
     async def workers(self, namespace: str) -> list[WorkerRecord]:
         return self.workers_now(namespace)
 
-    async def register(
-        self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str]
-    ) -> None:
+    async def register(self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str]) -> None:
         self.register_now(namespace, pool, workflows, steps)
 
     async def registry(self, namespace: str) -> Mapping[str, str]:

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from treadle.controlplane.store.limits import (
     ASIDE_BYTES,
     ASIDE_TTL_MS,
-    PAGE_BYTES,
-    PAGE_EVENTS,
     ROUND_GAP_MS,
+    page,
 )
 from treadle.controlplane.store.memory_cursors import MemoryCursors
 from treadle.controlplane.store.memory_state import RunData, State
@@ -43,18 +42,6 @@ __all__ = ("MemoryCore",)
 def wall_clock_ms() -> int:
     """Return milliseconds since 1970."""
     return time.time_ns() // 1_000_000
-
-
-def page(events: Sequence[bytes], after: int) -> list[bytes]:
-    """Return the events behind position `after`: at most 200 or 1 MiB, but at least one if there is one."""
-    chosen: list[bytes] = []
-    size = 0
-    for event in events[after : after + PAGE_EVENTS]:
-        size += len(event)
-        if chosen and size > PAGE_BYTES:
-            break
-        chosen.append(event)
-    return chosen
 
 
 class MemoryCore(MemoryCursors):
@@ -102,7 +89,7 @@ class MemoryCore(MemoryCursors):
         run = state.runs.get(want.run)
         if run is None:
             return Loaded(tombstone=kept[0] if kept is not None and kept[1] > now else None)
-        loaded = Loaded(run.revision, run.head)
+        loaded = Loaded(run.revision, run.head, length=len(run.events))
         if want.all_fields:
             loaded.fields = dict(list(run.fields.items())[: want.field_limit])
         else:

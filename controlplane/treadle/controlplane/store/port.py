@@ -74,6 +74,9 @@ class Loaded:
         event: The event asked for by `event_at`; None when the history is shorter.
         events: The page asked for by `events_after`, in order.
         tombstone: What a deleted run left behind; None when there is none.
+        length: Length of the history.
+        cached: Not read now: another replica may have gone further. A change that was decided on it is checked by its
+            commit; that nothing is to be done must be decided again on what was read.
     """
 
     revision: int = 0
@@ -82,6 +85,8 @@ class Loaded:
     event: bytes | None = None
     events: list[bytes] = field(default_factory=list)
     tombstone: bytes | None = None
+    length: int = field(default=0, compare=False)
+    cached: bool = field(default=False, compare=False)
 
 
 class Hint(msgspec.Struct, frozen=True, array_like=True):
@@ -128,6 +133,7 @@ class Change:
         tombstone: See `delete`.
         tombstone_ms: See `delete`.
         traced: Spans of the run are wanted (see SpanCursors).
+        cold: Nobody is expected to ask for the run soon (it is parked, waits, or is closed): caches need not keep it.
     """
 
     run: RunKey
@@ -150,6 +156,7 @@ class Change:
     tombstone: bytes = b""
     tombstone_ms: int = 0
     traced: bool = False
+    cold: bool = False
 
 
 class Outcome(Enum):
@@ -348,9 +355,7 @@ class WorkerStore(Protocol):
 class Catalog(Protocol):
     """What is registered, indexes, and what is kept aside."""
 
-    async def register(
-        self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str]
-    ) -> None:
+    async def register(self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str]) -> None:
         """Note that these names exist in this pool; kept for ever."""
         ...
 

@@ -95,7 +95,7 @@ class RedisRuns(RedisPart):
 
 
 def _loaded(want: Want, reply: Sequence[Any]) -> Loaded:
-    revision, head, tombstone, event, fields, events = reply
+    revision, head, tombstone, event, fields, events, length = reply
     if revision is None:
         return Loaded(tombstone=tombstone)
     pairs = iter(fields)
@@ -106,4 +106,5 @@ def _loaded(want: Want, reply: Sequence[Any]) -> Loaded:
         fields=found,
         event=event,
         events=events,
+        length=length,
     )

@@ -35,9 +35,7 @@ def open_record(stored: WorkerRecord | None, new: WorkerRecord, now_ms: int) -> 
     return record
 
 
-def close_record(
-    stored: WorkerRecord | None, session_id: str, drained: bool, now_ms: int
-) -> WorkerRecord | None:
+def close_record(stored: WorkerRecord | None, session_id: str, drained: bool, now_ms: int) -> WorkerRecord | None:
     """Return the record closed; None when it names another session. Closing again changes nothing."""
     if stored is None or stored.session_id != session_id:
         return None
@@ -49,16 +47,9 @@ def close_record(
     return record
 
 
-def apply_beat(
-    stored: WorkerRecord | None, beat: Beat, now_ms: int
-) -> tuple[WorkerRecord | None, BeatResult]:
+def apply_beat(stored: WorkerRecord | None, beat: Beat, now_ms: int) -> tuple[WorkerRecord | None, BeatResult]:
     """Return the record after the beat (None: unchanged) and the answer."""
-    if (
-        stored is None
-        or stored.session_id != beat.session_id
-        or stored.closed_ms
-        or stored.beat_sent_ms > beat.sent_ms
-    ):
+    if stored is None or stored.session_id != beat.session_id or stored.closed_ms or stored.beat_sent_ms > beat.sent_ms:
         return None, BeatResult(ignored=True, want_list=False)
     record = WorkerRecord()
     record.CopyFrom(stored)

@@ -1,4 +1,5 @@
--- A batch of wants. Reply, for each: revision, head, tombstone, event, fields as pairs, events; false where nothing is.
+-- A batch of wants. Reply, for each: revision, head, tombstone, event, fields as pairs, events, length of the history;
+-- false where nothing is.
 local PAGE_EVENTS, PAGE_BYTES, READ = 200, 1048576, 32
 
 local function all_fields(run, limit)
@@ -60,7 +61,7 @@ while at <= #blob do
   local run, history = parts[1] .. 'r:' .. parts[2], parts[1] .. 'l:' .. parts[2]
   local first = call('HMGET', run, 'v', 'h')
   if not first[1] then
-    replies[#replies + 1] = {false, false, call('GET', parts[1] .. 't:' .. parts[2]), false, {}, {}}
+    replies[#replies + 1] = {false, false, call('GET', parts[1] .. 't:' .. parts[2]), false, {}, {}, 0}
   else
     replies[#replies + 1] = {
       first[1],
@@ -69,6 +70,7 @@ while at <= #blob do
       event_at > 0 and call('LINDEX', history, event_at - 1),
       flags == 1 and all_fields(run, limit) or named_fields(run, parts, n),
       after >= 0 and page(history, after) or {},
+      call('LLEN', history),
     }
   end
 end
