@@ -19,7 +19,6 @@ from treadle.worker.spans import SpanFacts, Spans
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 FACTS = SpanFacts(
-    traceparent=f"00-{TRACE}-{SPAN}-01",
     pool="p",
     worker_id="w",
     dispatch_id="d1",
@@ -53,7 +52,15 @@ def run(name: str, facts: SpanFacts = FACTS) -> Report:
         executors = Executors("app.py", 1)
         end: asyncio.Future[Report | None] = asyncio.get_running_loop().create_future()
         target = {"good": good, "bad": bad}[name]
-        info = StepInfo(run_id="r", step=name, attempt=2, idempotency_key="k", namespace="ns", command_id="0/x#1")
+        info = StepInfo(
+            run_id="r",
+            step=name,
+            attempt=2,
+            idempotency_key="k",
+            namespace="ns",
+            command_id="0/x#1",
+            traceparent=f"00-{TRACE}-{SPAN}-01",
+        )
         call = Call(
             step=target,
             payload=target.signature.encode_call((), {}),
@@ -91,7 +98,7 @@ def test_the_span_hangs_under_the_attempt(exported: InMemorySpanExporter) -> Non
 
 
 def test_a_failure_in_a_thread_colours_its_span(exported: InMemorySpanExporter) -> None:
-    assert run("bad", SpanFacts(traceparent=FACTS.traceparent)).kind == "failed"
+    assert run("bad", SpanFacts()).kind == "failed"
     (span,) = exported.get_finished_spans()
     assert span.kind is SpanKind.INTERNAL and span.status.status_code is StatusCode.ERROR
     assert span.attributes is not None and span.attributes["error.type"] == "ValueError"

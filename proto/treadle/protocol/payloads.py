@@ -9,6 +9,8 @@ The bytes of a value are the same in every process: sets are sorted, dicts keep 
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
@@ -20,7 +22,7 @@ import msgspec
 from treadle.protocol.errors import PayloadError
 from treadle.v1.common_pb2 import Payload
 
-__all__ = ("MAX_PAYLOAD_BYTES", "Codec", "decode", "encode", "may_hold_sets")
+__all__ = ("MAX_PAYLOAD_BYTES", "Codec", "decode", "decoder", "encode", "encode_bytes", "may_hold_sets")
 
 MAX_PAYLOAD_BYTES: Final = 1 << 20
 """Largest payload in bytes, 1 MiB: what is larger belongs into a file or object store, with its address passed on."""
@@ -71,7 +73,14 @@ _SORTING: Final = msgspec.json.Encoder(enc_hook=_to_builtin, order="deterministi
 def encode(
     value: Any, *, what: str, limit: int = MAX_PAYLOAD_BYTES, sets: bool = True, fields: bool = False
 ) -> Payload:
-    """Return the value as a payload.
+    """Return the value as a payload; see `encode_bytes`."""
+    return Payload(data=encode_bytes(value, what=what, limit=limit, sets=sets, fields=fields))
+
+
+def encode_bytes(
+    value: Any, *, what: str, limit: int = MAX_PAYLOAD_BYTES, sets: bool = True, fields: bool = False
+) -> bytes:
+    """Return the value as JSON.
 
     Args:
         value: Any value that JSON by type hints can carry.
@@ -85,7 +94,7 @@ def encode(
     """
     try:
         data = _ENCODER.encode(value)
-        if sets and not _is_sorted(value, data):
+        if sets and _can_hold_sets(value) and not _is_sorted(value, data):
             data = _ENCODER.encode(_without_sets(value))
     except Exception as error:  # hooks and properties of user types may raise anything
         path, culprit = _culprit(value)
@@ -100,7 +109,7 @@ def encode(
             f"{what}: {len(data):,} bytes of JSON are more than the limit of {limit:,}{where}. Store it elsewhere (file, "
             "object store, database) and pass its address"
         )
-    return Payload(data=data)
+    return data
 
 
 def decode(payload: Payload, type_: Any, *, what: str) -> Any:
@@ -164,6 +173,33 @@ def _holds_sets(info: Any, seen: set[Any]) -> bool:
     parts += getattr(info, "types", ())
     parts += [field.type for field in getattr(info, "fields", ())]
     return any(_holds_sets(part, seen) for part in parts if part is not None)
+
+
+_ATOMS: Final[frozenset[type]] = frozenset(
+    (
+        str,
+        int,
+        float,
+        bool,
+        type(None),
+        bytes,
+        datetime.datetime,
+        datetime.date,
+        datetime.time,
+        datetime.timedelta,
+        uuid.UUID,
+    )
+)
+
+
+def _can_hold_sets(value: Any) -> bool:
+    """Whether a set may be somewhere in the value; plain dicts and lists of plain values are quick to look through."""
+    kind = type(value)
+    if kind is dict:
+        value = value.values()
+    elif kind is not list and kind is not tuple:
+        return kind not in _ATOMS
+    return not _ATOMS.issuperset(map(type, value)) and any(map(_can_hold_sets, value))
 
 
 def _is_sorted(value: Any, data: bytes) -> bool:

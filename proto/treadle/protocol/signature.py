@@ -10,13 +10,13 @@ from typing import Any, Final, cast
 import msgspec
 
 from treadle.protocol.errors import ConfigError, PayloadError
-from treadle.protocol.payloads import MAX_PAYLOAD_BYTES, decode, decoder, encode, may_hold_sets
+from treadle.protocol.payloads import MAX_PAYLOAD_BYTES, decode, decoder, encode, encode_bytes, may_hold_sets
 from treadle.v1.common_pb2 import Payload
 
 __all__ = ("Signature",)
 
 _RAW: Final = dict[str, msgspec.Raw]
-_RESERVED: Final = ("*",)
+_MISSING: Final = object()
 
 
 class Signature:
@@ -32,7 +32,20 @@ class Signature:
         ConfigError: It has `*args` or `**kwargs`, or a hint cannot be resolved or decoded.
     """
 
-    __slots__ = ("_decoders", "_names", "_positional", "_sets", "_signature", "returns", "returns_sets", "what")
+    __slots__ = (
+        "_call",
+        "_decode",
+        "_decoders",
+        "_defaults",
+        "_names",
+        "_positional",
+        "_result",
+        "_sets",
+        "_signature",
+        "returns",
+        "returns_sets",
+        "what",
+    )
 
     def __init__(self, function: Callable[..., Any], *, what: str) -> None:
         self.what = what
@@ -51,6 +64,11 @@ class Signature:
         self._sets = any(map(may_hold_sets, self._decoders.values()))
         self.returns: Any = _checked(hints.get("return", Any), f"{what}: its result")
         self.returns_sets = may_hold_sets(self.returns)
+        self._result = f"{what}: its result"
+        self._decode: Callable[[bytes], Any] = decoder(self.returns)
+        parameters = self._signature.parameters.values()
+        self._defaults = tuple((i, p.default) for i, p in enumerate(parameters) if p.default is not p.empty)
+        self._call = _call_decoder(self._decoders, {self._names[i] for i, _ in self._defaults})
 
     def encode_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, limit: int = MAX_PAYLOAD_BYTES) -> Payload:
         """Return the arguments as they go over the wire; defaults are left to the callee.
@@ -59,6 +77,12 @@ class Signature:
             TypeError: Arguments are missing, too many or unknown, as in an ordinary call.
             PayloadError: An argument cannot be encoded, or they are too large together.
         """
+        return Payload(data=self.encode_arguments(args, kwargs, limit=limit))
+
+    def encode_arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, limit: int = MAX_PAYLOAD_BYTES
+    ) -> bytes:
+        """The same as bytes, without a message around them."""
         if kwargs or len(args) != self._positional or len(self._names) != self._positional:
             try:
                 named = self._signature.bind(*args, **kwargs).arguments
@@ -66,7 +90,7 @@ class Signature:
                 raise TypeError(f"{self.what}: {error}") from None
         else:
             named = dict(zip(self._names, args, strict=True))
-        return encode(named, what=self.what, limit=limit, sets=self._sets, fields=True)
+        return encode_bytes(named, what=self.what, limit=limit, sets=self._sets, fields=True)
 
     def decode_call(self, payload: Payload) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return (args, kwargs) to call the function with, each argument as its hint says.
@@ -74,6 +98,28 @@ class Signature:
         Raises:
             PayloadError: An argument is missing, unknown, or does not fit its type; names it.
         """
+        data = payload.data
+        if data and not payload.encoding:
+            try:
+                values = msgspec.structs.astuple(self._call(data))
+            except Exception:  # told below, argument by argument
+                pass
+            else:
+                return self._split(values)
+        return self._decode_slowly(payload)
+
+    def _split(self, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Put defaults where nothing was given, and names to keyword-only parameters."""
+        for index, default in self._defaults:
+            if values[index] is _MISSING:
+                values = (*values[:index], default, *values[index + 1 :])
+        count = self._positional
+        if count == len(values):
+            return values, {}
+        return values[:count], dict(zip(self._names[count:], values[count:], strict=True))
+
+    def _decode_slowly(self, payload: Payload) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Argument by argument, so that an error can name it."""
         if not payload.data:
             given: dict[str, msgspec.Raw] = {}
         else:
@@ -105,7 +151,7 @@ class Signature:
         Raises:
             PayloadError: It cannot be encoded or is too large.
         """
-        return encode(value, what=f"{self.what}: its result", limit=limit, sets=self.returns_sets)
+        return encode(value, what=self._result, limit=limit, sets=self.returns_sets)
 
     def decode_result(self, payload: Payload) -> Any:
         """Return the result as the return hint says.
@@ -113,7 +159,23 @@ class Signature:
         Raises:
             PayloadError: It does not fit.
         """
-        return decode(payload, self.returns, what=f"{self.what}: its result")
+        if not payload.encoding:
+            try:
+                return self._decode(payload.data or b"null")
+            except Exception:  # told below
+                pass
+        return decode(payload, self.returns, what=self._result)
+
+
+def _call_decoder(types: dict[str, Any], optional: set[str]) -> Callable[[bytes], Any]:
+    """The function that decodes all arguments at once, in the order of the parameters."""
+    places = {name: f"p{index}" for index, name in enumerate(types)}  # a parameter may have any name
+    fields: list[Any] = [
+        (places[name], type_, _MISSING) if name in optional else (places[name], type_) for name, type_ in types.items()
+    ]
+    renamed = {place: name for name, place in places.items()}
+    struct = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True, rename=renamed)
+    return decoder(struct)
 
 
 def _hints(function: Callable[..., Any], what: str) -> dict[str, Any]:

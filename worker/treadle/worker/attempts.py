@@ -7,12 +7,12 @@ from collections.abc import Callable
 from statistics import median
 from typing import Final
 
-from treadle.protocol.ids import idempotency_key, span_id, trace_id
 from treadle.protocol.topology import queue_of
+from treadle.v1.job_pb2 import Job
 from treadle.worker.app import Registry
 from treadle.worker.clock import monotonic_ms
 from treadle.worker.core.port import Report, StartAttempt, StartLocal, WorkerCorePort
-from treadle.worker.current import StepInfo
+from treadle.worker.current import LazyInfo
 from treadle.worker.executors import Call, Executors, Running
 from treadle.worker.spans import SpanFacts
 
@@ -56,6 +56,7 @@ class Attempts:
         self._pool = pool
         self._worker_id = worker_id
         self._broker = broker
+        self._facts = SpanFacts(pool=pool, worker_id=worker_id)
         self._pool_steps: dict[bytes, Running] = {}
         self._local_steps: dict[tuple[bytes, str], Running] = {}
         self._durations: deque[int] = deque(maxlen=_LOOK_BACK)
@@ -69,7 +70,17 @@ class Attempts:
         """Start an attempt of a pool step."""
         attempt = action.attempt
         job, token = attempt.job, attempt.token
-        info = self._info(job.run_id, job.incarnation, job.name, job.command_id, attempt.number, job.try_number)
+        name = job.name
+        info = LazyInfo(
+            job.run_id,
+            job.incarnation,
+            name,
+            attempt.number,
+            self._namespace,
+            job.command_id,
+            job.try_number,
+            attempt.traceparent,
+        )
 
         def ended(report: Report | None) -> None:
             self._pool_steps.pop(token, None)
@@ -79,21 +90,14 @@ class Attempts:
             self._changed()
 
         call = Call(
-            step=self._steps[job.name],
+            step=self._steps[name],
             payload=job.input,
             info=info,
             may_start=lambda: self._core.may_start(token, monotonic_ms()),
             ended=ended,
             timeout_ms=job.timeout_ms,
             alone=attempt.alone,
-            facts=SpanFacts(
-                traceparent=attempt.traceparent,
-                pool=self._pool,
-                worker_id=self._worker_id,
-                dispatch_id=job.dispatch_id,
-                queue=queue_of(job).name,
-                broker=self._broker,
-            ),
+            facts=self._facts_of(job) if self._executors.spans.enabled else self._facts,
         )
         running = self._executors.start(call)
         if not running.done:
@@ -103,12 +107,21 @@ class Attempts:
         """Start a try of a local step."""
         asked, token = action.call, action.owner_token
         key = (token, asked.command_id)
-        info = self._info(
-            action.run_id, action.incarnation, asked.name, asked.command_id, action.attempt, asked.try_number
+        info = LazyInfo(
+            action.run_id,
+            action.incarnation,
+            asked.name,
+            action.attempt,
+            self._namespace,
+            asked.command_id,
+            asked.try_number,
+            None,
         )
 
+        running: Running | None = None
+
         def ended(report: Report | None) -> None:
-            if self._local_steps.get(key) is self_[0]:
+            if running is not None and self._local_steps.get(key) is running:
                 del self._local_steps[key]
             if report is None:
                 self._core.local_refused(token, asked.command_id, monotonic_ms())
@@ -125,10 +138,9 @@ class Attempts:
             timeout_ms=asked.timeout_ms,
             alone=action.alone,
             local=True,
-            facts=SpanFacts(traceparent=self._traceparent(info, action), pool=self._pool, worker_id=self._worker_id),
+            facts=self._facts,
         )
-        self_: list[Running | None] = [None]
-        running = self_[0] = self._executors.start(call)
+        running = self._executors.start(call)
         if not running.done:
             self._local_steps[key] = running
 
@@ -144,20 +156,11 @@ class Attempts:
         if running is not None:
             running.cancel(reason)
 
-    def _info(
-        self, run_id: str, incarnation: int, step: str, command_id: str, attempt: int, try_number: int
-    ) -> StepInfo:
-        return StepInfo(
-            run_id=run_id,
-            step=step,
-            attempt=attempt,
-            idempotency_key=idempotency_key(self._namespace, run_id, incarnation, command_id),
-            namespace=self._namespace,
-            command_id=command_id,
-            try_number=try_number,
+    def _facts_of(self, job: Job) -> SpanFacts:
+        return SpanFacts(
+            pool=self._pool,
+            worker_id=self._worker_id,
+            dispatch_id=job.dispatch_id,
+            queue=queue_of(job).name,
+            broker=self._broker,
         )
-
-    def _traceparent(self, info: StepInfo, action: StartLocal) -> str:
-        """The attempt's span of a local step: made from history later, under ids that are known now."""
-        where = (self._namespace, info.run_id, action.incarnation)
-        return f"00-{trace_id(*where)}-{span_id(*where, f'step/{info.command_id}/{info.attempt}')}-01"

@@ -25,7 +25,7 @@ from treadle.worker.bodies import failed, run_async, run_sync
 from treadle.worker.child_wire import HEADER_BYTES, Cancel, Ended, Ready, Run, ToChild, ToParent, pack, unpack
 from treadle.worker.core.port import Report
 from treadle.worker.current import STEP_INFO, StepInfo
-from treadle.worker.logs import configure_logging, step_lines
+from treadle.worker.logs import configure_logging
 from treadle.worker.spans import Spans, set_up
 from treadle.worker.steps import Step
 
@@ -64,7 +64,7 @@ class Child:
         self._info = run.info
         STEP_INFO.set(run.info)
         try:
-            with step_lines(run.info, run.traceparent), self._spans.under(run.traceparent):
+            with self._spans.under(run.info.traceparent):
                 step = self._steps.get(run.step)
                 if step is None:
                     return failed(LookupError(f"the app has no step {run.step!r} any more"), run.info, 0)

@@ -17,13 +17,13 @@ HEADER_BYTES: Final = 4
 
 
 class Run(msgspec.Struct, tag="run", frozen=True):
-    """Run one attempt. `payload`: a Payload in binary form; `info`: what the step may know; `limit`: of the result's bytes."""
+    """Run one attempt. `payload`: a Payload in binary form; `info`: what the step may know, under the span of the worker;
+    `limit`: of the result's bytes."""
 
     step: str
     payload: bytes
     info: StepInfo
     limit: int
-    traceparent: str = ""
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):

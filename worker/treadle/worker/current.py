@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from treadle.protocol.errors import ConfigError
+from treadle.protocol.ids import idempotency_key, span_id, trace_id
 from treadle.worker.loop.durable_loop import DurableLoop
 
 if TYPE_CHECKING:
     from treadle.worker.loop.execution import WorkflowExecution
 
-__all__ = ("STEP_INFO", "StepInfo", "current_execution", "now", "random", "step_info", "uuid4")
+__all__ = ("STEP_INFO", "LazyInfo", "StepInfo", "current_execution", "now", "random", "step_info", "uuid4")
 
 
 @dataclass(slots=True)
@@ -33,6 +34,7 @@ class StepInfo:
         namespace: Namespace of the run.
         command_id: Which call of the run it is ("0/validate#1").
         try_number: 1 + failures so far.
+        traceparent: Context of the attempt's span, as W3C writes it; "" when there is none.
     """
 
     run_id: str
@@ -43,6 +45,46 @@ class StepInfo:
     namespace: str = ""
     command_id: str = ""
     try_number: int = 1
+    traceparent: str = ""
+
+
+class LazyInfo(StepInfo):
+    """The same; what must be hashed is made when somebody asks for it, which most steps never do."""
+
+    __slots__ = ("_incarnation", "_traceparent")
+
+    def __init__(
+        self,
+        run_id: str,
+        incarnation: int,
+        step: str,
+        attempt: int,
+        namespace: str,
+        command_id: str,
+        try_number: int,
+        traceparent: str | None,
+    ) -> None:
+        """`traceparent`: None for a local step, whose span is made from the history later, under ids that are known now."""
+        self.run_id = run_id
+        self.step = step
+        self.attempt = attempt
+        self.cancel_reason = ""
+        self.namespace = namespace
+        self.command_id = command_id
+        self.try_number = try_number
+        self._incarnation = incarnation
+        self._traceparent = traceparent
+
+    @property
+    def idempotency_key(self) -> str:  # type: ignore[override]
+        return idempotency_key(self.namespace, self.run_id, self._incarnation, self.command_id)
+
+    @property
+    def traceparent(self) -> str:  # type: ignore[override]
+        if self._traceparent is None:
+            where = (self.namespace, self.run_id, self._incarnation)
+            self._traceparent = f"00-{trace_id(*where)}-{span_id(*where, f'step/{self.command_id}/{self.attempt}')}-01"
+        return self._traceparent
 
 
 STEP_INFO: Final[ContextVar[StepInfo | None]] = ContextVar("treadle_step_info", default=None)

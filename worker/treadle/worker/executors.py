@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
@@ -23,7 +23,7 @@ from treadle.worker.child_wire import Run
 from treadle.worker.children import Child, ChildDied, Children
 from treadle.worker.core.port import Report
 from treadle.worker.current import STEP_INFO, StepInfo
-from treadle.worker.logs import step_lines
+from treadle.worker.eager import start_now
 from treadle.worker.spans import SpanFacts, Spans
 from treadle.worker.steps import Step
 from treadle.worker.threads import Job, StepThread, Threads
@@ -36,9 +36,12 @@ CUT_OFF_S: Final = 2.0
 _log = structlog.stdlib.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+_NO_FACTS: Final = SpanFacts()
+
+
+@dataclass(slots=True, kw_only=True)
 class Call:
-    """One attempt, as the executors see it.
+    """One attempt, as the executors see it. (Not frozen: one is made for each step, and freezing triples its price.)
 
     Attributes:
         step: The step.
@@ -60,11 +63,25 @@ class Call:
     timeout_ms: int = 0
     alone: bool = False
     local: bool = False
-    facts: SpanFacts = field(default_factory=SpanFacts)
+    facts: SpanFacts = _NO_FACTS
 
 
 class Running:
     """A call under way. `cancel` cuts it off; it ends through `ended` all the same."""
+
+    __slots__ = (
+        "_began",
+        "_killer",
+        "_timers",
+        "call",
+        "child",
+        "done",
+        "loop",
+        "overdue",
+        "started",
+        "task",
+        "thread",
+    )
 
     def __init__(self, call: Call, loop: asyncio.AbstractEventLoop) -> None:
         self.call = call
@@ -76,7 +93,7 @@ class Running:
         self.thread: tuple[Threads, StepThread] | None = None
         self.overdue = False
         self._began = 0.0
-        self._timers: list[asyncio.TimerHandle] = []
+        self._timers: list[asyncio.TimerHandle] | None = None
         self._killer: asyncio.Task[None] | None = None
 
     def start(self) -> bool:
@@ -87,8 +104,14 @@ class Running:
         self.started = True
         self._began = self.loop.time()
         if self.call.timeout_ms:
-            self._timers.append(self.loop.call_later(self.call.timeout_ms / 1000, self._time_out))
+            self._later(self.call.timeout_ms / 1000, self._time_out)
         return True
+
+    def _later(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Do something unless the call has ended by then."""
+        if self._timers is None:
+            self._timers = []
+        self._timers.append(self.loop.call_later(delay_s, action))
 
     def cancel(self, reason: str) -> None:
         """Tell the code to end. Before its start it will not start; a thread can only be asked (`step_info()`)."""
@@ -99,15 +122,16 @@ class Running:
             return
         self._cut(reason)
         if self.thread is None or reason == "drain":
-            self._timers.append(self.loop.call_later(CUT_OFF_S, self._give_up))
+            self._later(CUT_OFF_S, self._give_up)
 
     def end(self, report: Report | None) -> None:
         """Tell the end, unless it was told already."""
         if self.done:
             return
         self.done = True
-        for timer in self._timers:
-            timer.cancel()
+        if self._timers is not None:
+            for timer in self._timers:
+                timer.cancel()
         self.call.ended(report)
 
     def _time_out(self) -> None:
@@ -118,7 +142,7 @@ class Running:
             self._give_up()
             return
         self._cut("timed out")
-        self._timers.append(self.loop.call_later(CUT_OFF_S, self._give_up))
+        self._later(CUT_OFF_S, self._give_up)
 
     def _cut(self, reason: str) -> None:
         if self.child is not None:
@@ -154,11 +178,10 @@ class Running:
 
     def verdict(self, report: Report | None) -> Report:
         """What is reported when the code ended with `report`, or did not end."""
-        took = round((self.loop.time() - self._began) * 1000)
         if self.overdue:
             return timed_out(self.call.step.name, self.call.timeout_ms)
         if report is None:
-            return cut_off(self.call.info.cancel_reason, took)
+            return cut_off(self.call.info.cancel_reason, round((self.loop.time() - self._began) * 1000))
         return report
 
 
@@ -185,13 +208,13 @@ class Executors:
         self._context = contextvars.copy_context()
 
     def start(self, call: Call) -> Running:
-        """Start a call; returns at once. Must be called on the event loop."""
+        """Start a call; returns at once, or when async code first suspends. Must be called on the event loop."""
         loop = asyncio.get_running_loop()
         running = Running(call, loop)
         if call.alone or call.step.executor == "process":
-            running.task = self._spawn(running, self._in_process(running))
+            self._spawn(running, self._in_process(running))
         elif call.step.executor == "async":
-            running.task = self._spawn(running, self._on_loop(running))
+            self._spawn(running, self._on_loop(running))
         else:
             threads = self._local_threads if call.local else self._pool_threads
             threads.enter(lambda thread: self._in_thread(running, threads, thread))
@@ -212,16 +235,15 @@ class Executors:
         self._local_threads.close()
         await self.children.close()
 
-    def _spawn(self, running: Running, body: object) -> asyncio.Task[None]:
+    def _spawn(self, running: Running, body: Coroutine[Any, Any, None]) -> None:
         # A context of its own: what a step sets must not be seen by the next one.
-        task: asyncio.Task[None] = running.loop.create_task(
-            body,  # type: ignore[arg-type]
-            name=f"step {running.call.step.name}",
-            context=self._context.copy(),
-        )
-        self._tasks.add(task)
-        task.add_done_callback(lambda done: self._done(done, running))
-        return task
+        task = start_now(body, name=running.call.step.name, context=self._context.copy())
+        running.task = task
+        if task.done():
+            self._done(task, running)
+        else:
+            self._tasks.add(task)
+            task.add_done_callback(lambda done: self._done(done, running))
 
     def _done(self, task: asyncio.Task[None], running: Running) -> None:
         self._tasks.discard(task)
@@ -241,7 +263,7 @@ class Executors:
         except PayloadError as error:
             wrong = error
         STEP_INFO.set(call.info)
-        with step_lines(call.info, call.facts.traceparent), self.spans.process(call.facts) as outcome:
+        with self.spans.process(call.facts) as outcome:
             if not running.start():
                 outcome.name = "released"
                 return
@@ -273,7 +295,7 @@ class Executors:
 
     def _body(self, call: Call, limit: int) -> Report:
         STEP_INFO.set(call.info)
-        with step_lines(call.info, call.facts.traceparent), self.spans.process(call.facts) as outcome:
+        with self.spans.process(call.facts) as outcome:
             report = run_sync(call.step, call.payload, call.info, limit)
             outcome.name, outcome.error_type = outcome_of(report)
         return report
@@ -304,7 +326,7 @@ class Executors:
         fit = False
         try:
             STEP_INFO.set(call.info)
-            with step_lines(call.info, call.facts.traceparent), self.spans.process(call.facts) as outcome:
+            with self.spans.process(call.facts) as outcome:
                 if not running.start():
                     fit = True  # it is kept: the next attempt need not wait for the import again
                     outcome.name = "released"
@@ -318,15 +340,28 @@ class Executors:
             running.child = None
             await self.children.give_back(child, fit=fit)
 
+    def _info_for_child(self, info: StepInfo) -> StepInfo:
+        """What the step may know, under the span of this process."""
+        return StepInfo(
+            run_id=info.run_id,
+            step=info.step,
+            attempt=info.attempt,
+            idempotency_key=info.idempotency_key,
+            cancel_reason=info.cancel_reason,
+            namespace=info.namespace,
+            command_id=info.command_id,
+            try_number=info.try_number,
+            traceparent=self.spans.traceparent(info.traceparent),
+        )
+
     async def _ask(self, child: Child, running: Running) -> Report:
         call = running.call
         began = time.perf_counter()
         run = Run(
             step=call.step.name,
             payload=call.payload.SerializeToString(),
-            info=call.info,
+            info=self._info_for_child(call.info),
             limit=self.max_payload_bytes,
-            traceparent=self.spans.traceparent(call.facts.traceparent),
         )
         try:
             return (await child.run(run)).report()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from collections.abc import MutableMapping
+from typing import Any, Final
 
 import structlog
 
-from treadle.worker.current import StepInfo
+from treadle.worker.current import STEP_INFO
 
-__all__ = ("configure_logging", "step_lines")
+__all__ = ("configure_logging", "of_step")
 
 _NOISY: Final = ("aio_pika", "aiormq", "asyncio", "grpc")
 
@@ -28,6 +27,7 @@ def configure_logging(*, level: str = "info", human: bool | None = None) -> None
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        of_step,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -57,14 +57,20 @@ def configure_logging(*, level: str = "info", human: bool | None = None) -> None
         logging.getLogger(noisy).setLevel(max(number, logging.WARNING))
 
 
-@contextmanager
-def step_lines(info: StepInfo, traceparent: str) -> Iterator[None]:
-    """Every line that is logged inside carries run, step, attempt, trace_id and span_id."""
-    _, trace, span, _ = traceparent.split("-") if traceparent.count("-") == 3 else ("", "", "", "")
-    tokens = structlog.contextvars.bind_contextvars(
-        run=info.run_id, step=info.step, attempt=info.attempt, trace_id=trace, span_id=span
-    )
-    try:
-        yield
-    finally:
-        structlog.contextvars.reset_contextvars(**tokens)
+def of_step(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A processor for structlog: a line that is written in a step names its run, step, attempt, trace and span.
+
+    Put it into the chain of an app that configures structlog by itself.
+    """
+    info = STEP_INFO.get()
+    if info is not None:
+        _, trace, span, _ = info.traceparent.split("-") if info.traceparent.count("-") == 3 else ("", "", "", "")
+        for key, value in (
+            ("run", info.run_id),
+            ("step", info.step),
+            ("attempt", info.attempt),
+            ("trace_id", trace),
+            ("span_id", span),
+        ):
+            line.setdefault(key, value)
+    return line

@@ -7,7 +7,7 @@ raises is logged once and forgotten. Without a configured provider nothing is ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,10 +28,9 @@ _log = structlog.stdlib.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpanFacts:
-    """What a span says about its attempt.
+    """What a span says about its attempt, beside what the step may know of it.
 
     Attributes:
-        traceparent: Context of the attempt's span; "" when there is none.
         pool: Pool of the worker.
         worker_id: The process.
         dispatch_id: Id of the message that brought the job; "" for local steps.
@@ -39,7 +38,6 @@ class SpanFacts:
         broker: (host, port) of RabbitMQ; None when it came down the session.
     """
 
-    traceparent: str = ""
     pool: str = ""
     worker_id: str = ""
     dispatch_id: str = ""
@@ -62,6 +60,10 @@ class Outcome:
         self.error_type = ""
 
 
+_NOTHING: Final = nullcontext(Outcome())
+"""Instead of a span; what is said of the outcome is heard by nobody."""
+
+
 class Spans:
     """Makes the spans. Look at `traceparent` inside `process` for the context that goes on to other processes."""
 
@@ -74,16 +76,16 @@ class Spans:
         """Whether anybody wants spans."""
         return self._tracer is not None
 
+    def process(self, facts: SpanFacts) -> AbstractContextManager[Outcome]:
+        """A span around user code; current inside. Call it where `STEP_INFO` is set."""
+        return _NOTHING if self._tracer is None else self._process(self._tracer, facts)
+
     @contextmanager
-    def process(self, facts: SpanFacts) -> Iterator[Outcome]:
-        """A span around user code; current inside."""
-        outcome = Outcome()
-        if self._tracer is None:
-            yield outcome
-            return
+    def _process(self, tracer: Tracer, facts: SpanFacts) -> Iterator[Outcome]:
         from opentelemetry import context as otel_context
 
-        opened = self._open(self._tracer, facts)
+        outcome = Outcome()
+        opened = self._open(tracer, facts)
         if opened is None:
             yield outcome
             return
@@ -126,7 +128,7 @@ class Spans:
         try:
             from opentelemetry.trace import Link, SpanKind, get_current_span, set_span_in_context
 
-            parent = _remote(facts.traceparent)
+            parent = _remote(info.traceparent)
             creation = get_current_span(parent).get_span_context()
             links = [Link(creation, {"treadle.link.type": "creation_context"})] if creation.is_valid else []
             span = tracer.start_span(
@@ -157,7 +159,9 @@ class Spans:
     def _complain(self, error: Exception) -> None:
         if not self._complained:
             self._complained = True
-            _log.warning("telemetry_failed", error=f"{type(error).__name__}: {error}", remedy="steps go on without spans")
+            _log.warning(
+                "telemetry_failed", error=f"{type(error).__name__}: {error}", remedy="steps go on without spans"
+            )
 
 
 def set_up(environ: Mapping[str, str], *, service: str, worker_id: str) -> Callable[[], None] | None:

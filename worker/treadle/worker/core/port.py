@@ -203,16 +203,7 @@ class Note:
 
 
 Action = (
-    Ack
-    | GiveBack
-    | Consume
-    | StartAttempt
-    | CancelAttempt
-    | StartLocal
-    | CancelLocal
-    | ReopenSession
-    | Drained
-    | Note
+    Ack | GiveBack | Consume | StartAttempt | CancelAttempt | StartLocal | CancelLocal | ReopenSession | Drained | Note
 )
 
 
