@@ -138,8 +138,12 @@ def test_what_to_do_when_the_id_is_taken() -> None:
             anew = await client.start(ship, Parcel("A", 1), id="p", on_conflict="terminate_existing")
             assert anew.incarnation != first.incarnation
             await host.finish("p", result=b'{"to":"A","grams":1}')
-            with pytest.raises(NotFound, match="started anew"):
+            with pytest.raises(RunTerminated, match="replaced by a new start"):
                 await first.result(timeout=20)
+            late: RunHandle[Parcel] = RunHandle(client, "p", incarnation=first.incarnation)
+            for timeout in (20, 0):
+                with pytest.raises(NotFound, match="started anew"):
+                    await late.result(timeout=timeout)
             with pytest.raises(FieldInvalid, match="on_conflict"):
                 await client.start(ship, Parcel("A", 1), on_conflict=cast("Any", "replace"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Iterable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import grpc
 
@@ -13,6 +13,7 @@ from treadle.client.calls import OnConflict, P, WorkflowLike, start_request
 from treadle.client.config import CALL_TIMEOUT_S, DEFAULT_TARGET, Tls, auth_metadata, open_channel
 from treadle.client.runs import RunHandle
 from treadle.client.status import from_rpc_error
+from treadle.client.stream import RunStream
 from treadle.client.views import RunInfo, RunPage, RunStatus, run_info, to_ms
 from treadle.protocol.errors import ConfigError
 from treadle.protocol.ids import check_name
@@ -78,7 +79,7 @@ class Client:
         self._tls = tls
         self._insecure = insecure
         self._closed = False
-        self._link: tuple[grpc.aio.Channel, RunServiceAsyncStub, PoolServiceAsyncStub] | None = None
+        self._link: _Link | None = None
 
     @classmethod
     def from_env(cls) -> Client:
@@ -100,8 +101,9 @@ class Client:
         """Close the connection; what is under way is cancelled. Idempotent."""
         self._closed = True
         if self._link is not None:
-            (channel, *_), self._link = self._link, None
-            await channel.close()
+            link, self._link = self._link, None
+            await link.stream.close()
+            await link.channel.close()
 
     # With options, arguments are positional: a checker cannot tell keywords of the workflow from keywords of `start`.
     @overload
@@ -205,22 +207,16 @@ class Client:
             Refused: A limit of the control plane is reached, or the token does not allow it.
             Unavailable: The control plane does not answer.
         """
-        request = start_request(
-            workflow,
-            args,
-            kwargs,
-            namespace=self.namespace,
-            id=id,
-            on_conflict=on_conflict,
-            pool=pool,
+        number, run_id, answer = await self.stream.start(
+            lambda: start_request(workflow, args, kwargs, id=id, on_conflict=on_conflict, pool=pool)
         )
-        answer = await self.call(self.stub.StartRun, request)
         return RunHandle(
             self,
-            request.run_id,
-            incarnation=answer.run.incarnation,
-            existed=not answer.started,
+            run_id,
+            incarnation=answer.incarnation,
+            existed=answer.existed,
             signature=None if isinstance(workflow, str) else workflow.signature,
+            number=number,
         )
 
     @overload
@@ -322,12 +318,17 @@ class Client:
     @property
     def stub(self) -> RunServiceAsyncStub:
         """RunService on this client's channel."""
-        return self._open()[1]
+        return self._open().runs
 
     @property
     def pool_stub(self) -> PoolServiceAsyncStub:
         """PoolService on this client's channel."""
-        return self._open()[2]
+        return self._open().pools
+
+    @property
+    def stream(self) -> RunStream:
+        """The stream over which runs are started and their ends are told."""
+        return self._open().stream
 
     async def call(
         self,
@@ -347,10 +348,19 @@ class Client:
         except grpc.RpcError as error:
             raise from_rpc_error(error, target=self.target) from error
 
-    def _open(self) -> tuple[grpc.aio.Channel, RunServiceAsyncStub, PoolServiceAsyncStub]:
+    def _open(self) -> _Link:
         if self._closed:
             raise ConfigError("this client is closed: make a new one")
         if self._link is None:
             channel = open_channel(self.target, tls=self._tls, insecure=self._insecure)
-            self._link = channel, RunServiceStub(channel), PoolServiceStub(channel)
+            runs = RunServiceStub(channel)
+            stream = RunStream(runs, target=self.target, namespace=self.namespace, metadata=self.metadata)
+            self._link = _Link(channel, runs, PoolServiceStub(channel), stream)
         return self._link
+
+
+class _Link(NamedTuple):
+    channel: grpc.aio.Channel
+    runs: RunServiceAsyncStub
+    pools: PoolServiceAsyncStub
+    stream: RunStream

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Awaitable, Mapping
+from functools import lru_cache
 from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar
-from uuid import uuid4
 
 from treadle.protocol.errors import ConfigError, FieldInvalid
 from treadle.protocol.ids import check_run_id
@@ -39,6 +40,7 @@ _POLICIES: Final[dict[str, ConflictPolicy.ValueType]] = {
     "allow_closed": CONFLICT_POLICY_ALLOW_CLOSED,
 }
 _CROCKFORD: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS: Final = tuple(high + low for high in _CROCKFORD for low in _CROCKFORD)
 
 
 class WorkflowLike(Protocol[P, R_co]):
@@ -66,13 +68,18 @@ class WorkflowLike(Protocol[P, R_co]):
 
 def new_run_id(workflow: str) -> str:
     """Return a fresh id that sorts by time: "<workflow>-<48 bits of time, 50 random bits, in base 32>"."""
-    number = (int(time.time() * 1000) << 50) | (int.from_bytes(os.urandom(7), "big") >> 6)
-    digits = ""
-    for _ in range(20):
-        number, digit = divmod(number, 32)
-        digits = _CROCKFORD[digit] + digits
-    stem = re.sub(r"[^A-Za-z0-9_.-]", "-", workflow)[:120]
-    return f"{stem}-{digits}"
+    return _run_id(workflow, os.urandom(7))
+
+
+def _run_id(workflow: str, chance: bytes) -> str:
+    number = (int(time.time() * 1000) << 50) | (int.from_bytes(chance, "big") >> 6)
+    pairs = [_PAIRS[number >> shift & 1023] for shift in range(90, -1, -10)]
+    return f"{_stem(workflow)}-{''.join(pairs)}"
+
+
+@lru_cache(maxsize=256)
+def _stem(workflow: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", workflow)[:120]
 
 
 def start_request(
@@ -80,12 +87,11 @@ def start_request(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
-    namespace: str,
     id: str | None,
     on_conflict: str,
     pool: str | None,
 ) -> StartRunRequest:
-    """Return the request that starts a run.
+    """Return the request that starts a run, in the namespace of the frame that carries it.
 
     Raises:
         ConfigError: `workflow` is neither a workflow nor a name, or arguments of a start by name have no names.
@@ -99,10 +105,10 @@ def start_request(
         name, home, payload = workflow, "", _by_name(workflow, args, kwargs)
     else:
         name, home, payload = _name_of(workflow), workflow.pool, _by_function(workflow, args, kwargs)
+    chance = os.urandom(23)
     return StartRunRequest(
-        namespace=namespace,
-        run_id=new_run_id(name) if id is None else check_run_id(id),
-        request_id=str(uuid4()),
+        run_id=_run_id(name, chance[:7]) if id is None else check_run_id(id),
+        request_id=chance[7:].hex(),
         workflow=name,
         pool=pool or home,
         input=payload,
@@ -111,12 +117,13 @@ def start_request(
     )
 
 
-def _caller() -> TraceContext:
-    """The caller's span, where OpenTelemetry is installed and one is open: the run's trace links to it."""
-    try:
-        from opentelemetry import propagate
-    except ImportError:
-        return TraceContext()
+def _caller() -> TraceContext | None:
+    """The caller's span, where one is open: the run's trace links to it. Without OpenTelemetry loaded there is none."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None or not trace.get_current_span().get_span_context().is_valid:
+        return None
+    from opentelemetry import propagate
+
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return TraceContext(traceparent=carrier.get("traceparent", ""), tracestate=carrier.get("tracestate", ""))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
+import time
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from uuid import uuid4
 
 import grpc
 
+from treadle.client.backoff import Backoff
 from treadle.client.status import from_rpc_error
-from treadle.client.views import RunInfo, RunStatus, run_info
+from treadle.client.views import RunInfo, run_info
 from treadle.protocol.durations import Duration, to_ms
 from treadle.protocol.errors import (
     NotFound,
@@ -25,13 +25,15 @@ from treadle.protocol.payloads import decode
 from treadle.protocol.signature import Signature
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.run_service_pb2 import (
+    RUN_STATUS_CANCELLED,
+    RUN_STATUS_COMPLETED,
+    RUN_STATUS_TERMINATED,
     AcceptRunRequest,
     CancelRunRequest,
     GetHistoryRequest,
     GetRunRequest,
     Run,
     TerminateRunRequest,
-    WaitRunRequest,
     WatchRunRequest,
 )
 
@@ -42,28 +44,10 @@ __all__ = ("RunHandle",)
 
 R = TypeVar("R")
 
-LONG_POLL_S: Final = 30.0
-"""How long one WaitRun waits at the server."""
+_SHORT_S: Final = 0.5
+"""With a shorter timeout it is asked first how the run stands, so that a closed run is told however short it is."""
 
-_SLACK_S: Final = 5.0
 _PAGE: Final = 200
-
-
-class Backoff:
-    """Waits between attempts to reach the control plane: 0.1 s, doubling to 2 s, jittered by a half."""
-
-    def __init__(self) -> None:
-        self._bound = 0.1
-
-    def reset(self) -> None:
-        """Begin anew: it answered."""
-        self._bound = 0.1
-
-    async def wait(self, at_most: float | None = None) -> None:
-        """Wait; the next wait is longer."""
-        delay = self._bound * random.uniform(0.5, 1.0)
-        self._bound = min(self._bound * 2, 2.0)
-        await asyncio.sleep(delay if at_most is None else max(min(delay, at_most), 0))
 
 
 class RunHandle(Generic[R]):
@@ -75,7 +59,7 @@ class RunHandle(Generic[R]):
         existed: True when `start` found the run already there (`on_conflict="use_existing"`).
     """
 
-    __slots__ = ("_client", "_signature", "existed", "id", "incarnation")
+    __slots__ = ("_client", "_number", "_signature", "existed", "id", "incarnation")
 
     def __init__(
         self,
@@ -85,8 +69,10 @@ class RunHandle(Generic[R]):
         incarnation: int = 0,
         existed: bool = False,
         signature: Signature | None = None,
+        number: int = 0,
     ) -> None:
         self._client = client
+        self._number = number
         self._signature = signature
         self.id = id
         self.incarnation = incarnation
@@ -112,14 +98,13 @@ class RunHandle(Generic[R]):
             PayloadError: The result does not fit the workflow's return type.
         """
         run = await self._closed(timeout)
-        status = run_info(run).status
-        if status is RunStatus.COMPLETED:
+        if run.status == RUN_STATUS_COMPLETED:
             value: R = self._decode(run)
             return value
         because = f": {run.reason}" if run.reason else ""
-        if status is RunStatus.CANCELLED:
+        if run.status == RUN_STATUS_CANCELLED:
             raise RunCancelled(f"run {self.id} was cancelled{because}", run_id=self.id)
-        if status is RunStatus.TERMINATED:
+        if run.status == RUN_STATUS_TERMINATED:
             raise RunTerminated(f"run {self.id} was terminated{because}", run_id=self.id)
         raise run_error(self.id, run.failure)
 
@@ -223,35 +208,32 @@ class RunHandle(Generic[R]):
             await backoff.wait()
 
     async def _closed(self, timeout: Duration | None) -> Run:
-        loop = asyncio.get_running_loop()
-        until = None if timeout is None else loop.time() + to_ms(timeout, name="timeout") / 1000
-        backoff = Backoff()
-        while True:
-            left = None if until is None else until - loop.time()
-            try:
-                run = await self._poll(left)
-            except Unavailable:
-                left = None if until is None else until - loop.time()
-                await backoff.wait(left)
-            else:
-                backoff.reset()
-                self._check_incarnation(run)
-                if run_info(run).status.closed:
-                    return run
-            if until is not None and loop.time() >= until:
-                raise ResultTimeout(f"run {self.id} has no outcome after {timeout}; it goes on")
+        client = self._client
+        left = None if timeout is None else to_ms(timeout, name="timeout") / 1000
+        if left is not None and left < _SHORT_S:
+            began = time.monotonic()
+            run = await self._now()
+            if run is not None and run.closed_ms:
+                return run
+            left = max(left - (time.monotonic() - began), 0.0)
+        found = await client.stream.end(self._number, self.id, self.incarnation, left)
+        if found is None:
+            raise ResultTimeout(f"run {self.id} has no outcome after {timeout}; it goes on")
+        return found
+
+    async def _now(self) -> Run | None:
+        """The run as it stands; None: nobody answers quickly."""
+        request = GetRunRequest(namespace=self._client.namespace, run_id=self.id)
+        try:
+            run = (await self._client.call(self._client.stub.GetRun, request, timeout=_SHORT_S)).run
+        except Unavailable:
+            return None
+        self._check_incarnation(run)
+        return run
 
     def _check_incarnation(self, run: Run) -> None:
         if self.incarnation and run.incarnation != self.incarnation:
             raise NotFound(f"run {self.id} was started anew; this start of it is gone")
-
-    async def _poll(self, left: float | None) -> Run:
-        wait = LONG_POLL_S if left is None else max(min(left, LONG_POLL_S), 0.001)
-        request = WaitRunRequest(namespace=self._client.namespace, run_id=self.id, wait_ms=max(int(wait * 1000), 1))
-        # A server that is away is waited for by the channel; one that hangs costs at most the slack.
-        slack = _SLACK_S if left is None or left > LONG_POLL_S else 0.5
-        stub = self._client.stub.WaitRun
-        return (await self._client.call(stub, request, timeout=wait + slack, wait_for_ready=True)).run
 
     def _steering(self, reason: str) -> dict[str, Any]:
         return {

@@ -31,7 +31,7 @@ from treadle.protocol.errors import (
     Unavailable,
 )
 
-__all__ = ("DOMAIN", "from_rpc_error", "from_status", "to_status")
+__all__ = ("DOMAIN", "from_rpc_error", "from_status", "no_answer", "to_status")
 
 DOMAIN: Final = "treadle"
 """`domain` of every ErrorInfo that Treadle makes."""
@@ -135,12 +135,18 @@ def from_rpc_error(error: grpc.RpcError, *, target: str = "") -> TreadleError:
             remedy="start `treadle dev` or `treadle server`, or give the right address (TREADLE_SERVER)",
         )
     if code == "DEADLINE_EXCEEDED":
-        return Unavailable(
-            f"no answer in time from the control plane{at}",
-            reason="DEADLINE_EXCEEDED",
-            remedy="it may be busy or cut off; try again, and see `treadle doctor`",
-        )
+        return no_answer(target)
     return _make(code, text or code, ErrorInfo())
+
+
+def no_answer(target: str) -> Unavailable:
+    """Return the error for a call that was not answered before its deadline."""
+    at = f" at {target}" if target else ""
+    return Unavailable(
+        f"no answer in time from the control plane{at}",
+        reason="DEADLINE_EXCEEDED",
+        remedy="it may be busy or cut off; try again, and see `treadle doctor`",
+    )
 
 
 def _metadata(error: grpc.Call | grpc.aio.AioRpcError) -> Iterable[tuple[str, str | bytes]]:

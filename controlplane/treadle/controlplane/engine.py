@@ -88,6 +88,10 @@ class Engine:
         self.garbage = 0
 
     # --- requests ----------------------------------------------------------------------------------------------------
+    def submit(self, run: RunKey, request: Request, settle: Callable[[Reply | Exception], None]) -> None:
+        """Have one request decided and committed, in a batch with others. See Committer.submit."""
+        self.committer.submit(run, request, settle)
+
     async def ask(self, run: RunKey, request: Request) -> Reply:
         """Decide and commit one request, in a batch with others.
 
@@ -185,6 +189,8 @@ class Engine:
                 self.earliest_timer_ms = due
                 self.timer_added.set()
         if change.hint is not None:
+            if change.hint.closed and self.hub.on_end is not None and decision.head is not None:
+                self.hub.on_end(run, decision.head, decision.events)
             self.hub.feed([change.hint])
 
     def _publish(self, jobs: Sequence[Job]) -> None:

@@ -16,6 +16,8 @@ import structlog
 from treadle.controlplane.store.port import Hint, RunStore
 from treadle.protocol.errors import Unavailable
 from treadle.protocol.ids import RunKey
+from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.state_pb2 import RunHead
 
 __all__ = ("HintHub", "Woken")
 
@@ -26,11 +28,10 @@ _RETRY_S = 0.5
 class Woken:
     """Level-triggered: set by any change since the last `wait` returned, so a change during a read is not missed."""
 
-    __slots__ = ("_event", "only_close")
+    __slots__ = ("_event",)
 
-    def __init__(self, *, only_close: bool = False) -> None:
+    def __init__(self) -> None:
         self._event = asyncio.Event()
-        self.only_close = only_close
 
     def set(self) -> None:
         """Note that something changed."""
@@ -63,15 +64,19 @@ class HintHub:
     def __init__(self) -> None:
         self._waiting: dict[RunKey, set[Woken]] = {}
         self._listeners: list[Callable[[Sequence[Hint]], None]] = []
+        self._closing: list[Callable[[], None]] = []
         self.closed = False
         """True: the process is about to end; who waits was woken and should answer with what there is."""
+        self.on_end: Callable[[RunKey, RunHead, Sequence[HistoryEvent]], None] | None = None
+        """Called by the local engine with each commit on a run that is closed then, before the hint of it is fed: the head,
+        and the events that the commit appended."""
 
-    def subscribe(self, run: RunKey, *, only_close: bool = False) -> Subscription:
-        """Be woken by changes of `run` while inside (or by its close alone). Subscribe first, then read, then wait.
+    def subscribe(self, run: RunKey) -> Subscription:
+        """Be woken by changes of `run` while inside. Subscribe first, then read, then wait.
 
         Usage: `async with hub.subscribe(run) as woken: ... await woken.wait(2.0)`.
         """
-        return _Subscription(self._waiting, run, Woken(only_close=only_close))
+        return _Subscription(self._waiting, run, Woken())
 
     @contextmanager
     def listening(self, listener: Callable[[Sequence[Hint]], None]) -> Iterator[None]:
@@ -82,12 +87,20 @@ class HintHub:
         finally:
             self._listeners.remove(listener)
 
+    @contextmanager
+    def closing(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Call `callback` when the process is about to end, while inside."""
+        self._closing.append(callback)
+        try:
+            yield
+        finally:
+            self._closing.remove(callback)
+
     def feed(self, hints: Sequence[Hint]) -> None:
         """Wake who waits for these runs."""
-        for hint in hints:
+        for hint in hints if self._waiting else ():
             for woken in self._waiting.get(RunKey(hint.namespace, hint.run_id), ()):
-                if hint.closed or not woken.only_close:
-                    woken.set()
+                woken.set()
         for listener in tuple(self._listeners):
             try:
                 listener(hints)
@@ -100,6 +113,8 @@ class HintHub:
         for waiting in self._waiting.values():
             for woken in waiting:
                 woken.set()
+        for callback in tuple(self._closing):
+            callback()
 
     async def run(self, store: RunStore) -> None:
         """Feed the store's hints for ever: one task of the process. A store that is away is waited for."""

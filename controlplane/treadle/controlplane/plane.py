@@ -95,6 +95,7 @@ class ControlPlane:
             outbox_max=config.outbox_max,
             metrics=self._metrics,
         )
+        self._work.append(self.runs.run)
         self._api = ApiServer(
             config,
             runs=self.runs,

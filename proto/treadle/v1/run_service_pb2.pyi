@@ -745,3 +745,205 @@ class WatchRunResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchRunResponse: _TypeAlias = WatchRunResponse  # noqa: Y015
+
+@_typing.final
+class StreamRunsRequest(_message.Message):
+    """What goes up a stream of runs. Anything may be empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    STARTS_FIELD_NUMBER: _builtins.int
+    WATCHES_FIELD_NUMBER: _builtins.int
+    UNWATCH_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace of everything in this frame; "" means "default"."""
+    @_builtins.property
+    def starts(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartItem]:
+        """Starts."""
+
+    @_builtins.property
+    def watches(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchItem]:
+        """Runs whose end is wanted."""
+
+    @_builtins.property
+    def unwatch(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of starts and watches whose end is not wanted any more."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        starts: _abc.Iterable[Global___StartItem] | None = ...,
+        watches: _abc.Iterable[Global___WatchItem] | None = ...,
+        unwatch: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "starts", b"starts", "unwatch", b"unwatch", "watches", b"watches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamRunsRequest: _TypeAlias = StreamRunsRequest  # noqa: Y015
+
+@_typing.final
+class StartItem(_message.Message):
+    """One start. Each is answered once, in any order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    WATCH_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Chosen by the client, unique among the starts and watches of the stream; comes back with the answer and the end."""
+    watch: _builtins.bool
+    """Tell the end of the run too, if the answer says so."""
+    @_builtins.property
+    def request(self) -> Global___StartRunRequest:
+        """The start; its namespace is empty, or that of the frame."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        request: Global___StartRunRequest | None = ...,
+        watch: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "request", b"request", "watch", b"watch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartItem: _TypeAlias = StartItem  # noqa: Y015
+
+@_typing.final
+class WatchItem(_message.Message):
+    """Asks for the end of a run. Answered once, when the run is closed; at once if it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """As in StartItem; may be that of a start whose end is not told."""
+    run_id: _builtins.str
+    """The run."""
+    incarnation: _builtins.int
+    """Which start of that id; 0 means whichever is there."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        run_id: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "number", b"number", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchItem: _TypeAlias = WatchItem  # noqa: Y015
+
+@_typing.final
+class StreamRunsResponse(_message.Message):
+    """What comes down a stream of runs. Anything may be empty."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTS_FIELD_NUMBER: _builtins.int
+    ENDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def starts(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartAnswer]:
+        """Answers to starts."""
+
+    @_builtins.property
+    def ends(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunEnd]:
+        """Runs that are closed."""
+
+    def __init__(
+        self,
+        *,
+        starts: _abc.Iterable[Global___StartAnswer] | None = ...,
+        ends: _abc.Iterable[Global___RunEnd] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ends", b"ends", "starts", b"starts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamRunsResponse: _TypeAlias = StreamRunsResponse  # noqa: Y015
+
+@_typing.final
+class StartAnswer(_message.Message):
+    """Answer to one start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    EXISTED_FIELD_NUMBER: _builtins.int
+    WATCHED_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Of the start."""
+    incarnation: _builtins.int
+    """Which start of the id it is; 0 when it was refused."""
+    existed: _builtins.bool
+    """The run existed before."""
+    watched: _builtins.bool
+    """Its end will be told; otherwise a watch must ask for it."""
+    status: _builtins.bytes
+    """Why it was refused: an encoded google.rpc.Status, as StartRun would have it in `grpc-status-details-bin`."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        incarnation: _builtins.int = ...,
+        existed: _builtins.bool = ...,
+        watched: _builtins.bool = ...,
+        status: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["existed", b"existed", "incarnation", b"incarnation", "number", b"number", "status", b"status", "watched", b"watched"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartAnswer: _TypeAlias = StartAnswer  # noqa: Y015
+
+@_typing.final
+class RunEnd(_message.Message):
+    """How a run ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Of the start or watch."""
+    status: _builtins.bytes
+    """Why its end cannot be told (there is no such run, or too many are watched): an encoded google.rpc.Status."""
+    @_builtins.property
+    def run(self) -> Global___Run:
+        """The run with its outcome."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        run: Global___Run | None = ...,
+        status: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "run", b"run", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunEnd: _TypeAlias = RunEnd  # noqa: Y015

@@ -80,6 +80,11 @@ class RunServiceStub:
                 request_serializer=treadle_dot_v1_dot_run__service__pb2.WatchRunRequest.SerializeToString,
                 response_deserializer=treadle_dot_v1_dot_run__service__pb2.WatchRunResponse.FromString,
                 _registered_method=True)
+        self.StreamRuns = channel.stream_stream(
+                '/treadle.v1.RunService/StreamRuns',
+                request_serializer=treadle_dot_v1_dot_run__service__pb2.StreamRunsRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_run__service__pb2.StreamRunsResponse.FromString,
+                _registered_method=True)
 
 
 class RunServiceServicer:
@@ -149,6 +154,15 @@ class RunServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamRuns(self, request_iterator, context):
+        """Starts many runs and tells how they end, over one stream. What is unanswered when it breaks is sent again on the
+        next one, to whichever server: starts with the same `request_id`, watches as they are. The server ends it with
+        UNAVAILABLE when it stops.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -196,6 +210,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.WatchRun,
                     request_deserializer=treadle_dot_v1_dot_run__service__pb2.WatchRunRequest.FromString,
                     response_serializer=treadle_dot_v1_dot_run__service__pb2.WatchRunResponse.SerializeToString,
+            ),
+            'StreamRuns': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamRuns,
+                    request_deserializer=treadle_dot_v1_dot_run__service__pb2.StreamRunsRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_run__service__pb2.StreamRunsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -442,6 +461,33 @@ class RunService:
             '/treadle.v1.RunService/WatchRun',
             treadle_dot_v1_dot_run__service__pb2.WatchRunRequest.SerializeToString,
             treadle_dot_v1_dot_run__service__pb2.WatchRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamRuns(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/treadle.v1.RunService/StreamRuns',
+            treadle_dot_v1_dot_run__service__pb2.StreamRunsRequest.SerializeToString,
+            treadle_dot_v1_dot_run__service__pb2.StreamRunsResponse.FromString,
             options,
             channel_credentials,
             insecure,

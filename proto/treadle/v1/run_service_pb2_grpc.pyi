@@ -51,6 +51,11 @@ class RunServiceStub:
     """Reads the history, page by page."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_run_service_pb2.WatchRunRequest, _run_service_pb2.WatchRunResponse]
     """Streams the history from a position on, live, until the run is closed."""
+    StreamRuns: _grpc.StreamStreamMultiCallable[_run_service_pb2.StreamRunsRequest, _run_service_pb2.StreamRunsResponse]
+    """Starts many runs and tells how they end, over one stream. What is unanswered when it breaks is sent again on the
+    next one, to whichever server: starts with the same `request_id`, watches as they are. The server ends it with
+    UNAVAILABLE when it stops.
+    """
 
 @_typing.type_check_only
 class RunServiceAsyncStub(RunServiceStub):
@@ -75,6 +80,11 @@ class RunServiceAsyncStub(RunServiceStub):
     """Reads the history, page by page."""
     WatchRun: _aio.UnaryStreamMultiCallable[_run_service_pb2.WatchRunRequest, _run_service_pb2.WatchRunResponse]  # type: ignore[assignment]
     """Streams the history from a position on, live, until the run is closed."""
+    StreamRuns: _aio.StreamStreamMultiCallable[_run_service_pb2.StreamRunsRequest, _run_service_pb2.StreamRunsResponse]  # type: ignore[assignment]
+    """Starts many runs and tells how they end, over one stream. What is unanswered when it breaks is sent again on the
+    next one, to whichever server: starts with the same `request_id`, watches as they are. The server ends it with
+    UNAVAILABLE when it stops.
+    """
 
 class RunServiceServicer(metaclass=_abc_1.ABCMeta):
     """Start, watch and steer runs."""
@@ -150,5 +160,16 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_run_service_pb2.WatchRunResponse], _abc.AsyncIterator[_run_service_pb2.WatchRunResponse]]:
         """Streams the history from a position on, live, until the run is closed."""
+
+    @_abc_1.abstractmethod
+    def StreamRuns(
+        self,
+        request_iterator: _MaybeAsyncIterator[_run_service_pb2.StreamRunsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_run_service_pb2.StreamRunsResponse], _abc.AsyncIterator[_run_service_pb2.StreamRunsResponse]]:
+        """Starts many runs and tells how they end, over one stream. What is unanswered when it breaks is sent again on the
+        next one, to whichever server: starts with the same `request_id`, watches as they are. The server ends it with
+        UNAVAILABLE when it stops.
+        """
 
 def add_RunServiceServicer_to_server(servicer: RunServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -34,6 +34,7 @@ __all__ = ("Grantee", "TokenFile", "TokenGuard", "caller", "make_token", "server
 
 _log = structlog.stdlib.get_logger(__name__)
 
+_STREAM: Final = "/treadle.v1.RunService/StreamRuns"
 _READS: Final = frozenset(
     {
         "/treadle.v1.RunService/GetRun",
@@ -41,6 +42,7 @@ _READS: Final = frozenset(
         "/treadle.v1.RunService/WaitRun",
         "/treadle.v1.RunService/GetHistory",
         "/treadle.v1.RunService/WatchRun",
+        _STREAM,  # each start on it needs the right to StartRun
         "/treadle.v1.PoolService/ListPools",
         "/treadle.v1.PoolService/ListWorkers",
         "/treadle.v1.PoolService/CheckHealth",
@@ -199,16 +201,34 @@ class TokenGuard:
         """See Guard."""
         if method.startswith(_OPEN):
             return None
-        grantee = self._tokens.find(_bearer(context), datetime.now(UTC))
-        if grantee is None:
-            raise Refused(
-                "the call has no valid token",
-                reason="TOKEN_INVALID",
-                remedy="set TREADLE_TOKEN to a token that the server's tokens file knows and that is not over",
-            )
+        token = _bearer(context)
+        grantee = self._find(token)
         grantee.check_method(method)
         caller.set(grantee)
-        return grantee.check_message
+        if method != _STREAM:
+            return grantee.check_message
+
+        def check(message: Any) -> None:
+            """A token that is over or withdrawn ends the stream with its next message."""
+            if self._find(token) != grantee:
+                raise _invalid()
+            grantee.check_message(message)
+
+        return check
+
+    def _find(self, token: str) -> Grantee:
+        grantee = self._tokens.find(token, datetime.now(UTC))
+        if grantee is None:
+            raise _invalid()
+        return grantee
+
+
+def _invalid() -> Refused:
+    return Refused(
+        "the call has no valid token",
+        reason="TOKEN_INVALID",
+        remedy="set TREADLE_TOKEN to a token that the server's tokens file knows and that is not over",
+    )
 
 
 def _bearer(context: Context) -> str:

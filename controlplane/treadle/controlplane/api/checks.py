@@ -18,6 +18,7 @@ from treadle.v1.run_service_pb2 import (
 
 __all__ = ("namespace_of", "pool_of", "policy_of", "request_id_of", "run_of", "statuses_of", "workflow_of")
 
+_POLICIES: Final = frozenset(ConflictPolicy.values())
 _WORD_LIMIT: Final = 200
 _TEXT_LIMIT: Final = 1_000
 
@@ -67,7 +68,7 @@ def workflow_of(workflow: str) -> str:
 def policy_of(request: StartRunRequest) -> ConflictPolicy.ValueType:
     """Return what to do when the id is taken; unset is REJECT."""
     policy = request.conflict_policy
-    if policy not in ConflictPolicy.values():
+    if policy not in _POLICIES:
         raise FieldInvalid(f"conflict_policy {policy}: unknown to this server", field="conflict_policy")
     return CONFLICT_POLICY_REJECT if policy == CONFLICT_POLICY_UNSPECIFIED else policy
 

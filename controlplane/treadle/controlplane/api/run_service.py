@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
-from functools import partial
-from typing import Final, Protocol
+from collections.abc import AsyncIterator
+from typing import Final
 
 from treadle.controlplane.api import checks
+from treadle.controlplane.api.admission import Admission
+from treadle.controlplane.api.ends import OneEnd, RunEnds, Watch
 from treadle.controlplane.api.errors import Context
 from treadle.controlplane.api.fleet import Fleet
-from treadle.controlplane.api.fresh import Fresh
 from treadle.controlplane.api.pages import page_size, read_token, write_token
 from treadle.controlplane.api.records import ListFilter, Records
+from treadle.controlplane.api.run_stream import RunStream
+from treadle.controlplane.api.starts import Engine, Starts, run_reply
 from treadle.controlplane.hints import HintHub
 from treadle.controlplane.machine import requests
-from treadle.controlplane.machine.requests import Reply, Request, RunReply
+from treadle.controlplane.machine.requests import Request
 from treadle.controlplane.store.port import Store
 from treadle.controlplane.telemetry import Metrics
-from treadle.protocol.errors import NotFound, Refused, RequestError, RunClosed, RunIdConflict, Unavailable
+from treadle.protocol.errors import RunClosed, Unavailable
 from treadle.protocol.ids import RunKey
 from treadle.v1 import run_service_pb2 as pb
 from treadle.v1.run_service_pb2_grpc import RunServiceServicer
 from treadle.v1.state_pb2 import RUN_STATE_CLOSED
 
-__all__ = ("Engine", "RunService")
+__all__ = ("RunService",)
 
 POLL_S: Final = 2.0
 """How long a waiting call trusts that no hint means no change."""
@@ -33,20 +35,6 @@ _WAIT_DEFAULT_MS: Final = 30_000
 _WAIT_LARGEST_MS: Final = 60_000
 _ANSWER_S: Final = 0.25  # kept back from the caller's deadline, so that the answer arrives inside it
 _EVENTS_PAGE: Final = 200
-_REPLACE_TRIES: Final = 5
-_NAMESPACES: Final = 1_000
-
-
-class Engine(Protocol):
-    """What this service needs of the engine."""
-
-    async def ask(self, run: RunKey, request: Request) -> Reply:
-        """Load, decide, commit. Raises RequestError for refusals."""
-        ...
-
-    async def declare(self, namespace: str, pool: str) -> None:
-        """Have the queues of a pool declared. Raises Unavailable."""
-        ...
 
 
 class RunService(RunServiceServicer):
@@ -74,30 +62,43 @@ class RunService(RunServiceServicer):
         self._engine = engine
         self._hub = hub
         self._records = Records(store, Fleet(store))
-        self._admission = _Admission(store, outbox_max)
-        self._max_payload_bytes = max_payload_bytes
-        self._metrics = metrics or Metrics()
+        self._starts = Starts(engine, Admission(store, outbox_max), max_payload_bytes, metrics or Metrics())
+        self._ends = RunEnds(store, hub)
+
+    async def run(self) -> None:
+        """Learn of the ends of runs that calls wait for, for ever: one task of the process."""
+        await self._ends.run()
 
     async def StartRun(self, request: pb.StartRunRequest, context: Context) -> pb.StartRunResponse:
         """See run_service.proto."""
-        run = checks.run_of(request.namespace, request.run_id)
-        start = requests.StartRun(
-            workflow=checks.workflow_of(request.workflow),
-            pool=checks.pool_of(request.pool),
-            input=request.input,
-            request_id=checks.request_id_of(request.request_id),
-            policy=checks.policy_of(request),
-            caller=request.trace,
-        )
-        checks.check_payload("input", request.input, self._max_payload_bytes)
-        start.pool = await self._admission.pool_for(run.namespace, start.workflow, start.pool)
-        await self._admission.check_outbox()
-        with suppress(Unavailable):  # the broker is away: the outbox keeps the job, and the queue is declared later
-            await self._engine.declare(run.namespace, start.pool)
-        reply = await self._start(run, start)
-        if reply.started:
-            self._metrics.count("treadle.runs", namespace=run.namespace, outcome="started")
+        reply = await self._starts.one(request)
         return pb.StartRunResponse(run=await self._records.view(reply.head), started=reply.started)
+
+    async def StreamRuns(
+        self, request_iterator: AsyncIterator[pb.StreamRunsRequest], context: Context
+    ) -> AsyncIterator[pb.StreamRunsResponse]:
+        """See run_service.proto. It ends when the client sends no more and everything is answered and told."""
+        ready = asyncio.Event()
+        stream = RunStream(self._starts, self._ends, ready.set)
+        reader = asyncio.create_task(stream.read(aiter(request_iterator)))
+        reader.add_done_callback(lambda _: ready.set())
+        try:
+            with self._hub.closing(ready.set):
+                while True:
+                    if self._hub.closed:  # what was sent up and not read yet is sent again elsewhere
+                        reader.cancel()
+                        if not stream.undecided:
+                            raise Unavailable("this replica stops", remedy="open another stream")
+                    elif reader.done() and (stream.idle or reader.exception() is not None):
+                        break
+                    await ready.wait()
+                    ready.clear()
+                    for frame in stream.frames():
+                        yield frame
+                reader.result()
+        finally:
+            reader.cancel()
+            stream.close()
 
     async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
         """See run_service.proto."""
@@ -121,15 +122,16 @@ class RunService(RunServiceServicer):
         """See run_service.proto. A run that is replaced under its id meanwhile is answered as it stands."""
         run = checks.run_of(request.namespace, request.run_id)
         until = time.monotonic() + _wait_s(request.wait_ms, context)
-        async with self._hub.subscribe(run, only_close=True) as woken:
-            first = head = await self._records.head(run)
-            while head.state != RUN_STATE_CLOSED and head.incarnation == first.incarnation:
-                left = until - time.monotonic()
-                if left <= 0 or self._hub.closed:
-                    break
-                await woken.wait(min(left, POLL_S))
-                head = await self._records.head(run)
-        return pb.WaitRunResponse(run=await self._records.view(head))
+        waiter = OneEnd()
+        watch = Watch(run, 0, waiter)
+        with self._ends.watching(watch), self._hub.closing(waiter.wake):
+            head = await self._records.head(run)
+            left = until - time.monotonic()
+            if head.state == RUN_STATE_CLOSED or left <= 0 or self._hub.closed:
+                return pb.WaitRunResponse(run=await self._records.view(head))
+            watch.incarnation = head.incarnation
+            ended = await waiter.wait(left)
+        return pb.WaitRunResponse(run=ended or await self._records.view(await self._records.head(run)))
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: Context) -> pb.CancelRunResponse:
         """See run_service.proto."""
@@ -179,86 +181,12 @@ class RunService(RunServiceServicer):
                 if caught_up:
                     await woken.wait(POLL_S)
 
-    async def _start(self, run: RunKey, start: requests.StartRun) -> RunReply:
-        """Start; where the policy says so, first end the run that has the id (one commit ends, the next one starts)."""
-        for _ in range(_REPLACE_TRIES):
-            try:
-                return await self._ask(run, start)
-            except RunIdConflict as conflict:
-                if conflict.reason != "RUN_OPEN":
-                    raise
-            ended = requests.TerminateRun(f"{start.request_id}/replaces", "replaced by a new start of the same id")
-            with suppress(RunClosed):  # it closed by itself meanwhile: as good
-                await self._ask(run, ended)
-        raise Unavailable(
-            f"run {run.run_id!r} was started again by others each time it was ended here",
-            reason="VERSION_CONFLICT",
-            remedy="try again, or give each start an id of its own",
-        )
-
     async def _steer(
         self, request: pb.CancelRunRequest | pb.TerminateRunRequest | pb.AcceptRunRequest, asked: Request
     ) -> pb.Run:
-        reply = await self._ask(checks.run_of(request.namespace, request.run_id), asked)
+        run = checks.run_of(request.namespace, request.run_id)
+        reply = run_reply(asked, await self._engine.ask(run, asked))
         return await self._records.view(reply.head)
-
-    async def _ask(self, run: RunKey, asked: Request) -> RunReply:
-        reply = await self._engine.ask(run, asked)
-        if isinstance(reply, RequestError):
-            raise reply
-        if not isinstance(reply, RunReply):
-            raise TypeError(f"{type(asked).__name__} was answered with {type(reply).__name__}, not RunReply")
-        return reply
-
-
-class _Admission:
-    """Which starts are taken: of known workflows, while the outbox is not full."""
-
-    def __init__(self, store: Store, outbox_max: int) -> None:
-        self._store = store
-        self._outbox_max = outbox_max
-        self._outbox = Fresh(store.outbox_size)
-        self._registry: dict[str, Fresh[Mapping[str, str]]] = {}
-        self._pools: set[tuple[str, str]] = set()
-
-    async def pool_for(self, namespace: str, workflow: str, pool: str) -> str:
-        """Return the pool that executes the workflow: the one given, or where it was registered last."""
-        if pool:
-            await self._note_pool(namespace, pool)
-            return pool
-        asked_at = time.monotonic()
-        known = self._registry.get(namespace)
-        if known is None:
-            if len(self._registry) >= _NAMESPACES:
-                self._registry.clear()  # names come from callers, and there is no end of them
-            known = self._registry[namespace] = Fresh(partial(self._store.registry, namespace))
-        registry = await known.get()
-        if workflow not in registry:
-            registry = await known.get(since=asked_at)  # it may have been registered a moment ago
-        if workflow not in registry:
-            raise NotFound(
-                f"nobody ever registered {workflow!r} in namespace {namespace!r}: "
-                "start a worker that has it, or give pool=",
-                reason="WORKFLOW_NOT_FOUND",
-                remedy="start a worker that has the workflow, or give the pool that will have it",
-            )
-        return registry[workflow]
-
-    async def check_outbox(self) -> None:
-        """Refuse while too much waits for the broker."""
-        size = await self._outbox.get()
-        if size >= self._outbox_max:
-            raise Refused(
-                f"{size:,} jobs wait for the broker, the limit is {self._outbox_max:,}",
-                reason="OUTBOX_FULL",
-                remedy="see whether RabbitMQ is up and not blocked (`treadle doctor`), then try again",
-            )
-
-    async def _note_pool(self, namespace: str, pool: str) -> None:
-        """Make a pool known that is only started into, so that it is listed and its queues are watched."""
-        if (namespace, pool) not in self._pools:
-            await self._store.register(namespace, pool, (), ())
-            self._pools.add((namespace, pool))
 
 
 def _wait_s(wait_ms: int, context: Context) -> float:

@@ -17,7 +17,7 @@ from treadle.v1.state_pb2 import (
     RunHead,
 )
 
-__all__ = ("QUEUED_LONG_MS", "brief", "reason_of", "run_view", "status_name")
+__all__ = ("QUEUED_LONG_MS", "brief", "reason_of", "run_view", "show", "status_name")
 
 QUEUED_LONG_MS: Final = 5_000
 """From then on a queued run says why, although its pool has live workers."""
@@ -39,23 +39,30 @@ def run_view(head: RunHead, last: HistoryEvent | None = None, fleet: PoolFleet |
         fleet: The run's pool, for the reason of waiting; None leaves out what is known only from there.
         now_ms: The store's clock.
     """
-    run = Run(
-        namespace=head.namespace,
-        run_id=head.run_id,
-        incarnation=head.incarnation,
-        workflow=head.workflow,
-        pool=head.pool,
-        status=status_of(head),
-        state=head.state,
-        created_ms=head.created_ms,
-        closed_ms=head.closed_ms,
-        length=head.length,
-        reason=reason_of(head, fleet, now_ms),
-        retrying=head.retrying,
-        open_commands=head.open_commands,
-        cancel_requested=head.cancel_requested,
-        trace_id=trace_id(head.namespace, head.run_id, head.incarnation),
-    )
+    run = Run()
+    show(run, head, last, fleet, now_ms)
+    return run
+
+
+def show(
+    run: Run, head: RunHead, last: HistoryEvent | None = None, fleet: PoolFleet | None = None, now_ms: int = 0
+) -> None:
+    """Write the run, as clients see it, into an empty message. See run_view."""
+    run.namespace = head.namespace
+    run.run_id = head.run_id
+    run.incarnation = head.incarnation
+    run.workflow = head.workflow
+    run.pool = head.pool
+    run.status = status_of(head)
+    run.state = head.state
+    run.created_ms = head.created_ms
+    run.closed_ms = head.closed_ms
+    run.length = head.length
+    run.reason = reason_of(head, fleet, now_ms)
+    run.retrying = head.retrying
+    run.open_commands = head.open_commands
+    run.cancel_requested = head.cancel_requested
+    run.trace_id = trace_id(head.namespace, head.run_id, head.incarnation)
     kind = last.WhichOneof("kind") if last is not None else None
     if last is not None and kind == "run_completed":
         run.result.CopyFrom(last.run_completed.result)
@@ -65,7 +72,6 @@ def run_view(head: RunHead, last: HistoryEvent | None = None, fleet: PoolFleet |
         run.reason = last.run_cancelled.reason
     elif last is not None and kind == "run_terminated":
         run.reason = last.run_terminated.reason
-    return run
 
 
 def reason_of(head: RunHead, fleet: PoolFleet | None, now_ms: int) -> str:
