@@ -13,8 +13,7 @@ import pytest
 from tests.contract.brokers import fresh_queue, job, until
 from tests.servers.rabbit_server import RabbitServer
 from treadle.protocol.topology import QUEUE_ARGUMENTS, Queue
-from treadle.v1.job_pb2 import Job
-from treadle.worker.amqp import QueueConsumer
+from treadle.worker.amqp import Delivered, QueueConsumer
 from treadle.worker.amqp_link import AmqpLink
 
 pytestmark = pytest.mark.rabbitmq
@@ -24,11 +23,11 @@ class Hands:
     """What a worker does with deliveries: remembers them, with the tags that became void."""
 
     def __init__(self) -> None:
-        self.taken: list[tuple[int, Job | None, bytes]] = []
+        self.taken: list[Delivered] = []
         self.lost: list[int] = []
 
-    def delivered(self, tag: int, job: Job | None, body: bytes) -> None:
-        self.taken.append((tag, job, body))
+    def delivered(self, found: Sequence[Delivered]) -> None:
+        self.taken += found
 
     def channel_lost(self, tags: Sequence[int]) -> None:
         self.lost += tags

@@ -7,6 +7,7 @@ connection to be dead on which it sees no frame for a while, so hot traffic is t
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from typing import Any, Final, Protocol
 
@@ -78,17 +79,24 @@ class FrameFilter(asyncio.Protocol):
         return channel
 
     def release(self, channel: HotChannel) -> None:
-        """Leave a channel to the library again, before it is closed. Idempotent."""
+        """Write nothing to a channel any more, and drop what still comes. Call it before the library closes it. Idempotent."""
         channel.closed = True
         self._owners.pop(channel, None)
-        self._stream.touched.discard(channel)
-        if self._stream.hot.get(channel.number) is channel:
-            del self._stream.hot[channel.number]
 
     def write(self, frames: bytes) -> None:
         """Write whole frames at once. They go between the library's, which it writes whole, too."""
         if self._transport is not None:
             self._transport.write(frames)
+
+    def hang_up(self) -> None:
+        """End the connection at once, also while the event loop is blocked. For any thread.
+
+        Raises:
+            OSError: It is not connected.
+        """
+        transport = self._transport
+        if transport is not None:
+            transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
     # --- asyncio.Protocol ------------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -153,17 +153,30 @@ class HotChannel:
         deliveries: (delivery tag, body) in the order of delivery.
         confirms: (delivery tag, multiple, acked): the broker's word on what was published here.
         returned: Message ids of what found no queue. Each comes before its confirm.
-        closed: The broker or this side has closed the channel; nothing may be written to it.
+        closed: The broker has closed the channel, or this side does so: nothing may be written, nothing is taken any more.
+        gone: Both sides have closed it; what comes under its number is about another channel.
     """
 
-    __slots__ = ("_cut", "_kept", "_left", "_parts", "_tag", "closed", "confirms", "deliveries", "number", "returned")
+    __slots__ = (
+        "_cut",
+        "_kept",
+        "_left",
+        "_parts",
+        "_tag",
+        "closed",
+        "confirms",
+        "deliveries",
+        "gone",
+        "number",
+        "returned",
+    )
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.deliveries: list[tuple[int, bytes]] = []
         self.confirms: list[tuple[int, bool, bool]] = []
         self.returned: list[str] = []
-        self.closed = False
+        self.closed = self.gone = False
         self._tag = 0  # of the delivery whose content comes now; 0: a returned message's
         self._left: int | None = None  # bytes of the content that are still to come; -1: its header is
         self._parts: list[bytes] = []
@@ -176,7 +189,8 @@ class HotChannel:
         if code in (_ACK, _NACK):
             self._whole(stop - at, 13)
             tag, bits = _settled.unpack_from(data, at + 4)
-            self.confirms.append((tag, bool(bits & 1), code == _ACK))
+            if not self.closed:
+                self.confirms.append((tag, bool(bits & 1), code == _ACK))
         elif code == _DELIVER:
             begin = at + 5 + data[at + 4]  # after the consumer's tag
             self._whole(stop - begin, 11)
@@ -185,8 +199,7 @@ class HotChannel:
             self._begin(0)
         else:
             if code in (_CLOSE, _CLOSE_OK):
-                self.closed = True
-                self._left = None
+                self.closed = self.gone = True
             return False
         return True
 
@@ -198,7 +211,9 @@ class HotChannel:
         if self._left != -1:
             raise FrameError(f"channel {self.number}: a content header inside of a body")
         self._left = size = _u64.unpack_from(data, at + 4)[0]
-        if self._tag:
+        if self.closed:
+            self._cut = 0
+        elif self._tag:
             self._cut = CUT_BYTES if size > LARGEST_BODY else size
         else:
             self._cut = 0
@@ -229,7 +244,7 @@ class HotChannel:
         self._tag, self._left = tag, -1
 
     def _complete(self) -> None:
-        if self._tag:
+        if self._tag and not self.closed:
             parts = self._parts
             self.deliveries.append((self._tag, parts[0] if len(parts) == 1 else b"".join(parts)))
         self._left, self._parts, self._kept = None, [], 0
@@ -245,7 +260,7 @@ class FrameStream:
     Memory: one unfinished frame (at most the negotiated frame_max), and one unfinished body for each hot channel.
 
     Attributes:
-        hot: By number. Put a channel here once it is open; remove it when it is closed.
+        hot: By number. Put a channel here once it is open; it leaves when both sides have closed it.
         touched: Hot channels that were given something since this set was last emptied.
         blocked: Whether the broker said that it does not read from who publishes.
         frame_max: Largest frame that may be sent, in bytes with its 8 of overhead.
@@ -315,6 +330,8 @@ class FrameStream:
             if kind != _METHOD or stop - at < 4:
                 raise FrameError(f"channel {channel.number}: a frame of kind {kind} with {stop - at} bytes")
             taken = channel.method(data, at, stop)
+            if channel.gone:
+                del self.hot[channel.number]
         if taken:
             self.touched.add(channel)
         return taken

@@ -8,21 +8,24 @@ cannot hit another one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, cast
+from collections.abc import Callable, Sequence
+from typing import Final, cast
 
 import structlog
 from aiormq import Channel
-from aiormq.abc import AbstractConnection, ChannelFrame, DeliveredMessage
+from aiormq.abc import AbstractConnection, DeliveredMessage
 from aiormq.exceptions import ChannelNotFoundEntity
 from google.protobuf.message import DecodeError
 from pamqp import commands as spec
 
-from treadle.protocol.delivery_tags import DeliveryTags
+from treadle.protocol.amqp_deliveries import Deliveries
 from treadle.v1.job_pb2 import Job
 from treadle.worker.amqp_link import AWAY, RPC_TIMEOUT, AmqpLink, end, while_open
 
-__all__ = ("QueueConsumer",)
+__all__ = ("Delivered", "QueueConsumer")
+
+Delivered = tuple[int, Job | None, bytes]
+"""A delivery: its tag, which is unique over the link, the job (None when the body is no job), and the body."""
 
 LOOK_EVERY: Final = 10.0
 """Seconds between two looks at whether the broker still knows this consumer."""
@@ -41,8 +44,7 @@ class QueueConsumer:
         link: The connection; the consumers of a process share one.
         queue: Name of the queue.
         prefetch: Unacknowledged deliveries at a time, 1 or more.
-        on_delivery: Called on the event loop with (tag, job, body). `tag` is unique over the link. `job` is None when
-            the body is no job; it needs a verdict like any other.
+        on_delivered: Called on the event loop with what came at once. What is no job needs a verdict like any other.
         on_lost: Called with the tags that are void because the channel was lost; the broker delivers them again.
         look_every: Seconds between two looks at whether the broker still knows this consumer. Default 10.
 
@@ -55,7 +57,7 @@ class QueueConsumer:
         link: AmqpLink,
         queue: str,
         prefetch: int,
-        on_delivery: Callable[[int, Job | None, bytes], None],
+        on_delivered: Callable[[Sequence[Delivered]], None],
         on_lost: Callable[[Sequence[int]], None],
         *,
         look_every: float = LOOK_EVERY,
@@ -63,14 +65,14 @@ class QueueConsumer:
         self._link = link
         self.queue = queue
         self._prefetch = _checked(prefetch, queue)
-        self._on_delivery = on_delivery
+        self._on_delivered = on_delivered
         self._on_lost = on_lost
         self._look_every = look_every
         self._wanted = False
         self._ending = False
         self._consumer_tag: str | None = None
-        self._tags = DeliveryTags()
-        self._amqp: dict[int, int] = {}
+        self._deliveries: Deliveries | None = None
+        self._first_tag = 0
         self._event = asyncio.Event()
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -88,7 +90,7 @@ class QueueConsumer:
     @property
     def unsettled(self) -> int:
         """Deliveries that have no verdict yet."""
-        return len(self._amqp)
+        return len(self._deliveries) if self._deliveries is not None else 0
 
     def start(self) -> None:
         """Begin to consume. Call it on the event loop, once."""
@@ -127,17 +129,14 @@ class QueueConsumer:
             self._task.cancel()  # it waits for a broker that is away
         await asyncio.wait({self._task}, timeout=RPC_TIMEOUT)
         await end(self._task)
-        self._amqp.clear()
 
-    def ack(self, tag: int) -> None:
-        """Settle a delivery. A tag that is void, or has its verdict, changes nothing."""
-        if self._tags.ack(self._amqp.pop(tag, 0)):
-            self._event.set()
+    def ack(self, tag: int) -> bool:
+        """Settle a delivery. A tag that is void, or has its verdict, changes nothing; False then."""
+        return self._deliveries is not None and self._deliveries.ack(tag - self._first_tag)
 
-    def give_back(self, tag: int) -> None:
-        """Put a delivery back into the queue (nack, requeue). A tag that is void changes nothing."""
-        if self._tags.give_back(self._amqp.pop(tag, 0)):
-            self._event.set()
+    def give_back(self, tag: int) -> bool:
+        """Put a delivery back into the queue (nack, requeue). A tag that is void changes nothing; False then."""
+        return self._deliveries is not None and self._deliveries.give_back(tag - self._first_tag)
 
     async def _run(self) -> None:
         while not self._ending:
@@ -149,8 +148,6 @@ class QueueConsumer:
                     _log.warning("queue_awaited", queue=self.queue, reason="the control plane has not declared it yet")
             except AWAY as error:
                 _log.info("consumer_interrupted", queue=self.queue, error=str(error) or type(error).__name__)
-            finally:
-                self._gone()
             await self._rest()
 
     async def _rest(self) -> None:
@@ -164,12 +161,15 @@ class QueueConsumer:
         channel = cast(Channel, await connection.channel(publisher_confirms=False, timeout=RPC_TIMEOUT))
         channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
         try:
-            await while_open(channel, self._serve(channel))
+            self._first_tag = self._link.first_tag()
+            self._deliveries = deliveries = Deliveries(self._link.filter_of(connection), channel.number, self._take)
+            await while_open(channel, self._serve(channel, deliveries))
         finally:
+            self._gone()
             if not channel.is_closed and connection.is_opened:
                 await channel.close(timeout=RPC_TIMEOUT)
 
-    async def _serve(self, channel: Channel) -> None:
+    async def _serve(self, channel: Channel, deliveries: Deliveries) -> None:
         loop = asyncio.get_running_loop()
         look_at = loop.time() + self._look_every
         timer = loop.call_at(look_at, self._event.set)
@@ -177,12 +177,12 @@ class QueueConsumer:
             while True:
                 self._event.clear()
                 await self._steer(channel)
-                await self._settle(channel)
                 if self._ending:
+                    deliveries.flush()
                     return
                 await self._event.wait()
                 if loop.time() >= look_at:
-                    await self._look(channel)
+                    await self._look(channel, deliveries)
                     look_at = loop.time() + self._look_every
                     timer = loop.call_at(look_at, self._event.set)
         finally:
@@ -202,7 +202,7 @@ class QueueConsumer:
         # The prefetch reaches only consumers that are made after it.
         prefetch = self._prefetch
         await channel.basic_qos(prefetch_count=prefetch, timeout=RPC_TIMEOUT)
-        ok = await channel.basic_consume(self.queue, self._receiver(), timeout=RPC_TIMEOUT)
+        ok = await channel.basic_consume(self.queue, _never, timeout=RPC_TIMEOUT)
         self._consumer_tag = str(ok.consumer_tag)
         self._prefetch_in_use = prefetch
         self._pause_s = _FIRST_PAUSE
@@ -215,34 +215,18 @@ class QueueConsumer:
         self._consumer_tag = None
         self._changed.set()
 
-    def _receiver(self) -> Callable[[DeliveredMessage], Coroutine[Any, Any, None]]:
-        tags = self._tags
+    def _take(self, found: Sequence[tuple[int, bytes]]) -> None:
+        deliveries = self._deliveries
+        assert deliveries is not None
+        self._fresh = True
+        if self._wanted:
+            first = self._first_tag
+            self._on_delivered([(first + tag, _decode(body), body) for tag, body in found])
+        else:
+            for tag, _ in found:
+                deliveries.give_back(tag)
 
-        async def receive(message: DeliveredMessage) -> None:
-            amqp_tag = message.delivery_tag or 0
-            if tags is not self._tags:
-                return  # its channel is gone
-            tags.delivered(amqp_tag)
-            self._fresh = True
-            if not self._wanted:
-                tags.give_back(amqp_tag)
-                self._event.set()
-                return
-            tag = next(self._link.tags)
-            self._amqp[tag] = amqp_tag
-            self._on_delivery(tag, _decode(message.body), message.body)
-
-        return receive
-
-    async def _settle(self, channel: Channel) -> None:
-        frames: list[spec.Basic.Ack | spec.Basic.Nack] = [
-            spec.Basic.Ack(verdict.tag, verdict.multiple) if verdict.ack else spec.Basic.Nack(verdict.tag, False, True)
-            for verdict in self._tags.take()
-        ]
-        if frames:
-            await channel.write_queue.put(ChannelFrame.marshall(channel.number, frames))
-
-    async def _look(self, channel: Channel) -> None:
+    async def _look(self, channel: Channel, deliveries: Deliveries) -> None:
         """Consume again when the broker knows no consumer of the queue, or leaves messages lying before a free one."""
         if self._consumer_tag is None:
             return
@@ -252,7 +236,7 @@ class QueueConsumer:
         finally:
             if not side.is_closed:
                 await side.close()
-        starving = bool(seen.message_count) and len(self._tags) < self._prefetch and not self._fresh
+        starving = bool(seen.message_count) and len(deliveries) < self._prefetch and not self._fresh
         self._suspicion = self._suspicion + 1 if starving else 0
         self._fresh = False
         if not seen.consumer_count or self._suspicion > 1:
@@ -269,12 +253,15 @@ class QueueConsumer:
             self._event.set()
 
     def _gone(self) -> None:
-        """The channel is closed: nothing that came over it can be settled any more."""
+        """The channel is closed, or is to be: nothing that came over it can be settled any more."""
         self._consumer_tag = None
         self._fresh = False
-        self._tags = DeliveryTags()
-        void, self._amqp = tuple(self._amqp), {}
+        deliveries, self._deliveries = self._deliveries, None
         self._changed.set()
+        if deliveries is None:
+            return
+        void = [self._first_tag + tag for tag in deliveries.open]
+        deliveries.release()
         if void and not self._ending:
             self._on_lost(void)
 
@@ -296,3 +283,8 @@ def _decode(body: bytes) -> Job | None:
     except DecodeError:
         return None
     return job if job.dispatch_id and job.run_id and job.pool and job.kind else None
+
+
+async def _never(message: DeliveredMessage) -> None:
+    """What the library would call: deliveries do not reach it, they are taken before it sees them."""
+    raise RuntimeError(f"delivery {message.delivery_tag} came to the AMQP library")

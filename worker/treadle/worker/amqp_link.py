@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
-from asyncio.trsock import TransportSocket
 from collections.abc import Coroutine
 from itertools import count
 from typing import Any, Final, TypeVar
@@ -13,9 +11,11 @@ from typing import Any, Final, TypeVar
 import aio_pika
 import structlog
 from aiormq.abc import AbstractChannel, AbstractConnection
-from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
-from aiormq.exceptions import AMQPError
+from aiormq.connection import TransportFactory
+from aiormq.exceptions import AMQPConnectionError, AMQPError
 from yarl import URL
+
+from treadle.protocol.amqp_filter import FrameFilter, open_filtered
 
 __all__ = ("AWAY", "RPC_TIMEOUT", "AmqpLink", "end", "while_open")
 
@@ -28,6 +28,9 @@ HEARTBEAT: Final = 10
 AWAY: Final = (AMQPError, OSError, TimeoutError, RuntimeError)
 """What a call on a connection that is breaking raises. RuntimeError: the library's "channel closed"."""
 
+_TAG_BITS = 40
+"""A channel with more deliveries would have to live for years."""
+
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 3.0
 
@@ -35,16 +38,21 @@ _T = TypeVar("_T")
 _log = structlog.stdlib.get_logger(__name__)
 
 
-class _Sockets(TransportFactory):
-    """Makes connections as the library does, and keeps the socket of the last one."""
+class _Filtered(TransportFactory):
+    """Connects as the library does, with a filter between socket and library, and keeps the last one."""
 
     def __init__(self, *, tls: bool) -> None:
-        self._inner = TLSTransportFactory() if tls else TCPTransportFactory()
-        self.last: TransportSocket | None = None
+        self._tls = tls
+        self.between: FrameFilter | None = None
 
-    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await self._inner.create(url, **kwargs)
-        self.last = writer.get_extra_info("socket")
+    async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        contexts = options.pop("ssl_context_provider")
+        context = await contexts.get_context() if self._tls else None
+        host, port = url.host or "localhost", url.port or (5671 if self._tls else 5672)
+        try:
+            reader, writer, self.between = await open_filtered(host, port, context, **options)
+        except OSError as error:
+            raise AMQPConnectionError(*error.args) from error
         return reader, writer
 
 
@@ -61,11 +69,10 @@ class AmqpLink:
         self._name = name
         self._lock = asyncio.Lock()
         self._opened: aio_pika.Connection | None = None
-        self._sockets = _Sockets(tls=self._url.scheme == "amqps")
+        self._transports = _Filtered(tls=self._url.scheme == "amqps")
         self._failures = 0
         self._random = random.Random()
-        self.tags = count(1)
-        """Numbers for deliveries, unique over all consumers and channels of this link."""
+        self._channels = count(1)
 
     @property
     def address(self) -> str:
@@ -98,6 +105,21 @@ class AmqpLink:
                             remedy="start RabbitMQ, or correct the AMQP URL",
                         )
 
+    def filter_of(self, connection: AbstractConnection) -> FrameFilter:
+        """Return what stands between the connection's socket and its library.
+
+        Raises:
+            ConnectionError: It is not this link's connection any more.
+        """
+        between = self._transports.between
+        if between is None or self._living() is not connection:
+            raise ConnectionError("closed")
+        return between
+
+    def first_tag(self) -> int:
+        """What to add to the delivery tags of one more channel, so that they are unique over all channels of this link."""
+        return next(self._channels) << _TAG_BITS
+
     async def close(self) -> None:
         """Close the connection; the broker takes back what was not acked. Stop the consumers first."""
         opened, self._opened = self._opened, None
@@ -109,10 +131,10 @@ class AmqpLink:
 
         A loop that is blocked cannot give its deliveries back, and the broker would wait for two heartbeats.
         """
-        last = self._sockets.last
+        last = self._transports.between
         if last is not None:
             try:
-                last.shutdown(socket.SHUT_RDWR)
+                last.hang_up()
             except OSError:
                 _log.debug("broker_hung_up_already", address=self.address)
 
@@ -131,7 +153,7 @@ class AmqpLink:
         self._failures += 1
         await self.close()
         connection = aio_pika.Connection(self._url, client_properties={"connection_name": self._name})
-        connection.kwargs["transport_factory"] = self._sockets
+        connection.kwargs["transport_factory"] = self._transports
         try:
             async with asyncio.timeout(RPC_TIMEOUT):
                 await connection.connect()

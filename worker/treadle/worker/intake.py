@@ -7,8 +7,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from treadle.protocol.topology import Queue
-from treadle.v1.job_pb2 import JOB_KIND_STEP, Job, JobKind
-from treadle.worker.amqp import QueueConsumer
+from treadle.v1.job_pb2 import JOB_KIND_STEP, JobKind
+from treadle.worker.amqp import Delivered, QueueConsumer
 from treadle.worker.amqp_link import AmqpLink
 from treadle.worker.clock import monotonic_ms
 from treadle.worker.core.port import WorkerCorePort
@@ -59,7 +59,6 @@ class Intake:
         self._was_short = False
         self._consumers: dict[int, QueueConsumer] = {}
         self._wanted: set[int] = set()
-        self._from: dict[int, QueueConsumer] = {}
 
     @property
     def address(self) -> str:
@@ -93,14 +92,14 @@ class Intake:
                 self._consumers[JOB_KIND_STEP].resume(self._prefetch(JOB_KIND_STEP))
 
     def ack(self, tag: int) -> None:
-        consumer = self._from.pop(tag, None)
-        if consumer is not None:
-            consumer.ack(tag)
+        for consumer in self._consumers.values():
+            if consumer.ack(tag):
+                return
 
     def give_back(self, tag: int) -> None:
-        consumer = self._from.pop(tag, None)
-        if consumer is not None:
-            consumer.give_back(tag)
+        for consumer in self._consumers.values():
+            if consumer.give_back(tag):
+                return
 
     async def close(self) -> None:
         """Write the verdicts that were said and end; what has none goes back."""
@@ -115,17 +114,15 @@ class Intake:
         return max(1, self._run_slots - runs)
 
     def _make(self, kind: JobKind.ValueType) -> QueueConsumer:
-        def delivered(tag: int, job: Job | None, body: bytes) -> None:
-            self._from[tag] = consumer
-            self._core.delivered(tag, job, body, monotonic_ms())
+        def delivered(found: Sequence[Delivered]) -> None:
+            now = monotonic_ms()
+            for tag, job, body in found:
+                self._core.delivered(tag, job, body, now)
             self._changed()
 
         def lost(tags: Sequence[int]) -> None:
-            for tag in tags:
-                self._from.pop(tag, None)
             self._core.channel_lost(kind, tags, monotonic_ms())
             self._changed()
 
         queue = Queue(self._namespace, self._pool, kind)
-        consumer = QueueConsumer(self._link, queue.name, self._prefetch(kind), delivered, lost)
-        return consumer
+        return QueueConsumer(self._link, queue.name, self._prefetch(kind), delivered, lost)

@@ -2,25 +2,26 @@
 
 It consumes again after a reconnect, after the broker cancelled it (a deleted queue is declared again), and when a look
 at the queue says that the broker has forgotten it. Verdicts are collected and written at once. A delivery whose
-channel is gone needs no verdict: the broker delivers it again.
+channel is gone needs no verdict: the broker delivers it again. (The library is told to consume; what is delivered then
+does not pass through it, see `treadle.protocol.amqp_frames`.)
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, cast
 
 import structlog
 from aiormq import Channel
-from aiormq.abc import AbstractConnection, ChannelFrame, DeliveredMessage
+from aiormq.abc import AbstractConnection, DeliveredMessage
 from aiormq.exceptions import ChannelNotFoundEntity
 from google.protobuf.message import DecodeError
 from pamqp import commands as spec
 
 from treadle.controlplane.broker.link import AWAY, RPC_TIMEOUT, Link, while_open
 from treadle.controlplane.broker.port import Delivery
-from treadle.protocol.delivery_tags import DeliveryTags
+from treadle.protocol.amqp_deliveries import Deliveries
 from treadle.protocol.errors import TreadleError
 from treadle.protocol.topology import Queue
 from treadle.v1.job_pb2 import Job
@@ -65,7 +66,8 @@ class Subscription:
         self._look_every = look_every
         self._wanted = True
         self._consumer_tag: str | None = None
-        self._tags = DeliveryTags()
+        self._deliveries: Deliveries | None = None
+        self._tasks: set[asyncio.Future[None]] = set()
         self._event = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -89,8 +91,6 @@ class Subscription:
                 await self._declare_missing()
             except AWAY as error:
                 _log.info("consumer_interrupted", queue=self._queue.name, error=str(error))
-            finally:
-                self._gone()
             if self._wanted:
                 await asyncio.sleep(self._pause)
                 self._pause = min(self._pause * 2, _LONGEST_PAUSE)
@@ -105,12 +105,14 @@ class Subscription:
         channel = cast(Channel, await connection.channel(publisher_confirms=False, timeout=RPC_TIMEOUT))
         channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
         try:
-            await while_open(channel, self._serve(channel))
+            self._deliveries = deliveries = Deliveries(self._link.filter_of(connection), channel.number, self._take)
+            await while_open(channel, self._serve(channel, deliveries))
         finally:
+            self._gone()
             if not channel.is_closed and connection.is_opened:
                 await channel.close(timeout=RPC_TIMEOUT)
 
-    async def _serve(self, channel: Channel) -> None:
+    async def _serve(self, channel: Channel, deliveries: Deliveries) -> None:
         loop = asyncio.get_running_loop()
         await channel.basic_qos(prefetch_count=self._prefetch, timeout=RPC_TIMEOUT)
         look_at = loop.time() + self._look_every
@@ -119,12 +121,12 @@ class Subscription:
             while True:
                 self._event.clear()
                 await self._steer(channel)
-                await self._settle(channel)
-                if not self._wanted and not len(self._tags):
+                if not self._wanted and not len(deliveries):
+                    deliveries.flush()
                     return
                 await self._event.wait()
                 if loop.time() >= look_at:
-                    await self._look(channel)
+                    await self._look(channel, deliveries)
                     look_at = loop.time() + self._look_every
                     timer = loop.call_at(look_at, self._event.set)
         finally:
@@ -139,7 +141,7 @@ class Subscription:
 
     async def _consume(self, channel: Channel) -> None:
         async with self._link.declaring:
-            ok = await channel.basic_consume(self._queue.name, self._receiver(), timeout=RPC_TIMEOUT)
+            ok = await channel.basic_consume(self._queue.name, _never, timeout=RPC_TIMEOUT)
         self._consumer_tag = str(ok.consumer_tag)
         self._link.consuming[self._queue.name] += 1
         self._idle.clear()
@@ -152,37 +154,32 @@ class Subscription:
             await channel.basic_cancel(tag, timeout=RPC_TIMEOUT)
         self._idle.set()
 
-    def _receiver(self) -> Callable[[DeliveredMessage], Coroutine[Any, Any, None]]:
-        tags = self._tags
-
-        async def receive(message: DeliveredMessage) -> None:
-            tag = message.delivery_tag or 0
-            if tags is not self._tags:
-                return  # its channel is gone
-            tags.delivered(tag)
-            self._fresh = True
+    def _take(self, found: Sequence[tuple[int, bytes]]) -> None:
+        deliveries = self._deliveries
+        assert deliveries is not None
+        self._fresh = True
+        for tag, body in found:
             if not self._wanted:
-                tags.give_back(tag)
-                self._event.set()
-                return
+                deliveries.give_back(tag)
+                continue
+            delivery = _Delivery(self, deliveries, tag, body)
             try:
-                result = self._deliver(_Delivery(self, tags, tag, message.body))
-                if result is not None:
-                    await result
+                result = self._deliver(delivery)
             except Exception:
-                _log.exception("deliver_failed", queue=self._queue.name, message_id=_message_id(message))
+                _log.exception("deliver_failed", queue=self._queue.name, dispatch_id=delivery.dispatch_id)
+                continue
+            if result is not None:
+                task = asyncio.ensure_future(self._finish(result, delivery))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
-        return receive
+    async def _finish(self, result: Awaitable[None], delivery: _Delivery) -> None:
+        try:
+            await result
+        except Exception:
+            _log.exception("deliver_failed", queue=self._queue.name, dispatch_id=delivery.dispatch_id)
 
-    async def _settle(self, channel: Channel) -> None:
-        frames: list[spec.Basic.Ack | spec.Basic.Nack] = [
-            spec.Basic.Ack(verdict.tag, verdict.multiple) if verdict.ack else spec.Basic.Nack(verdict.tag, False, True)
-            for verdict in self._tags.take()
-        ]
-        if frames:
-            await channel.write_queue.put(ChannelFrame.marshall(channel.number, frames))
-
-    async def _look(self, channel: Channel) -> None:
+    async def _look(self, channel: Channel, deliveries: Deliveries) -> None:
         """Consume again when the broker counts fewer consumers than this process has, or leaves messages lying."""
         if self._consumer_tag is None:
             return
@@ -192,7 +189,7 @@ class Subscription:
         finally:
             if not side.is_closed:
                 await side.close()
-        starving = bool(seen.message_count) and len(self._tags) < self._prefetch and not self._fresh
+        starving = bool(seen.message_count) and len(deliveries) < self._prefetch and not self._fresh
         missing = (seen.consumer_count or 0) < self._link.consuming[self._queue.name]
         self._suspicion = self._suspicion + 1 if starving or missing else 0
         self._fresh = False
@@ -213,26 +210,34 @@ class Subscription:
             self._link.consuming[self._queue.name] -= 1
 
     def _gone(self) -> None:
+        """The channel is closed, or is to be: nothing that came over it can be settled any more."""
         self._not_consuming()
-        self._tags = DeliveryTags()
+        deliveries, self._deliveries = self._deliveries, None
+        if deliveries is not None:
+            deliveries.release()
+        for task in self._tasks:
+            task.cancel()
         self._idle.set()
 
-    def settle(self, tags: DeliveryTags, tag: int, *, ack: bool) -> None:
-        """Take the verdict on a delivery; one of a channel that is gone is void."""
-        decided = tags.ack(tag) if ack else tags.give_back(tag)
-        if decided and tags is self._tags:
-            self._event.set()
+    def settled(self) -> None:
+        """A delivery has its verdict."""
+        if not self._wanted:
+            self._event.set()  # it may have been the last
 
 
 class _Delivery:
-    __slots__ = ("_body", "_job", "_subscription", "_tag", "_tags")
+    __slots__ = ("_body", "_deliveries", "_job", "_subscription", "_tag")
 
-    def __init__(self, subscription: Subscription, tags: DeliveryTags, tag: int, body: bytes) -> None:
+    def __init__(self, subscription: Subscription, deliveries: Deliveries, tag: int, body: bytes) -> None:
         self._subscription = subscription
-        self._tags = tags
+        self._deliveries = deliveries
         self._tag = tag
         self._body = body
         self._job = _decode(body)
+
+    @property
+    def dispatch_id(self) -> str | None:
+        return self._job.dispatch_id if self._job is not None else None
 
     @property
     def job(self) -> Job | None:
@@ -243,10 +248,12 @@ class _Delivery:
         return self._body
 
     def ack(self) -> None:
-        self._subscription.settle(self._tags, self._tag, ack=True)
+        if self._deliveries.ack(self._tag):
+            self._subscription.settled()
 
     def give_back(self) -> None:
-        self._subscription.settle(self._tags, self._tag, ack=False)
+        if self._deliveries.give_back(self._tag):
+            self._subscription.settled()
 
 
 def _decode(body: bytes) -> Job | None:
@@ -258,5 +265,6 @@ def _decode(body: bytes) -> Job | None:
     return job if job.dispatch_id and job.run_id and job.pool and job.kind else None
 
 
-def _message_id(message: DeliveredMessage) -> str | None:
-    return message.header.properties.message_id
+async def _never(message: DeliveredMessage) -> None:
+    """What the library would call: deliveries do not reach it, they are taken before it sees them."""
+    raise RuntimeError(f"delivery {message.delivery_tag} came to the AMQP library")
