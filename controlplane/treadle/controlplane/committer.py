@@ -1,22 +1,22 @@
 """Group commit: requests to many runs become one load and one commit.
 
 While a batch is in flight the next one collects, so a batch of one is taken at once when idle and batches grow under load;
-there is no window. Per run there is at most one batch in flight; what arrives meanwhile is folded into the next. A commit
-that met another replica's is decided again; a store that is away is waited for, as long as somebody waits for the reply.
+there is no window. A second batch takes off beside the first only when enough has collected: half-empty batches cost as
+much as full ones. Per run there is at most one batch in flight; what arrives meanwhile is folded into the next. A commit that
+met another replica's is decided again; a store that is away is waited for, as long as somebody waits for the reply.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from treadle.controlplane.batches import Item, fold
 from treadle.controlplane.clock import StoreClock, monotonic_ms
-from treadle.controlplane.machine import Credit, Decision, Env, Request, decide
+from treadle.controlplane.machine import Decision, Env, Request, decide
 from treadle.controlplane.machine.decide import want
 from treadle.controlplane.machine.requests import Asked, Claimed, Reply, Reported
 from treadle.controlplane.replica import Replica
@@ -24,7 +24,6 @@ from treadle.controlplane.store.cache import HotRuns
 from treadle.controlplane.store.port import Change, Committed, Loaded, Outcome, Store
 from treadle.protocol.errors import Refused, RequestError, Unavailable
 from treadle.protocol.ids import RunKey
-from treadle.v1.job_pb2 import JobKind
 from treadle.v1.worker_service_pb2 import (
     ANSWER_UNKNOWN,
     VERDICT_UNKNOWN,
@@ -37,8 +36,9 @@ __all__ = ("Committer",)
 
 _log = structlog.stdlib.get_logger(__name__)
 
-_LANES = 2
 _RUNS_A_BATCH = 50
+_TAKES_OFF_AT = (1, 24)
+"""How many runs must be ready for a batch to take off, by how many are in flight; with as many as it has, none does."""
 _PATIENCE_MS = 10_000
 _EARLY_S = 0.002
 
@@ -50,14 +50,18 @@ class Committer:
         store: Where runs are.
         replica: Decides with its credits, and is told what was done.
         clock: The store's clock.
-        done: Called after each commit, before the replies are given.
+        done: Called with all that a batch did, after the replies were given.
 
     Attributes:
         runs: The runs, through the replica's cache.
     """
 
     def __init__(
-        self, store: Store, replica: Replica, clock: StoreClock, done: Callable[[RunKey, Decision], None]
+        self,
+        store: Store,
+        replica: Replica,
+        clock: StoreClock,
+        done: Callable[[Sequence[tuple[RunKey, Decision]]], None],
     ) -> None:
         self._store, self._replica, self._clock, self._done = store, replica, clock, done
         self.runs = HotRuns(store)
@@ -65,6 +69,7 @@ class Committer:
         self._ready: dict[RunKey, None] = {}
         self._busy: set[RunKey] = set()
         self._work = asyncio.Event()
+        self._flying = 0
         self.commits = 0
         self.conflicts = 0
 
@@ -82,26 +87,25 @@ class Committer:
     async def run(self) -> None:
         """Work for ever."""
         async with asyncio.TaskGroup() as group:
-            for _ in range(_LANES):
-                group.create_task(self._lane())
-
-    async def _lane(self) -> None:
-        while True:
-            await self._work.wait()
-            batch = self._take()
-            if not batch:
+            while True:
+                await self._work.wait()
                 self._work.clear()
-                continue
-            try:
-                await self._batch(batch)
-            except Unavailable as error:
-                await self._store_away(batch, error)
-            except Exception as error:  # one bad batch must not stop the lane: who waits is told
-                _log.exception("batch_failed", runs=len(batch))
-                for items in batch.values():
-                    _fail(items, error)
-            finally:
-                self._release(batch)
+                while self._flying < len(_TAKES_OFF_AT) and len(self._ready) >= _TAKES_OFF_AT[self._flying]:
+                    self._flying += 1
+                    group.create_task(self._fly(self._take()))
+
+    async def _fly(self, batch: dict[RunKey, list[Item]]) -> None:
+        try:
+            await self._batch(batch)
+        except Unavailable as error:
+            await self._store_away(batch, error)
+        except Exception as error:  # one bad batch must not stop the others: who waits is told
+            _log.exception("batch_failed", runs=len(batch))
+            for items in batch.values():
+                _fail(items, error)
+        finally:
+            self._flying -= 1
+            self._release(batch)
 
     def _take(self) -> dict[RunKey, list[Item]]:
         batch: dict[RunKey, list[Item]] = {}
@@ -117,9 +121,10 @@ class Committer:
             self._busy.discard(run)
             if self._waiting.get(run):
                 self._ready[run] = None
-                self._work.set()
             else:
                 self._waiting.pop(run, None)
+        if self._ready:
+            self._work.set()
 
     async def _batch(self, batch: dict[RunKey, list[Item]]) -> None:
         decided: list[tuple[RunKey, list[Item], Decision]] = []
@@ -129,13 +134,17 @@ class Committer:
         changes = [d.change for _, _, d in decided if d.change is not None]
         outcomes = await self._commit(changes, decided)
         told = iter(outcomes)
+        done: list[tuple[RunKey, Decision]] = []
         for run, items, decision in decided:
             if decision.change is None or next(told).outcome is Outcome.OK:
-                await self._finish(run, items, decision)
+                refused = await self._clear_up(run, items, decision) if decision.unknown or decision.orphans else None
+                _settle(run, items, decision, refused)
+                done.append((run, decision))
             else:
                 self.conflicts += 1
                 self._replica.failed(decision)
                 self._waiting.setdefault(run, deque()).extendleft(reversed(items))
+        self._done(done)
         if any(outcome.outcome is Outcome.EARLY for outcome in outcomes):
             await asyncio.sleep(_EARLY_S)  # a refusal as too early must not spin
 
@@ -188,18 +197,11 @@ class Committer:
             return _undecided(items[0], error)
 
     def _try(self, found: Loaded, run: RunKey, items: list[Item], env: Env) -> Decision:
-        taken: list[tuple[Credit, JobKind.ValueType]] = []
-
-        def offer(namespace: str, pool: str, kind: JobKind.ValueType, name: str, prefer: str) -> Credit | None:
-            credit = env.offer(namespace, pool, kind, name, prefer)
-            if credit is not None:
-                taken.append((credit, kind))
-            return credit
-
+        env.taken.clear()
         try:
-            return decide(run, found, [item.request for item in items], replace(env, offer=offer))
+            return decide(run, found, [item.request for item in items], env)
         except Exception:
-            for credit, kind in taken:
+            for credit, kind in env.taken:
                 self._replica.credits.give_back(credit, kind)
             raise
 
@@ -219,20 +221,12 @@ class Committer:
         self._clock.observe(outcomes[0].time_ms, sent)
         return outcomes
 
-    async def _finish(self, run: RunKey, items: list[Item], decision: Decision) -> None:
-        """Answer, and let the effects follow. What is committed has its effects whatever goes wrong in here."""
-        refused = await self._put_aside(run, items, decision) if decision.unknown else None
+    async def _clear_up(self, run: RunKey, items: list[Item], decision: Decision) -> RequestError | None:
+        """Do what must come before the answers to unknown runs; returns why their messages could not be kept."""
+        refused = await self._put_aside(run, items, decision)
         if decision.orphans:
             await self._drop_orphans(run, decision)
-        for index, (item, reply) in enumerate(zip(items, decision.replies, strict=True)):
-            try:
-                item.settle(refused if refused is not None and index in decision.unknown else reply)
-            except Exception:
-                _log.exception("reply_not_given", run=str(run), request=type(item.request).__name__)
-        try:
-            self._done(run, decision)
-        except Exception:
-            _log.exception("effects_failed", run=str(run))
+        return refused
 
     async def _put_aside(self, run: RunKey, items: list[Item], decision: Decision) -> RequestError | None:
         """What names a run that nobody knows is kept before it is acknowledged; returns why it could not be."""
@@ -262,6 +256,15 @@ class Committer:
             _fail([item for item in items if now - item.since_ms >= _PATIENCE_MS], error)
             self._waiting.setdefault(run, deque()).extendleft(reversed(young))
         await asyncio.sleep(0.2)
+
+
+def _settle(run: RunKey, items: list[Item], decision: Decision, refused: RequestError | None) -> None:
+    """Answer. What is committed has its effects whatever goes wrong in here."""
+    for index, (item, reply) in enumerate(zip(items, decision.replies, strict=True)):
+        try:
+            item.settle(refused if refused is not None and index in decision.unknown else reply)
+        except Exception:
+            _log.exception("reply_not_given", run=str(run), request=type(item.request).__name__)
 
 
 def _fail(items: list[Item], error: Exception) -> None:

@@ -86,6 +86,7 @@ class Engine:
         self._pages = asyncio.Event()
         self._aside: asyncio.Queue[tuple[bytes, Callable[[], None]]] = asyncio.Queue()
         self.garbage = 0
+        self._own_hints: Sequence[Hint] = ()
 
     # --- requests ----------------------------------------------------------------------------------------------------
     def submit(self, run: RunKey, request: Request, settle: Callable[[Reply | Exception], None]) -> None:
@@ -169,12 +170,27 @@ class Engine:
                 group.create_task(steady("hints", lambda: self.hub.run(self.store)))
 
     # --- after a commit ------------------------------------------------------------------------------------------------
-    def _done(self, run: RunKey, decision: Decision) -> None:
-        if decision.jobs:
-            self._publish(decision.jobs)
-        self.replica.done(run, decision)
-        if decision.grants or decision.events or decision.cancels or decision.resend:
+    def _done(self, decided: Sequence[tuple[RunKey, Decision]]) -> None:
+        """Let the effects of a batch follow. What is committed has its effects, whatever goes wrong for another run."""
+        jobs: list[Job] = []
+        hints: list[Hint] = []
+        for run, decision in decided:
+            jobs += decision.jobs
+            if decision.change is not None and decision.change.hint is not None:
+                hints.append(decision.change.hint)
+            try:
+                self._follow(run, decision)
+            except Exception:
+                _log.exception("effects_failed", run=str(run))
+        if jobs:
+            self._publish(jobs)
+        if self.replica.behind:
             self._pages.set()
+        self._own_hints = hints
+        self.hub.feed(hints)
+
+    def _follow(self, run: RunKey, decision: Decision) -> None:
+        self.replica.done(run, decision)
         if self._count is not None:
             self._count(run, decision)
         for pool, kind, queued_ms in decision.claimed:
@@ -188,10 +204,8 @@ class Engine:
             if due < self.earliest_timer_ms:
                 self.earliest_timer_ms = due
                 self.timer_added.set()
-        if change.hint is not None:
-            if change.hint.closed and self.hub.on_end is not None and decision.head is not None:
-                self.hub.on_end(run, decision.head, decision.events)
-            self.hub.feed([change.hint])
+        if change.hint is not None and change.hint.closed and self.hub.on_end is not None and decision.head is not None:
+            self.hub.on_end(run, decision.head, decision.events)
 
     def _publish(self, jobs: Sequence[Job]) -> None:
         """Publish; a queue that this replica has not declared yet is declared first."""
@@ -216,10 +230,13 @@ class Engine:
                 self.broker.publish(jobs)
 
     def _hinted(self, hints: Sequence[Hint]) -> None:
+        if hints is self._own_hints:
+            return  # its commits told the cache and the replica all of it
         self.committer.runs.cache.hinted(hints)
         for hint in hints:
             self.replica.hinted(hint)
-        self._pages.set()
+        if self.replica.behind:
+            self._pages.set()
 
     async def _load_pages(self) -> None:
         """Owners that are behind get their next page."""

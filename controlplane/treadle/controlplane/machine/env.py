@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from treadle.v1.job_pb2 import JobKind
 
@@ -78,6 +78,7 @@ class Env:
         offer: Takes a credit of this replica's sessions for (namespace, pool, kind, name), of the preferred worker if it
             has one ("": of any); None: there is none. A credit that was taken and not used is given back by the caller.
         settings: Times and limits.
+        taken: Credits that `offer` gave, with the kind of their job, since the caller last cleared it.
     """
 
     now_ms: int
@@ -87,3 +88,4 @@ class Env:
     share: Callable[[], float]
     offer: Callable[[str, str, JobKind.ValueType, str, str], Credit | None]
     settings: Settings
+    taken: list[tuple[Credit, JobKind.ValueType]] = field(default_factory=list)

@@ -194,6 +194,9 @@ def _checkpoint(view: RunView, told: Checkpoint) -> None:
     """Record the outcome of a try of a local step."""
     row = view.row(told.command_id)
     _forget_start(view, told.command_id)
+    if row is None and told.kind == REPORT_KIND_COMPLETED:
+        _completed(view, told, told.try_number)
+        return
     if row is None:
         row = CommandRow(command_id=told.command_id, local=True, name=told.name, digest=told.digest)
         row.state = COMMAND_STATE_HELD
@@ -201,19 +204,8 @@ def _checkpoint(view: RunView, told: Checkpoint) -> None:
         row.attempt = told.try_number
     row.try_number = max(row.try_number, told.try_number)
     if told.kind == REPORT_KIND_COMPLETED:
-        view.event(
-            step_completed=StepCompleted(
-                command_id=told.command_id,
-                attempt=row.attempt,
-                result=told.result,
-                name=told.name,
-                digest=told.digest,
-                local=True,
-                duration_ms=told.duration_ms,
-            )
-        )
-        if view.row(told.command_id) is not None:
-            view.drop(row)
+        _completed(view, told, row.attempt)
+        view.drop(row)
         return
     known = view.row(told.command_id) is not None
     if not known:
@@ -224,6 +216,20 @@ def _checkpoint(view: RunView, told: Checkpoint) -> None:
     else:
         lost = Failure(kind=FAILURE_KIND_LOST, type="Lost", message="cut off by a drain")
         attempts.settle_failed(view, row, lost, told.duration_ms)
+
+
+def _completed(view: RunView, told: Checkpoint, attempt: int) -> None:
+    view.event(
+        step_completed=StepCompleted(
+            command_id=told.command_id,
+            attempt=attempt,
+            result=told.result,
+            name=told.name,
+            digest=told.digest,
+            local=True,
+            duration_ms=told.duration_ms,
+        )
+    )
 
 
 def _release(view: RunView, ask: OwnerRequest) -> Answer.ValueType:

@@ -2,7 +2,8 @@
 
 Rules change the view; `change()` turns what they did into the one commit of the batch. The entries among the timers move
 lazily: an entry that stands earlier than what is due stays where it is and is moved when it fires, because moving it is
-the dearest part of a commit.
+the dearest part of a commit. A run that comes to rest (parked, waiting, closed) moves its entry at once: else that of its
+last owner's lease would cost a commit of its own two seconds later.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ from treadle.protocol.topology import INLINE_INPUT_BYTES
 from treadle.v1.common_pb2 import Payload, TraceContext
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job
-from treadle.v1.run_service_pb2 import RunStatus
+from treadle.v1.run_service_pb2 import (
+    RUN_STATUS_CANCELLED,
+    RUN_STATUS_COMPLETED,
+    RUN_STATUS_FAILED,
+    RUN_STATUS_NEEDS_ATTENTION,
+    RUN_STATUS_RUNNING,
+    RUN_STATUS_TERMINATED,
+    RUN_STATUS_UNSPECIFIED,
+    RUN_STATUS_WAITING,
+    RunStatus,
+)
 from treadle.v1.state_pb2 import (
     RUN_OUTCOME_CANCELLED,
     RUN_OUTCOME_COMPLETED,
@@ -39,10 +50,15 @@ HOUR_MS = 3_600_000
 """How often what stands still is looked at."""
 
 _CLOSED = {
-    RUN_OUTCOME_COMPLETED: RunStatus.RUN_STATUS_COMPLETED,
-    RUN_OUTCOME_FAILED: RunStatus.RUN_STATUS_FAILED,
-    RUN_OUTCOME_CANCELLED: RunStatus.RUN_STATUS_CANCELLED,
-    RUN_OUTCOME_TERMINATED: RunStatus.RUN_STATUS_TERMINATED,
+    RUN_OUTCOME_COMPLETED: RUN_STATUS_COMPLETED,
+    RUN_OUTCOME_FAILED: RUN_STATUS_FAILED,
+    RUN_OUTCOME_CANCELLED: RUN_STATUS_CANCELLED,
+    RUN_OUTCOME_TERMINATED: RUN_STATUS_TERMINATED,
+}
+
+_OPEN = {
+    RUN_STATE_WAITING: RUN_STATUS_WAITING,
+    RUN_STATE_NEEDS_ATTENTION: RUN_STATUS_NEEDS_ATTENTION,
 }
 
 _MATTERS = frozenset(
@@ -50,18 +66,15 @@ _MATTERS = frozenset(
 )
 """Events that workflow code can notice: they wake a parked run and are hinted to an owner."""
 
+_ACTIVE = (RUN_STATE_OPEN, RUN_STATE_QUEUED)
+
 _STATUS_NAMES = {value: name.removeprefix("RUN_STATUS_").lower() for name, value in RunStatus.items()}
 
 
 def status_of(head: RunHead) -> RunStatus.ValueType:
     """Return how a run stands in one word."""
-    if head.state == RUN_STATE_CLOSED:
-        return _CLOSED[head.outcome]
-    if head.state == RUN_STATE_WAITING:
-        return RunStatus.RUN_STATUS_WAITING
-    if head.state == RUN_STATE_NEEDS_ATTENTION:
-        return RunStatus.RUN_STATUS_NEEDS_ATTENTION
-    return RunStatus.RUN_STATUS_RUNNING
+    state = head.state
+    return _CLOSED[head.outcome] if state == RUN_STATE_CLOSED else _OPEN.get(state, RUN_STATUS_RUNNING)
 
 
 def waiting_index(namespace: str, pool: str, name: str) -> str:
@@ -79,13 +92,13 @@ def attention_index(namespace: str, workflow: str) -> str:
     return f"a:{namespace}:{workflow}"
 
 
-def _indexes(head: RunHead) -> list[str]:
-    if head.state == 0:
+def _indexes(namespace: str, workflow: str, status: RunStatus.ValueType) -> list[str]:
+    if not status:
         return []
-    status = _STATUS_NAMES[status_of(head)]
-    names = [f"s:{head.namespace}:{status}", f"w:{head.namespace}:{head.workflow}:{status}"]
-    if head.state == RUN_STATE_NEEDS_ATTENTION:
-        names.append(attention_index(head.namespace, head.workflow))
+    word = _STATUS_NAMES[status]
+    names = [f"s:{namespace}:{word}", f"w:{namespace}:{workflow}:{word}"]
+    if status == RUN_STATUS_NEEDS_ATTENTION:
+        names.append(attention_index(namespace, workflow))
     return names
 
 
@@ -107,7 +120,8 @@ class RunView:
         self.matters = False
         self.may_sweep = False
         self.not_before_ms = 0
-        self._before = _indexes(self.head)
+        self._before = self._listed()
+        self._was_active = self.head.state in _ACTIVE
         self._rows: dict[str, CommandRow | None] = {}
         self._touched: dict[str, None] = {}
         self._inputs: dict[str, Payload] = {}
@@ -115,6 +129,11 @@ class RunView:
         self._outbox: dict[str, bytes] = {}
         self._waits: dict[tuple[str, str], int | None] = {}
         self._stale_timers: list[str] = []
+
+    def _listed(self) -> tuple[str, str, RunStatus.ValueType]:
+        """Return by what the run is listed: its status is 0 when there is no such run."""
+        head = self.head
+        return head.namespace, head.workflow, status_of(head) if head.state else RUN_STATUS_UNSPECIFIED
 
     # --- reading -------------------------------------------------------------------------------------------------
     @property
@@ -290,7 +309,7 @@ class RunView:
         change = Change(self.run, 0 if not self.loaded.head else self.loaded.revision, self.revision, b"")
         change.not_before_ms = self.not_before_ms
         change.traced = head.sampled
-        change.cold = head.state not in (RUN_STATE_OPEN, RUN_STATE_QUEUED)
+        change.cold = head.state not in _ACTIVE
         change.restart = self.restart
         for command_id in self._stale_timers:
             change.timers_del.append(command_id)
@@ -304,7 +323,7 @@ class RunView:
         for command_id, payload in self._new_inputs.items():
             change.set_fields[f"i:{command_id}"] = payload.SerializeToString()
         if not self.deleted:
-            self._set_timer(change, head, "", self.head_due())
+            self._set_timer(change, head, "", self.head_due(), at_once=change.cold and self._was_active)
         self._move_indexes(change)
         change.head = head.SerializeToString()
         change.events = [event.SerializeToString() for event in self.events]
@@ -326,20 +345,22 @@ class RunView:
             )
         return change
 
-    def _set_timer(self, change: Change, of: RunHead | CommandRow, command_id: str, due: int) -> None:
+    def _set_timer(
+        self, change: Change, of: RunHead | CommandRow, command_id: str, due: int, *, at_once: bool = False
+    ) -> None:
         if due == 0:
             if of.timer_at_ms:
                 of.timer_at_ms = 0
                 change.timers_del.append(command_id)
-        elif of.timer_at_ms == 0 or due < of.timer_at_ms or of.timer_at_ms <= self.now:
+        elif of.timer_at_ms == 0 or due < of.timer_at_ms or of.timer_at_ms <= self.now or at_once:
             of.timer_at_ms = due
             change.timers_set[command_id] = due
 
     def _move_indexes(self, change: Change) -> None:
-        after = [] if self.deleted else _indexes(self.head)
-        member = self.run.run_id
-        if after != self._before or self.restart:
-            change.index_del += [(name, member) for name in self._before if name not in after]
+        if self._listed() != self._before or self.restart or self.deleted:
+            member, before = self.run.run_id, _indexes(*self._before)
+            after = [] if self.deleted else _indexes(*self._listed())
+            change.index_del += [(name, member) for name in before if name not in after]
             change.index_add += [(name, member, self.head.created_ms) for name in after]
         for (name, waiter), since in self._waits.items():
             if since is None:

@@ -137,9 +137,13 @@ class Replica:
         """Return the world for one decision: `store_now_ms` is the clock of Redis, `now_ms` this replica's own."""
 
         def offer(namespace: str, pool: str, kind: JobKind.ValueType, name: str, prefer: str) -> Credit | None:
-            return self.credits.offer(namespace, pool, kind, name, prefer, now_ms)
+            credit = self.credits.offer(namespace, pool, kind, name, prefer, now_ms)
+            if credit is not None:
+                taken.append((credit, kind))
+            return credit
 
-        return Env(store_now_ms, self.replica_id, self._bits64, self._token, self._share, offer, self.settings)
+        taken: list[tuple[Credit, JobKind.ValueType]] = []
+        return Env(store_now_ms, self.replica_id, self._bits64, self._token, self._share, offer, self.settings, taken)
 
     def failed(self, decision: Decision) -> None:
         """The commit of a decision did not happen: its credits were not used."""
@@ -259,6 +263,11 @@ class Replica:
         for worker_id, token, reason in hint.cancels:
             if worker_id in self.sessions:
                 self.sessions[worker_id].cancel(token, reason)
+
+    @property
+    def behind(self) -> bool:
+        """Whether an owner waits for a page."""
+        return bool(self._behind)
 
     def pages(self, limit: int = 1_000) -> list[Page]:
         """Return pages that must be loaded now, at most `limit`; each is returned once."""
