@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from treadle.controlplane.clock import monotonic_ms
 from treadle.controlplane.engine import Engine
@@ -18,9 +21,16 @@ from treadle.controlplane.steady import steady
 from treadle.controlplane.store.port import Hint, Loaded, Timer, Want
 from treadle.protocol.errors import RequestError, Unavailable
 from treadle.protocol.ids import SHARDS, RunKey
-from treadle.v1.state_pb2 import COMMAND_STATE_QUEUED, RUN_STATE_QUEUED, CommandRow, RunHead
+from treadle.v1.state_pb2 import (
+    COMMAND_STATE_HELD,
+    COMMAND_STATE_QUEUED,
+    RUN_STATE_OPEN,
+    RUN_STATE_QUEUED,
+    CommandRow,
+    RunHead,
+)
 
-from .leases import Holding, LeaseChecker, holder_in
+from .leases import Holding, LeaseChecker
 from .queues import QueueWatch
 
 __all__ = ("TimerDuty",)
@@ -29,7 +39,9 @@ _log = structlog.stdlib.get_logger(__name__)
 
 _ROUND_MS = 1_000
 _LEASE_MS = 3_000
-_PAGE = 500
+_PAGE = 2_000
+_AT_ONCE = 200
+"""Timers that are being fired: a few batches of commits."""
 _DAMAGED_MS = 60_000
 _HINT_MS = 50
 """A hint of a commit shortens the sleep, at most so often."""
@@ -129,22 +141,62 @@ class TimerDuty:
 
     async def _fire(self, due: Sequence[Timer]) -> None:
         """Holders are checked, everything else is fired; one load for the whole page."""
-        wants = [Want(t.run, fields=[f"c:{t.command_id}"] if t.command_id else ()) for t in due]
-        loaded = await self._engine.store.load(wants)
-        holdings, rest = [], []
+        wants = [Want(t.run, fields=[f"c:{t.command_id}", f"i:{t.command_id}"] if t.command_id else ()) for t in due]
+        loaded = await self._engine.committer.runs.load(wants, fresh=True)
+        holdings, queued, plain = [], [], []
         for timer, view in zip(due, loaded, strict=True):
-            holding = holder_in(view, timer.run, timer.command_id)
-            if holding is not None:
-                holdings.append((timer, holding))
-            if holding is None or not timer.command_id:  # an open run has its watch besides its lease
-                rest.append((timer, view))
-        results = await asyncio.gather(
-            self._check(holdings), *(self._fire_one(t, v) for t, v in rest), return_exceptions=True
+            found = _what(timer, view)
+            if isinstance(found, Holding):
+                holdings.append((timer, found))
+            if isinstance(found, Queued):
+                queued.append((timer, found))
+            elif found is None or not timer.command_id:  # an open run has its watch besides its lease
+                plain.append((timer, FireTimer(timer.command_id)))
+        checked, asked, _ = await asyncio.gather(
+            self._check(holdings), self._ask_queues(queued), self._fire_each(plain), return_exceptions=True
         )
-        for result, (timer, _) in zip(results[1:], rest, strict=True):
+        for result in (checked, asked):
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _fire_each(self, fires: Sequence[tuple[Timer, FireTimer]]) -> None:
+        """Fire these, a few batches of commits at a time: who asks something meanwhile waits behind those only."""
+        if not fires:
+            return
+        loop, coming = asyncio.get_running_loop(), iter(fires)
+        done: asyncio.Future[None] = loop.create_future()
+        open_fires = 0
+
+        def fire_next() -> None:
+            nonlocal open_fires
+            for timer, fire in coming:
+                open_fires += 1
+                self._engine.committer.submit(timer.run, fire, partial(settle, timer))
+                if open_fires >= _AT_ONCE:
+                    return
+
+        def settle(timer: Timer, result: object) -> None:
+            nonlocal open_fires
             self._note(timer, result)
-        if isinstance(results[0], Exception):
-            raise results[0]
+            open_fires -= 1
+            if open_fires <= _AT_ONCE // 2:
+                fire_next()
+            if not open_fires and not done.done():
+                done.set_result(None)
+
+        fire_next()
+        await done
+
+    async def _ask_queues(self, queued: Sequence[tuple[Timer, Queued]]) -> None:
+        """Fire what waits in a queue, with what is known of the queue."""
+        seen = await asyncio.gather(*(self._queues.passed(*waits) for _, waits in queued), return_exceptions=True)
+        fires = []
+        for (timer, _), known in zip(queued, seen, strict=True):
+            if isinstance(known, BaseException):
+                self._note(timer, known)
+            else:
+                fires.append((timer, FireTimer(timer.command_id, *known)))
+        await self._fire_each(fires)
 
     async def _check(self, holdings: Sequence[tuple[Timer, Holding]]) -> None:
         try:
@@ -163,25 +215,36 @@ class TimerDuty:
         log = _log.warning if known else _log.error
         log("timer_not_fired", run=str(timer.run), command=timer.command_id, error=str(result) or repr(result))
 
-    async def _fire_one(self, timer: Timer, loaded: Loaded) -> None:
-        fire = FireTimer(timer.command_id)
-        queued = _queued(timer, loaded)
-        if queued is not None:
-            fire.gone, fire.soon = await self._queues.passed(*queued)
-        await self._engine.ask(timer.run, fire)
+
+class Queued(NamedTuple):
+    """What waits in a queue; the arguments of QueueWatch.passed."""
+
+    namespace: str
+    pool: str
+    is_run: bool
+    queued_ms: int
+    dispatch_id: str
 
 
-def _queued(timer: Timer, loaded: Loaded) -> tuple[str, str, bool, int, str] | None:
-    """Return (namespace, pool, is a run job, time of dispatch, dispatch id) of what waits in a queue; None if nothing."""
-    if not loaded.head:
-        return None
-    head = RunHead.FromString(loaded.head)
-    if not timer.command_id:
-        if head.state != RUN_STATE_QUEUED:
+def _what(timer: Timer, loaded: Loaded) -> Holding | Queued | None:
+    """Return who holds, or which queue has, what the timer is about; None: neither, or it is damaged."""
+    run, command_id = timer.run, timer.command_id
+    try:
+        if command_id:
+            data = loaded.fields.get(f"c:{command_id}")
+            if not data:
+                return None
+            row = CommandRow.FromString(data)
+            if row.state == COMMAND_STATE_HELD and not row.local:
+                return Holding(run, command_id, row.holder)
+            queued = row.state == COMMAND_STATE_QUEUED
+            return Queued(run.namespace, row.pool, False, row.queued_ms, row.dispatch_id) if queued else None
+        if not loaded.head:
             return None
-        return head.namespace, head.pool, True, head.queued_ms, head.wake_dispatch_id
-    data = loaded.fields.get(f"c:{timer.command_id}")
-    row = CommandRow.FromString(data) if data else None
-    if row is None or row.state != COMMAND_STATE_QUEUED:
+        head = RunHead.FromString(loaded.head)
+    except DecodeError:
         return None
-    return head.namespace, row.pool, False, row.queued_ms, row.dispatch_id
+    if head.state == RUN_STATE_OPEN:
+        return Holding(run, "", head.owner)
+    queued = head.state == RUN_STATE_QUEUED
+    return Queued(run.namespace, head.pool, True, head.queued_ms, head.wake_dispatch_id) if queued else None

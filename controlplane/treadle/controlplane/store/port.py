@@ -305,7 +305,10 @@ class DutyStore(Protocol):
         ...
 
     async def due(self, shards: Sequence[int], limit: int) -> DueTimers:
-        """Timers of these shards that are due by the store's clock, at most `limit`."""
+        """The earliest timers of these shards that are due by the store's clock, at most `limit`.
+
+        Fewer may be answered when more are due (at least 50, or all); none is left out that is due before the last of them.
+        """
         ...
 
     async def stale_outbox(self, shards: Sequence[int], older_than_ms: int, limit: int) -> list[StaleEntry]:

@@ -14,6 +14,7 @@ __all__ = ("RedisDuties",)
 
 _SHARDS_AT_ONCE = 8  # shards whose outbox is read in one round trip: what is not needed is not carried
 _IDS_AT_ONCE = 500
+_DUE_A_SHARD = 50
 
 
 class RedisDuties(RedisPart):
@@ -34,13 +35,17 @@ class RedisDuties(RedisPart):
     async def due(self, shards: Sequence[int], limit: int) -> DueTimers:
         due: list[Timer] = []
         next_due_ms: int | None = None
-        time_ms = 0
-        for _, (now, first, found) in await self._per_group("due", shards, limit):
+        time_ms, whole_ms = 0, 2**62
+        a_shard = max(_DUE_A_SHARD, 2 * limit // max(1, len(shards)))  # not all of all shards, to use a few
+        for _, (now, first, whole, found) in await self._per_group("due", shards, a_shard):
             time_ms = max(time_ms, int(now))
             if first is not None and (next_due_ms is None or first < next_due_ms):
                 next_due_ms = int(first)
+            if whole is not None:
+                whole_ms = min(whole_ms, int(whole))
             pairs = iter(found)
             due += [timer_of(member, int(score)) for member, score in zip(pairs, pairs, strict=True)]
+        due = [timer for timer in due if timer.due_ms <= whole_ms]
         due.sort(key=lambda timer: (timer.due_ms, timer.run, timer.command_id))
         return DueTimers(due[:limit], next_due_ms, time_ms or await self._now_ms())
 
