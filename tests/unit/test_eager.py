@@ -28,8 +28,8 @@ def from_callback(make: Callable[[], Coroutine[Any, Any, Any]]) -> tuple[bool, A
         loop.call_soon(start)
         at_once, task = await started
         assert "call_soon" not in vars(loop) and asyncio.current_task() is not task
-        outcomes: list[Any] = await asyncio.gather(task, return_exceptions=True)
-        return at_once, outcomes[0]
+        outcome: Any = (await asyncio.gather(task, return_exceptions=True))[0]
+        return at_once, outcome
 
     return asyncio.run(main())
 

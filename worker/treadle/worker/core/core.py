@@ -53,6 +53,7 @@ class WorkerCore:
         "_drained",
         "_owners",
         "_shared",
+        "_unsettled",
     )
 
     def __init__(self, settings: CoreSettings, executions: ExecutionFactory, random64: Callable[[], int]) -> None:
@@ -69,6 +70,7 @@ class WorkerCore:
         self._called_at = 0
         self._awake_since = 0
         self._drained = False
+        self._unsettled = False
 
     # --- the session -----------------------------------------------------------------------------------------------
     def session_opened(self, session_id: str, now_ms: int) -> None:
@@ -115,6 +117,8 @@ class WorkerCore:
         if not self._shared.session.open:
             return None
         self._noticed(now_ms)
+        if self._unsettled:
+            self._settle(now_ms)
         room = Room()
         frame = SessionRequest()
         frame.claims.extend(self._claims.frame(room, now_ms))
@@ -192,7 +196,8 @@ class WorkerCore:
     def delivered(self, tag: int, job: Job | None, body: bytes, now_ms: int) -> None:
         self._noticed(now_ms)
         self._claims.delivered(tag, job, body, now_ms)
-        self._settle(now_ms)
+        self._claims.pump(now_ms)  # at once: questions are asked in the order of the deliveries
+        self._unsettled = True
 
     def channel_lost(self, kind: JobKind.ValueType, tags: Sequence[int], now_ms: int) -> None:
         self._claims.channel_lost(tags)
@@ -204,7 +209,8 @@ class WorkerCore:
 
     def attempt_ended(self, token: bytes, report: Report, now_ms: int) -> None:
         self._attempts.ended(token, report, now_ms)
-        self._settle(now_ms)
+        self._called_at = now_ms
+        self._unsettled = True
 
     def may_start_local(self, owner_token: bytes, command_id: str, now_ms: int) -> bool:
         return self._owners.may_start_local(owner_token, command_id, now_ms)
@@ -215,7 +221,8 @@ class WorkerCore:
 
     def local_ended(self, owner_token: bytes, command_id: str, report: Report, now_ms: int) -> None:
         self._owners.local_ended(owner_token, command_id, report, now_ms)
-        self._settle(now_ms)
+        self._called_at = now_ms
+        self._unsettled = True
 
     # --- time and life ---------------------------------------------------------------------------------------------
     def tick(self, now_ms: int) -> None:
@@ -229,6 +236,8 @@ class WorkerCore:
 
     def next_due(self) -> int | None:
         now_ms = self._called_at
+        if self._unsettled:
+            self._settle(now_ms)
         dues = [
             self._claims.next_due(),
             self._owners.next_due(self._claims.run_waits, now_ms),
@@ -252,6 +261,8 @@ class WorkerCore:
         self._settle(now_ms)
 
     def actions(self) -> list[Action]:
+        if self._unsettled:
+            self._settle(self._called_at)
         actions = self._shared.actions
         self._shared.actions = []
         return actions
@@ -271,8 +282,12 @@ class WorkerCore:
         self._called_at = now_ms
 
     def _settle(self, now_ms: int) -> None:
-        """After every change: use free slots, make room where run jobs wait, show the list of held tokens."""
+        """After every change: use free slots, make room where run jobs wait, show the list of held tokens.
+
+        What comes many times in a turn of the loop and adds nothing to that list waits for the end of the turn.
+        """
         self._called_at = now_ms
+        self._unsettled = False
         self._claims.runs.room(self._owners.has_idle, now_ms)
         self._claims.pump(now_ms)
         self._owners.relieve(self._claims.run_waits, now_ms)

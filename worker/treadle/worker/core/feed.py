@@ -58,6 +58,11 @@ class Feed:
         return self.execution.fed
 
     @property
+    def waits_to_be_fed(self) -> bool:
+        """Whether events are here that were not fed: the next one, or some behind a gap."""
+        return bool(self._buffer)
+
+    @property
     def replays(self) -> bool:
         """Whether every event makes a fresh coroutine (which asks for everything again)."""
         return self._kept is not None
@@ -83,12 +88,15 @@ class Feed:
         """Events came, in any order; known ones are skipped."""
         fed = self.execution.fed
         for event in events:
-            if event.position > fed:
-                self._buffer[event.position] = event
-                length = max(length, event.position)
-            elif event.position == fed and event.revision != self.revision:
+            position = event.position
+            if position > fed:
+                self._buffer[position] = event
+                if position > length:
+                    length = position
+            elif position == fed and event.revision != self.revision:
                 self.beside = True
-        self.length = max(self.length, length)
+        if length > self.length:
+            self.length = length
 
     def answered(self, position: int, revision: int) -> None:
         """The store said that the event at `position` exists."""
@@ -103,8 +111,9 @@ class Feed:
 
     def run(self, now_ms: int) -> Iterator[HistoryEvent]:
         """Feed all that is next, and yield each event after it was fed. A divergence ends it."""
-        while self._buffer and self.execution.divergence is None and not self.beside:
-            event = self._buffer.pop(self.execution.fed + 1, None)
+        buffer = self._buffer
+        while buffer and self.execution.divergence is None and not self.beside:
+            event = buffer.pop(self.execution.fed + 1, None)
             if event is None:
                 return
             if self._kept is None:

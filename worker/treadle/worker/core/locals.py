@@ -6,8 +6,6 @@ or the run executes alone) has its own start among these commands.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from treadle.v1.common_pb2 import FAILURE_KIND_CANCELLED, Failure, Payload
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.worker_service_pb2 import (
@@ -76,11 +74,12 @@ class LocalSteps:
     def ask(self, call: LocalCall, barrier: int, announced: bool) -> None:
         self.waiting[call.command_id] = Local(call, barrier, announced)
 
-    def startable(self, answered: int) -> Iterator[Local]:
+    def startable(self, answered: int) -> list[Local]:
         """Those that everything before was answered for; when draining, only those whose start has left its trace."""
-        for local in tuple(self.waiting.values()):
-            if local.barrier <= answered and (local.announced or not self._shared.draining):
-                yield local
+        draining = self._shared.draining
+        return [
+            local for local in self.waiting.values() if local.barrier <= answered and (local.announced or not draining)
+        ]
 
     def offered(self, local: Local) -> int:
         """It is offered to the shell. Returns the number of its attempt."""
@@ -152,45 +151,53 @@ class LocalSteps:
         return self._checkpoint(local.call, report)
 
     def _checkpoint(self, call: LocalCall, report: Report) -> Checkpoint:
+        command_id = call.command_id
+        self._reported[command_id] = call.try_number
+        if report.kind == "completed":
+            result = self._results[command_id] = report.result if report.result is not None else Payload()
+            return Checkpoint(
+                command_id=command_id,
+                digest=call.digest,
+                name=call.name,
+                try_number=call.try_number,
+                kind=REPORT_KIND_COMPLETED,
+                result=result,
+                duration_ms=report.duration_ms,
+            )
         checkpoint = Checkpoint(
-            command_id=call.command_id,
+            command_id=command_id,
             digest=call.digest,
             name=call.name,
             try_number=call.try_number,
             duration_ms=report.duration_ms,
         )
-        if report.kind == "completed":
-            result = report.result if report.result is not None else Payload()
-            checkpoint.kind = REPORT_KIND_COMPLETED
-            checkpoint.result.CopyFrom(result)
-            self._results[call.command_id] = result
-        elif report.kind in ("failed", "cancelled"):  # cancelled by nobody here: a failure like any other
+        if report.kind in ("failed", "cancelled"):  # cancelled by nobody here: a failure like any other
             checkpoint.kind = REPORT_KIND_FAILED
             checkpoint.failure.CopyFrom(report.failure or Failure(kind=FAILURE_KIND_CANCELLED))
             checkpoint.retry_after_ms = report.retry_after_ms
             checkpoint.retry.CopyFrom(call.retry)
         else:
             checkpoint.kind = REPORT_KIND_LOST  # A9
-        self._reported[call.command_id] = call.try_number
         return checkpoint
 
     def put_back(self, event: HistoryEvent) -> bool:
         """Put the result that this worker reported into its event; False: it is not here."""
-        result = self._results.get(event.step_completed.command_id)
+        completed = event.step_completed
+        result = self._results.get(completed.command_id)
         if result is None:
             return False
-        event.step_completed.result.CopyFrom(result)
+        completed.result.CopyFrom(result)
         return True
 
     def saw(self, event: HistoryEvent) -> None:
         """An event was fed: forget what it settles."""
         kind = event.WhichOneof("kind")
-        if kind == "attempt_started":
+        if kind == "step_completed":
+            command_id = event.step_completed.command_id
+        elif kind == "attempt_started":
             if event.attempt_started.local:
                 self._attempts[event.attempt_started.command_id] = event.attempt_started.attempt
             return
-        if kind == "step_completed":
-            command_id = event.step_completed.command_id
         elif kind == "step_failed":
             command_id = event.step_failed.command_id
         elif kind == "step_cancelled":

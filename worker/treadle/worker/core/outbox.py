@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 __all__ = ("MAX_BYTES", "MAX_ENTRIES", "Outbox", "Room")
@@ -28,6 +28,17 @@ class Room:
     def __init__(self) -> None:
         self.entries = MAX_ENTRIES
         self.bytes = MAX_BYTES
+
+    def fit(self, messages: Sequence[Sized]) -> int:
+        """Take room for these messages, in order; returns for how many there was room."""
+        if self.entries == MAX_ENTRIES and len(messages) == 1:
+            self.entries -= 1
+            self.bytes -= messages[0].ByteSize()
+            return 1
+        for count, message in enumerate(messages):
+            if not self.take(message.ByteSize()):
+                return count
+        return len(messages)
 
     def take(self, size: int) -> bool:
         """Take room for one entry of `size` bytes; the first entry always has room."""

@@ -6,6 +6,8 @@ outcome, release) the owner feeds nothing until that was answered.
 
 from __future__ import annotations
 
+from enum import Enum
+
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import Job
 from treadle.v1.worker_service_pb2 import (
@@ -24,7 +26,15 @@ from .port import Report, StartLocal
 from .rights import Right
 from .shared import Shared
 
-__all__ = ("Owner",)
+__all__ = ("Owner", "Stand")
+
+
+class Stand(Enum):
+    """Where a run stands: it has something to say, rests, or waits for an answer or a local step."""
+
+    READY = 1
+    IDLE = 2
+    BUSY = 3
 
 
 class Owner:
@@ -50,6 +60,8 @@ class Owner:
         "_gap_since",
         "_known_at_send",
         "_remembered",
+        "_sent_commands",
+        "_sent_something",
         "_seq",
         "_shared",
         "_unconfirmed_since",
@@ -92,6 +104,8 @@ class Owner:
         self._asked = 0  # commands so far; a local step waits until as many were answered
         self._answered = 0
         self._known_at_send = 0
+        self._sent_commands = 0  # in the flying request
+        self._sent_something = False  # commands or checkpoints in the flying request
         self._unconfirmed_since: int | None = None
         self._gap_since: int | None = None
         self._untaken = True
@@ -104,22 +118,24 @@ class Owner:
         if feed is None or self.word:
             return
         fed = False
-        for event in feed.run(now_ms):
-            self.locals.saw(event)
-            fed = self._untaken = True
+        if feed.waits_to_be_fed:
+            for event in feed.run(now_ms):
+                self.locals.saw(event)
+                fed = self._untaken = True
         if fed and self._unconfirmed_since is None:
             self._unconfirmed_since = now_ms
-        if feed.execution.divergence is not None:
+        execution = feed.execution
+        if execution.divergence is not None:
             self.locals.cancel_all("diverged")
             return
         if feed.caught_up:
             self._gap_since = None
             if self._untaken:
                 self._untaken = False
-                self._take(feed, feed.execution.take())
-            if feed.execution.outcome is not None:
+                self._take(feed, execution.take())
+            if execution.outcome is not None:
                 self.locals.cancel_all("run ended")
-            else:
+            elif self.locals.waiting and not self.release:
                 self._offer_locals(now_ms)
         elif fed or self._gap_since is None:
             self._gap_since = now_ms
@@ -129,11 +145,12 @@ class Owner:
         if feed.replays:
             commands = [c for c in commands if (c.command_id, c.WhichOneof("kind")) not in self._remembered]
             self._remembered.update((c.command_id, c.WhichOneof("kind")) for c in commands)
-        self._ask(commands)
-        ended = feed.execution.outcome is not None
-        for call in turn.local_calls:
-            if not ended and not self.locals.known(call):
-                self._ask_local(call)
+        if commands:
+            self._ask(commands)
+        if turn.local_calls and feed.execution.outcome is None:
+            for call in turn.local_calls:
+                if not self.locals.known(call):
+                    self._ask_local(call)
         for command_id in turn.local_cancels:
             self.locals.unwanted(command_id)
 
@@ -151,9 +168,7 @@ class Owner:
 
     # --- local steps -----------------------------------------------------------------------------------------------
     def _offer_locals(self, now_ms: int) -> None:
-        if not self.locals.waiting or self.release:
-            return
-        startable = list(self.locals.startable(self._answered))
+        startable = self.locals.startable(self._answered)
         if not startable:
             return
         if not self.right.valid(self._shared.session, now_ms):
@@ -176,10 +191,13 @@ class Owner:
         """The last check before user code (A4, R2)."""
         return self.right.valid(self._shared.session, now_ms) and self.locals.start(command_id)
 
-    def local_ended(self, command_id: str, report: Report) -> None:
+    def local_ended(self, command_id: str, report: Report) -> bool:
+        """Returns whether there is something to be said of it."""
         checkpoint = self.locals.ended(command_id, report)
-        if checkpoint is not None:
-            self._checkpoints.append(checkpoint)
+        if checkpoint is None:
+            return False
+        self._checkpoints.append(checkpoint)
+        return True
 
     # --- requests --------------------------------------------------------------------------------------------------
     @property
@@ -196,16 +214,13 @@ class Owner:
             and self.feed.execution.divergence is None
         )
 
-    @property
-    def idle(self) -> bool:
-        """It rests and nothing is on its way."""
-        return self.flying is None and not self.empty and not self.release and self.rests
-
-    def wants(self) -> bool:
-        """Whether a request is to be sent."""
+    def stands(self) -> Stand:
+        """Whether a request is to be sent; else, whether it rests and nothing is on its way."""
         if self.flying is not None:
-            return False
-        return bool(self._commands or self._checkpoints or self.empty or self._last_word())
+            return Stand.BUSY
+        if self._commands or self._checkpoints or self.empty or self._last_word():
+            return Stand.READY
+        return Stand.IDLE if not self.release and self.rests else Stand.BUSY
 
     def _last_word(self) -> str:
         feed = self.feed
@@ -246,7 +261,10 @@ class Owner:
                 word = ""  # there was no room for all: the last word comes after it
             if self._gap_since is not None:
                 self._gap_since = now_ms
-        self._say(request, word)
+        if word:
+            self._say(request, word)
+        else:
+            self.word = ""
         self._unconfirmed_since = None
         self.empty = False
         self.flying = request
@@ -255,22 +273,15 @@ class Owner:
     def _load(self, request: OwnerRequest) -> None:
         """Move commands and checkpoints into the request, in order, as far as there is room."""
         room = Room()
-        count = 0
-        for command in self._commands:
-            if not room.take(command.ByteSize()):
-                break
-            request.commands.append(command)
-            count += 1
+        self._sent_commands = count = room.fit(self._commands)
+        request.commands.extend(self._commands[:count])
         del self._commands[:count]
-        if self._commands:
-            return
-        count = 0
-        for checkpoint in self._checkpoints:
-            if not room.take(checkpoint.ByteSize()):
-                break
-            request.checkpoints.append(checkpoint)
-            count += 1
-        del self._checkpoints[:count]
+        self._sent_something = count > 0
+        if self._checkpoints and not self._commands:
+            count = room.fit(self._checkpoints)
+            request.checkpoints.extend(self._checkpoints[:count])
+            del self._checkpoints[:count]
+            self._sent_something = True
 
     def _say(self, request: OwnerRequest, word: str) -> None:
         self.word = word
@@ -307,13 +318,14 @@ class Owner:
         """OK or NEWS: a commit under the token, so the right is renewed. What the request brought is recorded."""
         request, feed = self._landed(), self.feed
         self.right = self._shared.right(request.sent_ms)
-        self._answered += len(request.commands)
+        self._answered += self._sent_commands
         if feed is None:
             return
         feed.answered(answer.position, answer.revision)
         self._learn(feed, answer)
-        asked_only = not request.commands and not request.checkpoints and request.seen == feed.fed
-        if asked_only and not answer.events and not feed.caught_up and self._known_at_send == feed.length:
+        if self._sent_something or request.seen != feed.fed:
+            return
+        if not answer.events and not feed.caught_up and self._known_at_send == feed.length:
             feed.ends_here()
 
     def has_news(self, answer: OwnerAnswer) -> None:
@@ -341,10 +353,11 @@ class Owner:
     def _learn(self, feed: Feed, answer: OwnerAnswer) -> None:
         """Events of an answer; results that the request itself brought are put back before they are fed."""
         events: list[HistoryEvent] = list(answer.events)
-        if answer.result_omitted:
-            omitted = set(answer.result_omitted)
+        omitted = list(answer.result_omitted)
+        if omitted:
+            fed = feed.fed
             for index, event in enumerate(events):
-                if event.step_completed.command_id in omitted and event.position > feed.fed:
+                if event.position > fed and event.step_completed.command_id in omitted:
                     if self.locals.put_back(event):
                         continue
                     self._shared.note("error", "result_omitted_unknown", run=self.job.run_id)

@@ -27,7 +27,7 @@ from ..loop.port import ExecutionFactory, RunContext
 from .cache import Cache
 from .feed import Feed
 from .outbox import Outbox, Room
-from .owner import Owner
+from .owner import Owner, Stand
 from .port import Report
 from .rights import Right
 from .shared import Shared
@@ -214,8 +214,13 @@ class Owners:
 
     def local_ended(self, token: bytes, command_id: str, report: Report, now_ms: int) -> None:
         owner = self._by_token.get(token)
-        if owner is not None:
-            owner.local_ended(command_id, report)
+        if owner is None:
+            return
+        said = owner.local_ended(command_id, report)
+        if said and not self._shared.draining and not owner.release:
+            if owner.flying is None:  # nothing else about it has changed
+                self._ready[token] = owner
+        else:
             self._touch(owner, now_ms)
 
     # --- what goes up ----------------------------------------------------------------------------------------------
@@ -235,18 +240,21 @@ class Owners:
         if owner.park and owner.flying is None and not owner.rests:
             owner.park = False
             self._parking.discard(token)
-        if owner.wants():
+        stand = owner.stands()
+        if stand is Stand.READY:
             self._ready[token] = owner
-        else:
+        elif self._ready:
             self._ready.pop(token, None)
-        if not owner.idle or owner.park or self._shared.draining:
-            self._idle.pop(token, None)
+        if stand is not Stand.IDLE or self._shared.draining:
+            if self._idle:
+                self._idle.pop(token, None)
         elif token not in self._idle:
             owner.idle_since = now_ms
             self._idle[token] = owner
             if self._waits_long(owner, now_ms):
                 self._park(owner)
-        self._schedule(owner)
+        if owner.flying is None:
+            self._schedule(owner)
 
     def _schedule(self, owner: Owner) -> None:
         due = owner.due_ms()

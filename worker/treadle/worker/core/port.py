@@ -1,8 +1,10 @@
 """The worker's protocol core, seen from outside: what the shell (or the simulation) tells it, what it asks for.
 
 The core decides claims, credits, rights, tokens and feeding. It does no I/O, has no clock and draws no random numbers:
-`now_ms` is the worker's monotonic clock (CLOCK_BOOTTIME where there is one), `random64` is injected. After any call the
-shell drains `actions()` and sends `frame()` if there is one and the session is open.
+`now_ms` is the worker's monotonic clock (CLOCK_BOOTTIME where there is one), `random64` is injected. After any call, or
+several, the shell drains `actions()` and sends `frame()` if there is one and the session is open.
+
+What is made for each step is not frozen, though nobody changes it: freezing triples the price of making it.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ class CoreSettings:
     always_replay: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Attempt:
     """One attempt of a pool step that may be started while its right is valid.
 
@@ -100,7 +102,7 @@ class Attempt:
     traceparent: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Report:
     """How user code of an attempt (pool or local) ended.
 
@@ -121,7 +123,7 @@ class Report:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ack:
     """Ack a delivery."""
 
@@ -143,7 +145,7 @@ class Consume:
     on: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StartAttempt:
     """Start user code. As the last thing before its first line ask `may_start(token, now)`; if not, tell
     `attempt_ended(token, Report("released"))` instead."""
@@ -159,7 +161,7 @@ class CancelAttempt:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StartLocal:
     """Start a try of a local step of the run that `owner_token` owns. Ask `may_start_local(owner_token, command_id, now)`
     as the last thing; if not, tell `local_refused(...)` (it is offered again when the right is renewed)."""

@@ -285,7 +285,7 @@ class DurableLoop(asyncio.AbstractEventLoop):
     def create_future(self) -> DurableFuture:
         if self._state == _CLOSING:
             raise GeneratorExit
-        return DurableFuture(loop=self)
+        return DurableFuture(self)
 
     def create_task(  # type: ignore[override]
         self,

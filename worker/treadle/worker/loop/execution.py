@@ -69,23 +69,15 @@ class WorkflowExecution:
         self._loop = DurableLoop(self)  # type: ignore[abstract]  # the rest refuses
         self._variables = contextvars.Context()
         self._main: DurableTask | None = None
-        self._fed = 0
+        self.fed = 0
+        self.outcome: Outcome | None = None
         self._cancel_requested = False
         self._ended = False
-        self._outcome: Outcome | None = None
         self._closed = False
         self._calls: list[Coroutine[Any, Any, Any]] = []
         self._calls_limit = 64
 
     # the port
-
-    @property
-    def fed(self) -> int:
-        return self._fed
-
-    @property
-    def outcome(self) -> Outcome | None:
-        return self._outcome
 
     @property
     def divergence(self) -> Divergence | None:
@@ -95,20 +87,21 @@ class WorkflowExecution:
         return self._ledger.waits()
 
     def take(self) -> Turn:
-        ended = self._outcome is not None or self._ledger.divergence is not None
+        ended = self.outcome is not None or self._ledger.divergence is not None
         return self._ledger.take(ended=ended)
 
     def feed(self, event: history.HistoryEvent) -> None:
-        if event.position != self._fed + 1:
-            raise ValueError(f"position {event.position} was fed where {self._fed + 1} is next")
+        position = event.position
+        if position != self.fed + 1:
+            raise ValueError(f"position {position} was fed where {self.fed + 1} is next")
         if self._closed or self._ledger.divergence is not None:
             raise ValueError("nothing may be fed to an execution that is closed or has diverged")
-        self._fed = event.position
+        self.fed = position
         self._loop.advance(event.time_ms)
         kind = event.WhichOneof("kind")
         handler = _HANDLERS.get(kind or "")
         if kind is not None and handler is not None:
-            self._variables.run(self._turn, handler, getattr(event, kind), event.position)
+            self._variables.run(self._turn, handler, getattr(event, kind), position)
 
     def close(self) -> None:
         if not self._closed:
@@ -139,12 +132,12 @@ class WorkflowExecution:
         main = self._main
         if main is not None and main.done():
             self._ended = True
-            self._outcome = self._outcome_of(main)
+            self.outcome = self._outcome_of(main)
             self._loop.finish()
         elif not idle:
-            self._outcome = Outcome(failure=_stuck("it goes on without end: a loop that never waits for anything"))
+            self.outcome = Outcome(failure=_stuck("it goes on without end: a loop that never waits for anything"))
         elif main is not None:
-            self._outcome = None if any(self._ledger.open) else Outcome(failure=_stuck(_WAITS_FOR_NOTHING))
+            self.outcome = None if any(self._ledger.open) else Outcome(failure=_stuck(_WAITS_FOR_NOTHING))
 
     def _outcome_of(self, main: DurableTask) -> Outcome:
         if main.cancelled():
@@ -166,7 +159,7 @@ class WorkflowExecution:
             args, kwargs = self._workflow.signature.decode_call(event.input)
         except PayloadError as error:
             self._ended = True
-            self._outcome = Outcome(failure=failure_of(error))
+            self.outcome = Outcome(failure=failure_of(error))
             return
         self._main = self._loop.create_task(self._workflow.function(*args, **kwargs))
         self._loop.root = self._main
@@ -252,7 +245,7 @@ class WorkflowExecution:
         """
         if self._loop.closing:
             raise GeneratorExit
-        call = self._await_step(step, step.signature.encode_call(args, kwargs).data)
+        call = self._await_step(step, step.signature.encode_arguments(args, kwargs))
         self._calls.append(call)
         if len(self._calls) > self._calls_limit:
             self._calls = [c for c in self._calls if getcoroutinestate(c) == CORO_CREATED]
@@ -265,7 +258,7 @@ class WorkflowExecution:
             raise GeneratorExit
         if loop.finishing:
             await loop.create_future()  # the main task has ended: nothing more is recorded, nothing will come
-        future = _StepFuture(loop=loop)
+        future = _StepFuture(loop)
         kind = Kind.LOCAL_STEP if step.pool is None else Kind.POOL_STEP
         ask = self._ledger.ask(loop.current_path(), step.name, kind, data)
         ask.step = step

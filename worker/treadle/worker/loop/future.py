@@ -23,7 +23,7 @@ class DurableFuture(asyncio.Future[Any]):
 
     __slots__ = ("number",)
 
-    def __init__(self, *, loop: DurableLoop) -> None:
+    def __init__(self, loop: DurableLoop) -> None:
         self.number = loop.next_number()
         super().__init__(loop=loop)
 

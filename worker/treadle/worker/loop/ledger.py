@@ -142,16 +142,17 @@ class Ledger:
     def ask(self, path: str, name: str, kind: Kind, data: bytes) -> Ask:
         """The code asks for something; each call is another occurrence of (path, name)."""
         place = f"{path}/{name}"
-        number = self._occurrences[place] = self._occurrences.get(place, 0) + 1
+        number = self._occurrences.get(place, 0) + 1
+        self._occurrences[place] = number
         command_id = f"{place}#{number}"
         if command_id in self._unasked_pool_steps:
             kind = Kind.POOL_STEP  # accepted: its outcome will come, so it must not run here, too
         ask = Ask(command_id, name, kind, data, digest(self._key, data))
-        self._asks[ask.command_id] = ask
+        self._asks[command_id] = ask
         if kind is Kind.TIMER:
-            self._timers[ask.command_id] = ask
+            self._timers[command_id] = ask
         self.open[kind] += 1
-        ask.recorded = ask.command_id in self._unasked
+        ask.recorded = command_id in self._unasked
         self._pending.append((ask, False))
         return ask
 

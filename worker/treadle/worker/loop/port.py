@@ -45,7 +45,7 @@ class RunContext:
     accepted_until: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for each step
 class LocalCall:
     """One try of a local step that the code asks for and the history has no outcome of.
 
