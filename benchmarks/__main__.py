@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,12 +21,13 @@ from tests.servers.redis_server import redis_binary
 from benchmarks import w_costs, w_crash, w_fanout, w_latency, w_payloads, w_scale, w_sleepers, w_storm, w_throughput
 from benchmarks.accounting import machine
 from benchmarks.house import MODES, clean_environment
+from benchmarks.measure import Record
 from benchmarks.peers import PEERS
 from benchmarks.peers.run import run_peer
 from benchmarks.ratios import ratios_to_best_peer
 from benchmarks.report import tables
 from benchmarks.results import RESULTS, Results, save
-from benchmarks.session import Session
+from benchmarks.session import SYSTEM, Session
 from benchmarks.sizes import Sizes
 from benchmarks.targets import judged
 
@@ -87,6 +89,26 @@ def _settings(options: argparse.Namespace) -> dict[str, str]:
     }
 
 
+def _measure(options: argparse.Namespace, session: Session) -> None:
+    """Workload by workload, Treadle and the peers in turn."""
+    for part in options.w:
+        if not options.without_treadle:
+            _run(part, session)
+        for peer in options.peers:
+            if part in PEERS[peer].workloads:
+                session.keep(run_peer(PEERS[peer], part, session))
+
+
+def _run(part: str, session: Session) -> None:
+    """Run a workload; that a deployment does not start, or loses a run, ends this workload and not the session."""
+    try:
+        PARTS[part](session)
+    except Exception as error:
+        traceback.print_exc()
+        first = str(error).partition("\n")[0]
+        session.keep([Record(SYSTEM, "", part, 0, error=f"{type(error).__name__}: {first}")])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a session; returns 1 when a series failed."""
     options = _parser().parse_args(argv)
@@ -104,12 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     results = Results(time.strftime("%Y-%m-%d"), machine(), _settings(options), session.records)
     sys.stderr.write(f"logs in {session.folder}\n")
-    for part in options.w:
-        if not options.without_treadle:
-            PARTS[part](session)
-        for peer in options.peers:
-            if part in PEERS[peer].workloads:
-                session.records += run_peer(PEERS[peer], part, session)
+    with session.runner:
+        _measure(options, session)
     print(tables(results))
     if not options.no_save and (options.scale >= 0.5 or options.out is not None):
         ratios, bar = ratios_to_best_peer(results), [" | ".join(line) for line in judged(results)]

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -55,6 +55,7 @@ class House:
         run_slots: Runs that each has open; None: the product's default.
         fsync: Redis' `appendfsync`, in "services".
         env: Further environment of servers and workers.
+        runner: The event loop of the clients; None: one of its own.
 
     Attributes:
         step_log: Where slow steps write.
@@ -72,6 +73,7 @@ class House:
         run_slots: int | None = None,
         fsync: str = "always",
         env: dict[str, str] | None = None,
+        runner: asyncio.Runner | None = None,
     ) -> None:
         self.mode, self.folder = mode, folder
         self.step_log = StepLog(folder / "steps.log")
@@ -82,6 +84,7 @@ class House:
         self._servers: list[subprocess.Popen[bytes]] = []
         self._workers: list[subprocess.Popen[bytes]] = []
         self._stack = contextlib.ExitStack()
+        self._runner = runner if runner is not None else self._stack.enter_context(asyncio.Runner())
         self._pids: dict[str, int] = {}
         self._redis: redis.Redis | None = None
 
@@ -105,13 +108,17 @@ class House:
         return int(self._redis.info("memory")["used_memory"]) / 1024**2
 
     def run(self, work: Callable[[Client], Awaitable[T]]) -> T:
-        """Run `work` in an event loop of its own, with a client of the first server."""
+        """Run `work` with a new client of the first server."""
 
         async def inside() -> T:
             async with Client(self.addresses[0]) as client:
                 return await work(client)
 
-        return asyncio.run(inside())
+        return self.complete(inside())
+
+    def complete(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the event loop of the clients."""
+        return self._runner.run(work)
 
     def warm_up(self, runs: int = 100) -> None:
         """Execute some runs of both kinds."""
@@ -194,8 +201,8 @@ class House:
 
     def _embedded(self) -> dict[str, str]:
         store = EmbeddedRedis(self.folder / "state")
-        url = asyncio.run(store.start())
-        self._stack.callback(lambda: asyncio.run(store.stop()))
+        url = self.complete(store.start())
+        self._stack.callback(lambda: self.complete(store.stop()))
         assert store.pid is not None
         self._pids = {"redis": store.pid}
         self._redis = self._stack.enter_context(redis.Redis.from_url(url))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
@@ -42,6 +44,7 @@ class Session:
         quiet: False: do not wait for a quiet machine, nor repeat noisy runs.
         big: True: 100,000 sleepers too.
         profile: "server" or "worker": sample it with py-spy.
+        runner: The event loop of all clients.
         folder: For logs, state and profiles.
         records: In order.
     """
@@ -54,6 +57,7 @@ class Session:
     quiet: bool = True
     big: bool = False
     profile: str | None = None
+    runner: asyncio.Runner = field(default_factory=asyncio.Runner)
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="treadle-bench-")))
     records: list[Record] = field(default_factory=list)
     _houses: int = 0
@@ -64,7 +68,7 @@ class Session:
         self._houses += 1
         folder = self.folder / f"house{self._houses}"
         folder.mkdir()
-        settings = {"slots": self.slots, "run_slots": self.run_slots} | settings
+        settings = {"slots": self.slots, "run_slots": self.run_slots, "runner": self.runner} | settings
         with House(mode, folder, **settings) as house:
             house.warm_up(self.sizes.of(200, 4))
             yield house
@@ -102,8 +106,14 @@ class Session:
             )
         if found[-1].error:
             sys.stderr.write(house.last_words())
-        self.records += found
+        self.keep(found)
         return found
+
+    def keep(self, records: list[Record]) -> None:
+        """Add records; they are written to the session's folder too, should it end before its time."""
+        self.records += records
+        with (self.folder / "records.jsonl").open("a") as file:
+            file.writelines(json.dumps(record.to_json()) + "\n" for record in records)
 
     def _profile(self, house: House, workload: str) -> contextlib.AbstractContextManager[None]:
         if self.profile is None:

@@ -12,7 +12,7 @@ from benchmarks.app import local_chain, slow_local_chain, slow_pool_chain
 from benchmarks.drive import Metrics, crash
 from benchmarks.house import House, order
 from benchmarks.measure import Probe
-from benchmarks.session import Session
+from benchmarks.session import Session, say
 from treadle.client import Client, RunHandle
 
 __all__ = ("run", "worker_start")
@@ -75,3 +75,4 @@ def run(session: Session) -> None:
                     extra = record.metrics["wall_s"] - wall
                     more = {"extra_s": extra, "worker_start_s": own, "beyond_start_s": extra - own}
                     record.metrics |= {key: round(value, 3) for key, value in more.items()}
+                    say(record)

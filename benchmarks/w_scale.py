@@ -59,7 +59,7 @@ def _across(house: House, runs: int, steps: int) -> Callable[[Probe], Metrics]:
             for client in clients:
                 await client.close()
 
-    return lambda _probe: asyncio.run(drive())
+    return lambda _probe: house.complete(drive())
 
 
 def _histories(session: Session, house: House, letter: str) -> None:

@@ -1,8 +1,8 @@
 """DBOS on PostgreSQL with initdb's durable defaults.
 
 Variants: "queue": a client enqueues, one worker process dequeues, all defaults (both poll every second); "queue-fast": the
-same, polling every 20 ms; "stepq-fast": each step is a queued workflow of its own; "inproc": the measuring process runs the workflows
-itself, as a library.
+same, polling every 20 ms; "stepq-fast": each step is a queued workflow of its own; "inproc": the measuring process runs the
+workflows itself, as a library.
 """
 
 from __future__ import annotations
