@@ -36,13 +36,16 @@ disk_free_limit.absolute = 10MB
 class RabbitServer:
     """One node. About 4 s of one core to start, and again to restart; so share it, and use a namespace per test.
 
+    Args:
+        more: Lines of rabbitmq.conf beyond those that every node has.
+
     Attributes:
         url: amqp:// address with login.
         port: The AMQP port; the same after a restart.
         pid: Of the running Erlang VM; None while it is down.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, more: str = "") -> None:
         self.sbin = find_sbin()
         self.port = free_port()
         self.url = f"amqp://guest:guest@127.0.0.1:{self.port}/"
@@ -51,7 +54,7 @@ class RabbitServer:
         self._epmd_port = free_port()
         self._dist_port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self._write_config()
+        self._write_config(more)
 
     @property
     def pid(self) -> int | None:
@@ -85,7 +88,7 @@ class RabbitServer:
         about: so this waits until the queues that exist are in the register.
         """
         if self._process is not None:
-            self._wait_until_registered()
+            self.wait_until_registered()
             self._process.kill()
             self._process.wait()
             self._process = None
@@ -130,8 +133,8 @@ class RabbitServer:
             subprocess.run([epmd, "-port", str(self._epmd_port), "-kill"], capture_output=True, timeout=20, check=False)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _write_config(self) -> None:
-        (self._folder / "rabbitmq.conf").write_text(_CONFIG.format(port=self.port))
+    def _write_config(self, more: str) -> None:
+        (self._folder / "rabbitmq.conf").write_text(_CONFIG.format(port=self.port) + more)
         (self._folder / "enabled_plugins").write_text("[].\n")
         cookie = self._folder / ".erlang.cookie"
         cookie.write_text(secrets.token_hex(10))
@@ -156,7 +159,8 @@ class RabbitServer:
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
 
-    def _wait_until_registered(self) -> None:
+    def wait_until_registered(self) -> None:
+        """Wait until the queues that exist are in the register of the node's disk: see `kill`."""
         data = self._folder / "mnesia" / self._node / "quorum" / self._node
         deadline = time.monotonic() + 5
         while self.running and time.monotonic() < deadline:

@@ -23,7 +23,7 @@ class HotOwner(Protocol):
     """Whose channel it is. Called on the event loop; must not block."""
 
     def arrived(self) -> None:
-        """There is something in the channel's lists; called once for all that one read brought."""
+        """There may be something in the channel's lists; called once for all that one read brought."""
         ...
 
     def writable(self) -> None:
@@ -45,7 +45,7 @@ class FrameFilter(asyncio.Protocol):
         self._stream = FrameStream()
         self._owners: dict[HotChannel, HotOwner] = {}
         self._transport: asyncio.Transport | None = None
-        self._told = 0.0
+        self._told = loop.time()
         self._error: FrameError | None = None
         self._paused = False
 

@@ -7,6 +7,7 @@ return, ack, nack, and their content) is written and read here, because that is 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from struct import Struct
 from typing import Final
 
@@ -61,6 +62,8 @@ _content_head = Struct(">BHIIQ")
 _OUR_PROPERTIES = (1 << 15 | 1 << 13 | 1 << 12 | 1 << 10 | 1 << 7 | 1 << 6 | 1 << 5 | 1 << 3).to_bytes(2, "big")
 _PERSISTENT = b"\x02"
 
+_octets = tuple(bytes((size,)) for size in range(256))
+
 
 class FrameError(ConnectionError):
     """The peer speaks something else, or breaks a limit: nothing more can be read from this connection."""
@@ -75,7 +78,11 @@ def _short(text: str) -> bytes:
     data = text.encode()
     if len(data) > 255:
         raise ValueError(f"{text[:40]!r}… has {len(data)} bytes: an AMQP short string holds 255")
-    return bytes((len(data),)) + data
+    return _octets[len(data)] + data
+
+
+_same_short = lru_cache(maxsize=1024)(_short)
+"""For strings of which there are few."""
 
 
 def _frame(kind: int, channel: int, payload: bytes) -> bytes:
@@ -105,19 +112,19 @@ def message_properties(
     table = b""
     for name, value in headers.items():
         data = value.encode()
-        table += _short(name) + b"S" + _u32.pack(len(data)) + data
+        table += _same_short(name) + b"S" + _u32.pack(len(data)) + data
     return b"".join(
         (
             _OUR_PROPERTIES,
-            _short(content_type),
+            _same_short(content_type),
             _u32.pack(len(table)),
             table,
             _PERSISTENT,
             _short(correlation_id),
             _short(message_id),
             _u64.pack(timestamp),
-            _short(type),
-            _short(app_id),
+            _same_short(type),
+            _same_short(app_id),
         )
     )
 
@@ -226,6 +233,11 @@ class HotChannel:
         """Take a piece of a body; False when no content of ours is expected."""
         if self._left is None:
             return False
+        if self._left == stop - at and self._tag and not self._kept and self._cut == self._left:  # all of it
+            self._left = None
+            if not self.closed:
+                self.deliveries.append((self._tag, data[at:stop]))
+            return True
         self._left -= stop - at
         if self._left < 0:
             raise FrameError(f"channel {self.number}: more of a body than its header said")
@@ -289,6 +301,7 @@ class FrameStream:
                 return b""
             data = bytes(self._rest)
             self._rest.clear()
+        hot, touched = self.hot, self.touched
         at, end, cold = 0, len(data), []
         while end - at >= _FRAME_OVERHEAD:
             kind, number, size = _frame_head.unpack_from(data, at)
@@ -297,8 +310,10 @@ class FrameStream:
                 break
             if data[stop - 1] != _END:
                 raise FrameError(f"a frame without its end: {data[at : at + 8]!r}")
-            channel = self.hot.get(number)
-            if channel is None or not self._take(channel, kind, data, at + 7, stop - 1):
+            channel = hot.get(number)
+            if channel is not None and self._take(channel, kind, data, at + 7, stop - 1):
+                touched.add(channel)
+            else:
                 if kind not in _KINDS:
                     break
                 cold.append(data[at:stop])
@@ -332,8 +347,6 @@ class FrameStream:
             taken = channel.method(data, at, stop)
             if channel.gone:
                 del self.hot[channel.number]
-        if taken:
-            self.touched.add(channel)
         return taken
 
     def _connection(self, data: bytes, at: int, stop: int) -> None:

@@ -176,7 +176,7 @@ class QueueConsumer:
         try:
             while True:
                 self._event.clear()
-                await self._steer(channel)
+                await self._steer(channel, deliveries)
                 if self._ending:
                     deliveries.flush()
                     return
@@ -188,19 +188,19 @@ class QueueConsumer:
         finally:
             timer.cancel()
 
-    async def _steer(self, channel: Channel) -> None:
+    async def _steer(self, channel: Channel, deliveries: Deliveries) -> None:
         """Have a consumer, or none, as is wanted."""
         if self._wanted and self._consumer_tag is None:
-            await self._consume(channel)
+            await self._consume(channel, deliveries)
         elif not self._wanted and self._consumer_tag is not None:
             await self._unconsume(channel)
         elif self._wanted and self._prefetch != self._prefetch_in_use:
             await self._unconsume(channel)
-            await self._consume(channel)
+            await self._consume(channel, deliveries)
 
-    async def _consume(self, channel: Channel) -> None:
+    async def _consume(self, channel: Channel, deliveries: Deliveries) -> None:
         # The prefetch reaches only consumers that are made after it.
-        prefetch = self._prefetch
+        prefetch = deliveries.prefetch = self._prefetch
         await channel.basic_qos(prefetch_count=prefetch, timeout=RPC_TIMEOUT)
         ok = await channel.basic_consume(self.queue, _never, timeout=RPC_TIMEOUT)
         self._consumer_tag = str(ok.consumer_tag)
@@ -244,7 +244,7 @@ class QueueConsumer:
             self._suspicion = 0
             await self._unconsume(channel)
             if self._wanted:
-                await self._consume(channel)
+                await self._consume(channel, deliveries)
 
     async def _cancelled_by_broker(self, frame: spec.Basic.Cancel) -> None:
         if frame.consumer_tag == self._consumer_tag:

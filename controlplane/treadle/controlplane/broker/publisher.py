@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Final, cast
 
 import structlog
@@ -22,8 +23,8 @@ from treadle.controlplane.broker.confirms import Outgoing, Unconfirmed
 from treadle.controlplane.broker.link import AWAY, RPC_TIMEOUT, Link, while_open
 from treadle.protocol.amqp_filter import FrameFilter
 from treadle.protocol.amqp_frames import HotChannel, message_frames, message_properties, publish_frame
-from treadle.protocol.topology import EXCHANGE, queue_of
-from treadle.v1.job_pb2 import Job
+from treadle.protocol.topology import EXCHANGE, Queue
+from treadle.v1.job_pb2 import Job, JobKind
 
 __all__ = ("Publisher",)
 
@@ -82,7 +83,7 @@ class Publisher:
         known = self._known
         for job in jobs:
             if job.dispatch_id not in known:
-                self._append(Outgoing(job, queue_of(job).name, job.SerializeToString()))
+                self._append(Outgoing(job, _queue_name(job.namespace, job.pool, job.kind), job.SerializeToString()))
         self._wake()
 
     async def run(self) -> None:
@@ -225,6 +226,11 @@ class Publisher:
         self._waiting.append(outgoing)
         self._known[outgoing.job.dispatch_id] = outgoing
         self._bytes += size
+
+
+@lru_cache(maxsize=4096)
+def _queue_name(namespace: str, pool: str, kind: JobKind.ValueType) -> str:
+    return Queue(namespace, pool, kind).name
 
 
 def _properties(job: Job, now: int) -> bytes:

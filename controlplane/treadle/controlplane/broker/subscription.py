@@ -115,6 +115,7 @@ class Subscription:
     async def _serve(self, channel: Channel, deliveries: Deliveries) -> None:
         loop = asyncio.get_running_loop()
         await channel.basic_qos(prefetch_count=self._prefetch, timeout=RPC_TIMEOUT)
+        deliveries.prefetch = self._prefetch
         look_at = loop.time() + self._look_every
         timer = loop.call_at(look_at, self._event.set)
         try:
