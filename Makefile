@@ -8,7 +8,7 @@ PY := $(BIN)/python
 SEEDS ?= 10000
 
 .PHONY: help install demo demo-services test check lint types imports layout unit simulate \
-	proto verify constraints servers clean
+	bench bench-peers proto verify constraints servers clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,13 @@ unit: install ## Run the tests that need no server and kill no process.
 
 simulate: install ## Run simulated schedules: SEEDS=20000 for so many, SEEDS=17..17 to replay number 17.
 	$(PY) -m tests.simulation $(SEEDS)
+
+bench: install servers ## Measure Treadle on all workloads; ARGS="--w W1,W2 --reps 1" for some of them.
+	$(PY) -m benchmarks $(ARGS)
+
+bench-peers: install servers ## Measure Treadle and other systems on the same workloads in one session (installs them first).
+	$(PY) -m benchmarks.peers.install
+	$(PY) -m benchmarks --peers all $(ARGS)
 
 proto: install ## Generate the Python code of proto/treadle/v1 again.
 	@scripts/protos "$(BIN)" write
