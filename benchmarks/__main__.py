@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peers", type=_names(list(PEERS)), default=[], help=f"{', '.join(PEERS)} or all")
     parser.add_argument("--without-treadle", action="store_true", help="only the peers")
     parser.add_argument("--big", action="store_true", help="100,000 sleepers too")
+    parser.add_argument("--short", action="store_true", help="without the long series of W1, W3 and W4")
     parser.add_argument("--slots", type=int, help="pool steps that a worker executes at once")
     parser.add_argument("--run-slots", type=int, help="open runs of a worker")
     parser.add_argument("--busy", action="store_true", help="neither wait for a quiet machine nor repeat noisy runs")
@@ -122,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run_slots=options.run_slots,
         quiet=quiet,
         big=options.big,
+        short=options.short,
         profile=options.profile,
     )
     results = Results(time.strftime("%Y-%m-%d"), machine(), _settings(options), session.records)

@@ -43,6 +43,7 @@ class Session:
         slots, run_slots: Of the workers, where a workload does not say; None: the product's defaults.
         quiet: False: do not wait for a quiet machine, nor repeat noisy runs.
         big: True: 100,000 sleepers too.
+        short: True: leave out the long series of W1, W3 and W4.
         profile: "server" or "worker": sample it with py-spy.
         runner: The event loop of all clients.
         folder: For logs, state and profiles.
@@ -56,6 +57,7 @@ class Session:
     run_slots: int | None = None
     quiet: bool = True
     big: bool = False
+    short: bool = False
     profile: str | None = None
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="treadle-bench-")))

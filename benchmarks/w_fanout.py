@@ -28,8 +28,10 @@ def _gather(workflow: Any, width: int) -> Callable[[Client], Awaitable[Metrics]]
 def run(session: Session) -> None:
     """500 local steps; 500 and 10,000 of a pool."""
     fan = session.sizes.fan
-    series: list[tuple[str, Any, int]] = [("W3a", local_fan, fan), ("W3b", pool_fan, fan), ("W3b-10k", pool_fan, fan * 20)]
+    series: list[tuple[str, Any, int, int]] = [("W3a", local_fan, fan, session.reps), ("W3b", pool_fan, fan, session.reps)]
+    if not session.short:
+        series.append(("W3b-10k", pool_fan, fan * 20, 1))
     for mode in session.modes:
         with session.house(mode) as house:
-            for name, workflow, width in series:
-                session.series(house, name, _gather(workflow, width), steps=width)
+            for name, workflow, width, reps in series:
+                session.series(house, name, _gather(workflow, width), steps=width, reps=reps)

@@ -71,8 +71,9 @@ def run(session: Session) -> None:
                 work = _sleep(house, sizes.sleepers, sizes.sleep_s, together=True)
                 for record in session.probed(house, "W4", work, reps=1):
                     record.rep += rep * 2
-        with session.house(mode) as house:
-            session.probed(house, "W4-idle", _idle(house, sizes.sleepers * 5), reps=1)
+        if not session.short:
+            with session.house(mode) as house:
+                session.probed(house, "W4-idle", _idle(house, sizes.sleepers * 5), reps=1)
         if session.big:
             with session.house(mode) as house:
                 runs = sizes.sleepers * 50

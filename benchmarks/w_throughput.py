@@ -43,8 +43,9 @@ def run(session: Session) -> None:
     shapes: list[tuple[str, Shape, int, int | None]] = [
         ("", throughput, sizes.runs, None),
         ("-flight", in_flight, sizes.runs, None),
-        ("-10k", in_flight, sizes.runs * 10, 1),
     ]
+    if not session.short:
+        shapes.append(("-10k", in_flight, sizes.runs * 10, 1))
     for mode in session.modes:
         for letter, workflow in KINDS.items():
             with session.house(mode) as house:

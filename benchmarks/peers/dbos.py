@@ -168,7 +168,7 @@ def queued(stage: Stage, variant: str) -> None:
         open_client = partial(connect, client, poll_s, "q" if each_step else "")
         small = {"queue": (1000, 20, 3), "stepq-fast": (300, 100, 3)}
         runs, latency, chains = small.get(variant, (1000, 200, 10))
-        size = reach(stage.sizes, runs=runs, latency=latency, chains=chains)
+        size = reach(stage.sizes, runs=runs, latency=latency, chains=chains, flight=variant != "queue")
         if crash:
             crashed(stage, variant, groups, open_client, team)
         else:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from benchmarks.drive import StepLog, append_line, bounded, crash, in_flight, sleepers, throughput
 from benchmarks.measure import Probe, Record, lock_is_inherited, machine_lock, repeat
 

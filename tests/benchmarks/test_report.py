@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from benchmarks.catalogue import CATALOGUE, Figure
 from benchmarks.measure import Record
 from benchmarks.peers import PEERS
