@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
 
 from tests.contract.store.cases import ALL, RUN, Case, change, commit
 from treadle.controlplane.store.port import Hint, IndexEntry, Store
@@ -84,9 +87,9 @@ def test_what_is_aside_comes_newest_first(case: Case) -> None:
     case.run(body)
 
 
-def test_hints_reach_every_listener(case: Case) -> None:
-    async def body(one: Store, two: Store) -> None:
-        listeners = [one.hints(), two.hints(), two.hints()]
+def test_hints_reach_every_listener_of_the_other_replicas(case: Case) -> None:
+    async def body(one: Store, two: Store, three: Store) -> None:
+        listeners = [three.hints(), two.hints(), two.hints()]
         waiting = [asyncio.ensure_future(anext(listener)) for listener in listeners]
         await asyncio.sleep(0)  # iteration has begun
         runs = [RunKey("default", f"r{i}") for i in range(30)]
@@ -105,7 +108,34 @@ def test_hints_reach_every_listener(case: Case) -> None:
             assert sorted(heard, key=lambda hint: hint.length) == hints
             await _close(listener)
 
-    case.run(body, replicas=2)
+    case.run(body, replicas=3)
+
+
+@pytest.mark.parametrize("case", ["redis", "cluster", "valkey"], indirect=True)
+def test_a_replica_does_not_hear_itself(case: Case) -> None:
+    """Alone on a server it does not even publish; a replica that comes is told from its first moment."""
+
+    async def body(one: Any) -> None:
+        listener = one.hints()
+        own = asyncio.ensure_future(anext(listener))
+        await asyncio.sleep(0)
+        await commit(one, change(RUN, hint=Hint("default", "alone", 1, False, "")))
+        two = case.open()
+        await two.start()
+        try:
+            heard = asyncio.ensure_future(anext(two.hints()))
+            await asyncio.sleep(0)
+            await commit(one, change(RunKey("default", "r2"), hint=Hint("default", "r2", 2, False, "")))
+            async with asyncio.timeout(10):
+                assert [hint.run_id for hint in await heard] == ["r2"]
+            await commit(two, change(RunKey("default", "r3"), hint=Hint("default", "r3", 3, False, "")))
+            async with asyncio.timeout(10):
+                assert [hint.run_id for hint in await own] == ["r3"]
+        finally:
+            await two.stop()
+        await _close(listener)
+
+    case.run(body)
 
 
 async def _close(listener: AsyncIterator[list[Hint]]) -> None:

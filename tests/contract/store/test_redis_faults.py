@@ -78,8 +78,8 @@ def test_what_was_acknowledged_survives_kill_9(server: RedisServer) -> None:
 
 @pytest.mark.kill
 def test_hints_come_again_after_a_restart(server: RedisServer) -> None:
-    async def body(store: Store) -> None:
-        listener = store.hints()
+    async def body(store: Store, other: Store) -> None:
+        listener = other.hints()
         next_hint = asyncio.ensure_future(anext(listener))
         await asyncio.sleep(0)
         server.kill()
@@ -95,7 +95,8 @@ def test_hints_come_again_after_a_restart(server: RedisServer) -> None:
                 await asyncio.wait([next_hint], timeout=0.05)
         assert next_hint.result()[0].run_id == "r"
 
-    Case("redis", server.url).run(body)
+    case = Case("redis", server.url)
+    case.run(body, replicas=2)
 
 
 def test_a_server_that_is_not_there_is_named() -> None:

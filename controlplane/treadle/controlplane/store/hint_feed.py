@@ -33,11 +33,13 @@ class HintFeed:
     Args:
         link: Whose server to listen to.
         channel: The channel.
+        sender: What this process's own messages begin with; those are not delivered.
     """
 
-    def __init__(self, link: Link, channel: str) -> None:
+    def __init__(self, link: Link, channel: str, sender: bytes) -> None:
         self._link = link
         self._channel = channel
+        self._sender = sender
         self._listeners: list[asyncio.Queue[list[Hint]]] = []
         self._subscribed = asyncio.Event()
         self._server: tuple[str, str] | None = None
@@ -52,6 +54,11 @@ class HintFeed:
         except TimeoutError as error:
             await self.stop()
             raise Unavailable(f"Redis at {self._link.address} takes no subscription") from error
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether the server counts this process among the channel's subscribers, as far as is known here."""
+        return self._subscribed.is_set()
 
     async def stop(self) -> None:
         """Unsubscribe."""
@@ -72,11 +79,11 @@ class HintFeed:
 
     def _deliver(self, message: bytes) -> None:
         try:
-            hints = read_hints(message)
+            hints = read_hints(message, self._sender)
         except msgspec.MsgspecError:
             _log.warning("hint.unreadable", channel=self._channel, size=len(message))
             return
-        for waiting in self._listeners:
+        for waiting in self._listeners if hints else ():
             if waiting.full():
                 waiting.get_nowait()
             waiting.put_nowait(hints)

@@ -1,6 +1,7 @@
 """Names of everything in Redis, and how timers are written as members of their sorted set.
 
-    <prefix>:{<shard>}:r:<namespace>/<run id>    hash: v revision (8 bytes), h head, and the run's fields
+    <prefix>:{<shard>}:r:<namespace>/<run id>    string: the run's revision (8 bytes) and head
+    <prefix>:{<shard>}:f:<namespace>/<run id>    hash: the run's fields, while it has any
     <prefix>:{<shard>}:l:<namespace>/<run id>    list: the history
     <prefix>:{<shard>}:t:<namespace>/<run id>    string with expiry: tombstone
     <prefix>:{<shard>}:times                     sorted set: timers by due time

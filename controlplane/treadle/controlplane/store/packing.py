@@ -31,9 +31,15 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_hints = msgspec.msgpack.Decoder(list[Hint]).decode
 
 
-def read_hints(message: bytes) -> list[Hint]:
-    """Return the hints of one published message. Raises msgspec.MsgspecError for anything else."""
-    return _decode_hints(message)
+def read_hints(message: bytes, sender: bytes) -> list[Hint]:
+    """Return the hints of one published message; none of one that this `sender` published.
+
+    Raises:
+        msgspec.MsgspecError: It is none.
+    """
+    if message.startswith(sender):
+        return []
+    return _decode_hints(memoryview(message)[len(sender) :])
 
 
 def _lengths_before(parts: Iterable[bytes]) -> list[bytes]:
@@ -47,9 +53,13 @@ def _lengths_before(parts: Iterable[bytes]) -> list[bytes]:
 
 def pack_changes(changes: Sequence[Change], keys: Keys, *, traced: bool = False) -> bytes:
     """Return a batch of changes for scripts/commit.lua; `traced`: sampled runs whose history grows are noted."""
-    out: list[bytes] = []
-    for change in changes:
-        out += _pack_delete(change, keys) if change.delete else _pack_write(change, keys, traced)
+    out: list[bytes] = [_LENGTH(len(changes))]
+    names = [run_name(change.run) for change in changes]
+    out += _lengths_before(
+        [b"%sr:%s" % (keys.shards[change.run.shard], name) for change, name in zip(changes, names, strict=True)]
+    )
+    for change, name in zip(changes, names, strict=True):
+        out += _pack_delete(change, keys, name) if change.delete else _pack_write(change, keys, name, traced)
     return b"".join(out)
 
 
@@ -75,10 +85,9 @@ def _times(change: Change, name: bytes) -> list[bytes]:
     return parts
 
 
-def _pack_write(change: Change, keys: Keys, traced: bool) -> list[bytes]:
-    name = run_name(change.run)
+def _pack_write(change: Change, keys: Keys, name: bytes, traced: bool) -> list[bytes]:
     parts = _fixed(change, keys, name, b"" if change.hint is None else _encode(change.hint))
-    parts += (b"v", _REVISION(change.revision), b"h", change.head)
+    parts.append(_REVISION(change.revision) + change.head)
     for field, value in change.set_fields.items():
         parts += (field.encode(), value)
     parts += [field.encode() for field in change.del_fields]
@@ -90,7 +99,7 @@ def _pack_write(change: Change, keys: Keys, traced: bool) -> list[bytes]:
     header = _CHANGE(
         (_RESTART if change.restart else 0) + (_TRACED if traced and change.traced and change.events else 0),
         change.not_before_ms,
-        4 + 2 * len(change.set_fields),
+        2 * len(change.set_fields),
         len(change.del_fields),
         len(change.events),
         2 * len(change.outbox_add),
@@ -103,8 +112,7 @@ def _pack_write(change: Change, keys: Keys, traced: bool) -> list[bytes]:
     return [header, *_lengths_before(parts)]
 
 
-def _pack_delete(change: Change, keys: Keys) -> list[bytes]:
-    name = run_name(change.run)
+def _pack_delete(change: Change, keys: Keys, name: bytes) -> list[bytes]:
     parts = _fixed(change, keys, name, b"")
     parts += (change.tombstone, b"%d" % change.tombstone_ms)
     parts += _times(change, name)
@@ -115,7 +123,7 @@ def _pack_delete(change: Change, keys: Keys) -> list[bytes]:
             len(change.index_del),
         ),
     )
-    counts = (2, 0, 0, 0, 0, 2 * timers[0], timers[1], 3 * index[0], 2 * index[1])
+    counts = (1, 0, 0, 0, 0, 2 * timers[0], timers[1], 3 * index[0], 2 * index[1])
     return [_CHANGE(_DELETE, 0, *counts), *_lengths_before(parts)]
 
 

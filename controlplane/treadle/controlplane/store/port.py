@@ -286,7 +286,10 @@ class RunStore(Protocol):
         ...
 
     def hints(self) -> AsyncIterator[list[Hint]]:
-        """Hints of commits by any replica, this one included, from when iteration begins. Survives reconnects."""
+        """Hints of commits by other replicas, from when iteration begins. Survives reconnects.
+
+        Who commits knows: its own hints need not come back to it.
+        """
         ...
 
 

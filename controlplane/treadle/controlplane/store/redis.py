@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 from treadle.controlplane.store.checks import check_server
-from treadle.controlplane.store.hint_feed import HintFeed
 from treadle.controlplane.store.keys import Keys
 from treadle.controlplane.store.link import Link
-from treadle.controlplane.store.port import CheckResult, Hint
+from treadle.controlplane.store.port import CheckResult
 from treadle.controlplane.store.redis_catalog import RedisCatalog
 from treadle.controlplane.store.redis_cursors import RedisCursors
 from treadle.controlplane.store.redis_duties import RedisDuties
@@ -30,7 +27,6 @@ class RedisStore(RedisRuns, RedisDuties, RedisWorkers, RedisCatalog, RedisCursor
 
     def __init__(self, url: str, *, cluster: bool = False, prefix: str = "treadle", timeout: float = 5.0) -> None:
         super().__init__(Link(url, cluster=cluster, timeout=timeout), Keys(prefix))
-        self._feed = HintFeed(self._link, self._keys.hints)
 
     @property
     def address(self) -> str:
@@ -48,9 +44,6 @@ class RedisStore(RedisRuns, RedisDuties, RedisWorkers, RedisCatalog, RedisCursor
     async def stop(self) -> None:
         await self._feed.stop()
         await self._link.stop()
-
-    def hints(self) -> AsyncIterator[list[Hint]]:
-        return self._feed.listen()
 
     async def check(self) -> list[CheckResult]:
         return await check_server(self._link)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
+from treadle.controlplane.store.hint_feed import HintFeed
 from treadle.controlplane.store.keys import Keys
 from treadle.controlplane.store.link import Link
 from treadle.controlplane.store.packing import pack_changes, pack_wants
-from treadle.controlplane.store.port import Change, Committed, Loaded, Outcome, Want
+from treadle.controlplane.store.port import Change, Committed, Hint, Loaded, Outcome, Want
 
 __all__ = ("RedisPart", "RedisRuns")
 
@@ -54,7 +56,15 @@ class RedisPart:
 
 
 class RedisRuns(RedisPart):
-    """The RunStore of Redis, but for its hints."""
+    """The RunStore of Redis."""
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        super().__init__(link, keys)
+        self._sender = os.urandom(8)
+        self._feed = HintFeed(link, keys.hints, self._sender)
+
+    def hints(self) -> AsyncIterator[list[Hint]]:
+        return self._feed.listen()
 
     async def load(self, wants: Sequence[Want]) -> list[Loaded]:
         if not self._link.is_cluster:
@@ -74,19 +84,35 @@ class RedisRuns(RedisPart):
         return [answers[i] for i in range(len(wants))]
 
     async def commit(self, changes: Sequence[Change]) -> list[Committed]:
-        channel = self._keys.hints
+        if self._link.is_cluster:
+            return await self._commit_by_shard(changes)
+        if not changes:
+            return []
+        blob = pack_changes(changes, self._keys, traced=self._traced)
+        route, mine = self._route(changes[0].run.shard), int(self._feed.subscribed)
+        time_ms, digits = await self._link.run("commit", route, blob, self._keys.hints, self._sender, mine)
+        return [Committed(_OUTCOMES[digit], time_ms) for digit in digits]
+
+    async def _commit_by_shard(self, changes: Sequence[Change]) -> list[Committed]:
+        """As `commit`; a node knows only its own subscribers, so that every hint is published."""
         groups = self._groups([change.run.shard for change in changes])
         calls = [
             (
                 self._route(changes[group[0]].run.shard),
-                (pack_changes([changes[i] for i in group], self._keys, traced=self._traced), channel),
+                (
+                    pack_changes([changes[i] for i in group], self._keys, traced=self._traced),
+                    self._keys.hints,
+                    self._sender,
+                    -1,
+                ),
             )
             for group in groups
         ]
         answers: dict[int, Committed] = {}
-        for group, reply in zip(groups, await self._link.run_each("commit", calls) if calls else [], strict=True):
-            time_ms = int(reply[0])
-            for i, digit in zip(group, reply[1], strict=True):
+        for group, (time_ms, digits) in zip(
+            groups, await self._link.run_each("commit", calls) if calls else [], strict=True
+        ):
+            for i, digit in zip(group, digits, strict=True):
                 answers[i] = Committed(_OUTCOMES[digit], time_ms)
         return [answers[i] for i in range(len(changes))]
 
@@ -95,15 +121,14 @@ class RedisRuns(RedisPart):
 
 
 def _loaded(want: Want, reply: Sequence[Any]) -> Loaded:
-    revision, head, tombstone, event, fields, events, length = reply
-    if revision is None:
+    stored, tombstone, event, fields, events, length = reply
+    if stored is None:
         return Loaded(tombstone=tombstone)
     pairs = iter(fields)
-    found = {name.decode(): value for name, value in zip(pairs, pairs, strict=True)}
     return Loaded(
-        revision=int.from_bytes(revision, "big"),
-        head=head,
-        fields=found,
+        revision=int.from_bytes(stored[:8], "big"),
+        head=stored[8:],
+        fields={name.decode(): value for name, value in zip(pairs, pairs, strict=True)},
         event=event,
         events=events,
         length=length,

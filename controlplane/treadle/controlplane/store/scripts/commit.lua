@@ -1,9 +1,20 @@
--- A batch of changes, each all or nothing. ARGV: the batch, the channel. Reply: the clock, one digit a change
--- (0 written, 1 another revision, 2 too early). All that may refuse is looked at before the first write.
+-- A batch of changes, each all or nothing; at most one a run. ARGV: the batch, the channel, the sender, how many of the
+-- channel's subscribers are the sender itself (-1: publish in any case).
+-- Reply: the clock, one digit a change (0 written, 1 another revision, 2 too early). All that may refuse is looked at
+-- before the first write. What stands of all runs is read by one command, and all heads are written by one.
 local LEFT_MS = 86400000
-local channel = ARGV[2]
+local channel, sender, mine = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local stamp = struct.pack('>d', now)
-local outcomes, hints = {}, {}
+local outcomes, hints, heads = {}, {}, {}
+
+local count
+count, at = struct_unpack('>I4', blob, at)
+local runs = take(count)
+local stored = {}
+for i = 1, count, CHUNK do
+  local some = call('MGET', unpack(runs, i, math.min(i + CHUNK - 1, count)))
+  for k = 1, #some do stored[i + k - 1] = some[k] end
+end
 
 local function write_times(shard, parts, i, timers_set, timers_del, index_add, index_del)
   if timers_del > 0 then
@@ -23,13 +34,13 @@ local function write_times(shard, parts, i, timers_set, timers_del, index_add, i
 end
 
 -- Keeps a history that goes, behind its head, if it was not exported: see cursors.py.
-local function leave(shard, name, revision)
+local function leave(shard, name, revision, head)
   local traces, spans, member = shard .. 'traces', shard .. 'spans', name .. '\31' .. revision
   local history, left = shard .. 'l:' .. name, shard .. 'left:' .. member
   local cursor = call('HGET', spans, name)
   if call('SREM', traces, name) == 1 and call('EXISTS', history) == 1 then
     call('RENAME', history, left)
-    call('LPUSH', left, call('HGET', shard .. 'r:' .. name, 'h'))
+    call('LPUSH', left, head)
     call('PEXPIRE', left, LEFT_MS)
     call('SADD', traces, member)
     if cursor then
@@ -41,42 +52,44 @@ local function leave(shard, name, revision)
   end
 end
 
-local function change()
+local function change(run, old)
   local flags, not_before, set, del, events, outbox_add, outbox_del, timers_set, timers_del, index_add, index_del
   flags, not_before, set, del, events, outbox_add, outbox_del, timers_set, timers_del, index_add, index_del, at =
     struct_unpack('>BdHHHHHHHHH', blob, at)
-  local parts = take(4 + set + del + events + outbox_add + outbox_del
+  local parts = take(5 + set + del + events + outbox_add + outbox_del
     + timers_set + timers_del + index_add + index_del)
-  local shard, name = parts[1], parts[2]
-  local run, history = shard .. 'r:' .. name, shard .. 'l:' .. name
-  if (call('HGET', run, 'v') or '') ~= parts[3] then
+  local shard, name, expect = parts[1], parts[2], parts[3]
+  if (old and string.sub(old, 1, 8) or '') ~= expect then
     return '1'
   end
-  local i = 5
+  local fields, history = shard .. 'f:' .. name, shard .. 'l:' .. name
+  local i = 6
   local traced = flags >= 4 -- 1: started again, 2: deleted, and 4 with either or none
   if traced then
     flags = flags - 4
   end
+  if flags ~= 2 and now < not_before then
+    return '2'
+  end
+  if flags > 0 then
+    leave(shard, name, expect, old and string.sub(old, 9))
+    call('DEL', run, fields, history)
+  end
   if flags == 2 then
-    leave(shard, name, parts[3])
-    call('DEL', run, history)
     if tonumber(parts[6]) > 0 then
       call('SET', shard .. 't:' .. name, parts[5], 'PX', parts[6])
     end
     write_times(shard, parts, 7, timers_set, timers_del, index_add, index_del)
     return '0'
   end
-  if now < not_before then
-    return '2'
-  end
-  if flags == 1 then
-    leave(shard, name, parts[3])
-    call('DEL', run, history)
-  end
+  heads[#heads + 1] = run
+  heads[#heads + 1] = parts[5]
   if del > 0 then
-    variadic('HDEL', run, parts, i + set, i + set + del - 1)
+    variadic('HDEL', fields, parts, i + set, i + set + del - 1)
   end
-  variadic('HSET', run, parts, i, i + set - 1)
+  if set > 0 then
+    variadic('HSET', fields, parts, i, i + set - 1)
+  end
   i = i + set + del
   if events > 0 then
     variadic('RPUSH', history, parts, i, i + events - 1)
@@ -99,10 +112,13 @@ local function change()
   return '0'
 end
 
-while at <= #blob do
-  outcomes[#outcomes + 1] = change()
+for i = 1, count do
+  outcomes[i] = change(runs[i], stored[i])
 end
-if #hints > 0 then -- a msgpack array of them
-  call('PUBLISH', channel, '\221' .. struct.pack('>I4', #hints) .. table.concat(hints))
+for i = 1, #heads, CHUNK do
+  call('MSET', unpack(heads, i, math.min(i + CHUNK - 1, #heads)))
+end
+if #hints > 0 and (mine < 0 or call('PUBSUB', 'NUMSUB', channel)[2] > mine) then -- a msgpack array of them
+  call('PUBLISH', channel, sender .. '\221' .. struct.pack('>I4', #hints) .. table.concat(hints))
 end
 return {now, table.concat(outcomes)}

@@ -1,16 +1,16 @@
--- A batch of wants. Reply, for each: revision, head, tombstone, event, fields as pairs, events, length of the history;
+-- A batch of wants. Reply, for each: revision and head in one, tombstone, event, fields as pairs, events, length of the history;
 -- false where nothing is.
 local PAGE_EVENTS, PAGE_BYTES, READ = 200, 1048576, 32
 
-local function all_fields(run, limit)
+local function all_fields(fields, limit)
   local found, seen, count, cursor = {}, {}, 0, '0'
   repeat
-    local reply = call('HSCAN', run, cursor, 'COUNT', 200)
+    local reply = call('HSCAN', fields, cursor, 'COUNT', 200)
     cursor = reply[1]
     local some = reply[2]
     for k = 1, #some, 2 do
       local name = some[k]
-      if name ~= 'v' and name ~= 'h' and not seen[name] and count < limit then
+      if not seen[name] and count < limit then
         seen[name] = true
         count = count + 1
         found[2 * count - 1], found[2 * count] = name, some[k + 1]
@@ -20,11 +20,11 @@ local function all_fields(run, limit)
   return found
 end
 
-local function named_fields(run, parts, n)
+local function named_fields(fields, parts, n)
   local found = {}
   for k = 3, n + 2, CHUNK do
     local last = math.min(k + CHUNK - 1, n + 2)
-    local values = call('HMGET', run, unpack(parts, k, last))
+    local values = call('HMGET', fields, unpack(parts, k, last))
     for m = 1, last - k + 1 do
       if values[m] then
         found[#found + 1] = parts[k + m - 1]
@@ -58,17 +58,17 @@ while at <= #blob do
   local flags, limit, event_at, after, n
   flags, limit, event_at, after, n, at = struct_unpack('>BI4I4i8H', blob, at)
   local parts = take(2 + n)
-  local run, history = parts[1] .. 'r:' .. parts[2], parts[1] .. 'l:' .. parts[2]
-  local first = call('HMGET', run, 'v', 'h')
-  if not first[1] then
-    replies[#replies + 1] = {false, false, call('GET', parts[1] .. 't:' .. parts[2]), false, {}, {}, 0}
+  local shard, name = parts[1], parts[2]
+  local fields, history = shard .. 'f:' .. name, shard .. 'l:' .. name
+  local stored = call('GET', shard .. 'r:' .. name)
+  if not stored then
+    replies[#replies + 1] = {false, call('GET', shard .. 't:' .. name), false, {}, {}, 0}
   else
     replies[#replies + 1] = {
-      first[1],
-      first[2],
+      stored,
       false,
       event_at > 0 and call('LINDEX', history, event_at - 1),
-      flags == 1 and all_fields(run, limit) or named_fields(run, parts, n),
+      flags == 1 and all_fields(fields, limit) or named_fields(fields, parts, n),
       after >= 0 and page(history, after) or {},
       call('LLEN', history),
     }
