@@ -182,6 +182,9 @@ def test_lists_come_in_pages_newest_first() -> None:
         async with scene() as (host, client):
             for number in range(5):
                 await client.start(ship, Parcel("A", number), id=f"r{number}")
+                async with asyncio.timeout(20):
+                    while host.engine.clock.now() < host.head(f"r{number}").created_ms + 3:
+                        await asyncio.sleep(0.001)  # runs of one millisecond are in no order
             await host.finish("r2", result=b"{}")
             assert [run.id async for run in client.list(limit=3)] == ["r4", "r3", "r2"]
             assert [run.id async for run in client.list(status="completed")] == ["r2"]

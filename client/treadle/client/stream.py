@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -186,9 +187,11 @@ class RunStream:
         except grpc.RpcError as error:
             return from_rpc_error(error, target=self._target)
         except asyncio.CancelledError:
+            if (me := asyncio.current_task()) is not None and me.cancelling():
+                raise
             if writing.done() and not writing.cancelled() and (fault := writing.exception()):
                 raise fault from None
-            raise
+            return Unavailable(f"the control plane at {self._target} cut off the stream")  # gRPC tells it so
         finally:
             call.cancel()
             writing.cancel()
@@ -234,7 +237,7 @@ class RunStream:
     def _settle(self, tickets: list[Ticket], error: BaseException) -> None:
         for ticket in tickets:
             if not ticket.done():
-                ticket.set_exception(error)
+                ticket.set_exception(copy(error))  # each raises its own
 
 
 def _give(ticket: Ticket, outcome: Outcome) -> None:

@@ -32,7 +32,6 @@ _log = structlog.stdlib.get_logger(__name__)
 _HEADS: Final = 200
 _OUTCOMES: Final = 25
 """Loaded together: a result may have a megabyte."""
-_PACE_S: Final = 5.0
 _SHARE: Final = 60
 """With many watches, each round of the slow pace reads one part of so many."""
 _RETRY_S: Final = 0.2
@@ -104,11 +103,13 @@ class RunEnds:
     Args:
         store: Where runs are.
         hub: Brings hints, and the closing commits of this replica.
+        pace_s: How often a part of what is watched is read again.
     """
 
-    def __init__(self, store: RunStore, hub: HintHub) -> None:
+    def __init__(self, store: RunStore, hub: HintHub, pace_s: float = 5.0) -> None:
         self._store = store
         self._hub = hub
+        self._pace_s = pace_s
         self._watches: dict[RunKey, list[Watch]] = {}
         self._looks: dict[RunKey, None] = {}
         self._asked = asyncio.Event()
@@ -166,15 +167,16 @@ class RunEnds:
     async def run(self) -> None:
         """Read what is to be looked at, for ever: one task of the process."""
         loop = asyncio.get_running_loop()
+        self._asked.set()
         with self._hub.listening(self.hinted):
-            due = loop.time() + _PACE_S
+            due = loop.time() + self._pace_s
             while True:
                 try:
                     async with asyncio.timeout_at(due):
                         await self._asked.wait()
                 except TimeoutError:
                     lost = await self._look_again()
-                    due = loop.time() + (0 if lost else _PACE_S)
+                    due = loop.time() + (0 if lost else self._pace_s)
                 else:
                     self._asked.clear()
                     await self._look()
@@ -208,7 +210,7 @@ class RunEnds:
         return found
 
     async def _read(self, runs: Sequence[RunKey]) -> bool:
-        """Read these runs and tell the watches of closed ones; returns whether there were any."""
+        """Read these runs and tell the watches of closed ones; returns whether any was told."""
         if not runs:
             return False
         closed: list[tuple[RunKey, RunHead]] = []
@@ -218,19 +220,21 @@ class RunEnds:
                 closed.append((run, head))
             else:
                 self._tell_open(run, head)
+        told = False
         for i in range(0, len(closed), _OUTCOMES):
             part = closed[i : i + _OUTCOMES]
             outcomes = await self._store.load([Want(run, event_at=head.length) for run, head in part])
             for (run, head), loaded in zip(part, outcomes, strict=True):
                 last = HistoryEvent.FromString(loaded.event) if loaded.event else None
-                if last is not None and last.revision == head.last_revision:
-                    self._tell(run, head, last)
-                else:
-                    self.look(run)  # it was replaced or deleted between the two loads
-        return bool(closed)
+                if (
+                    last is not None and last.revision == head.last_revision
+                ):  # else it changed meanwhile: read again later
+                    told = self._tell(run, head, last) or told
+        return told
 
     # --- telling -------------------------------------------------------------------------------------------------------
-    def _tell(self, run: RunKey, head: RunHead, last: HistoryEvent) -> None:
+    def _tell(self, run: RunKey, head: RunHead, last: HistoryEvent) -> bool:
+        told = False
         for watch in tuple(self._watches.get(run, ())):
             if watch.incarnation is None:
                 watch.missed = True
@@ -238,6 +242,8 @@ class RunEnds:
                 self._refuse(watch, _replaced(run))
             elif watch.watcher.ended(watch, head, last):
                 self.remove(watch)
+                told = True
+        return told
 
     def _tell_open(self, run: RunKey, head: RunHead | None) -> None:
         """The run is open, or not there: that is no end, but watches of another start of it are over."""

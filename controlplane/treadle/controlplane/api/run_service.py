@@ -47,6 +47,9 @@ class RunService(RunServiceServicer):
         max_payload_bytes: Largest input.
         outbox_max: From so many entries on, starts are refused.
         metrics: Counts starts.
+
+    Attributes:
+        ends: Who waits for the end of a run.
     """
 
     def __init__(
@@ -63,11 +66,11 @@ class RunService(RunServiceServicer):
         self._hub = hub
         self._records = Records(store, Fleet(store))
         self._starts = Starts(engine, Admission(store, outbox_max), max_payload_bytes, metrics or Metrics())
-        self._ends = RunEnds(store, hub)
+        self.ends = RunEnds(store, hub)
 
     async def run(self) -> None:
         """Learn of the ends of runs that calls wait for, for ever: one task of the process."""
-        await self._ends.run()
+        await self.ends.run()
 
     async def StartRun(self, request: pb.StartRunRequest, context: Context) -> pb.StartRunResponse:
         """See run_service.proto."""
@@ -79,7 +82,7 @@ class RunService(RunServiceServicer):
     ) -> AsyncIterator[pb.StreamRunsResponse]:
         """See run_service.proto. It ends when the client sends no more and everything is answered and told."""
         ready = asyncio.Event()
-        stream = RunStream(self._starts, self._ends, ready.set)
+        stream = RunStream(self._starts, self.ends, ready.set)
         reader = asyncio.create_task(stream.read(aiter(request_iterator)))
         reader.add_done_callback(lambda _: ready.set())
         try:
@@ -124,7 +127,7 @@ class RunService(RunServiceServicer):
         until = time.monotonic() + _wait_s(request.wait_ms, context)
         waiter = OneEnd()
         watch = Watch(run, 0, waiter)
-        with self._ends.watching(watch), self._hub.closing(waiter.wake):
+        with self.ends.watching(watch), self._hub.closing(waiter.wake):
             head = await self._records.head(run)
             left = until - time.monotonic()
             if head.state == RUN_STATE_CLOSED or left <= 0 or self._hub.closed:
