@@ -207,6 +207,25 @@ def test_a_connection_that_carries_only_hot_traffic_is_not_taken_for_dead(
     asyncio.run(scenario())
 
 
+def test_a_verdict_that_was_said_before_the_stop_is_written(rabbit_url: str) -> None:
+    async def scenario() -> None:
+        queue, taker, other = fresh_queue(), Taker(), Taker()
+        async with started(RabbitBroker(rabbit_url), Ear()) as broker:
+            await broker.declare(queue)
+            await broker.consume(queue, 10, taker)
+            broker.publish(jobs(queue, ["a", "b", "c"]))
+            await taker.wait(3)
+            taker.deliveries[0].ack()
+            taker.deliveries[2].ack()
+        async with started(RabbitBroker(rabbit_url), Ear()) as broker:
+            await broker.consume(queue, 10, other)
+            broker.publish(jobs(queue, ["d"]))
+            await other.wait(2)
+            assert sorted(other.ids) == ["b", "d"]
+
+    asyncio.run(scenario())
+
+
 # --- TLS ------------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def encrypted(tmp_path: Path) -> Iterator[str]:

@@ -90,11 +90,10 @@ class Deliveries:
             )
 
     def release(self) -> None:
-        """The channel is closed, or is to be: its deliveries are the broker's again."""
+        """The channel is closed, or is to be: what has no verdict is the broker's again."""
+        self.flush()
         self._between.release(self._channel)
         self._tags = DeliveryTags()
-        if self._timer is not None:
-            self._timer.cancel()
 
     def arrived(self) -> None:
         found, self._channel.deliveries = self._channel.deliveries, []

@@ -178,7 +178,6 @@ class QueueConsumer:
                 self._event.clear()
                 await self._steer(channel, deliveries)
                 if self._ending:
-                    deliveries.flush()
                     return
                 await self._event.wait()
                 if loop.time() >= look_at:

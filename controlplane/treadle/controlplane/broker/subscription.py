@@ -123,7 +123,6 @@ class Subscription:
                 self._event.clear()
                 await self._steer(channel)
                 if not self._wanted and not len(deliveries):
-                    deliveries.flush()
                     return
                 await self._event.wait()
                 if loop.time() >= look_at:
