@@ -83,6 +83,21 @@ def test_r4_commands_are_taken_only_when_every_known_event_was_fed() -> None:
     assert script.taken == 1 and len(rig.requests()) == 1
 
 
+def test_r4_an_owner_that_only_listens_confirms_every_64_events_at_once() -> None:
+    """A replica sends no more than 200 events ahead: waiting for the second's confirmation would stop it."""
+    rig = opened_rig()
+    rig.granted_run()
+    rig.news(b"t", *(pool_done(position) for position in range(3, 64)))
+    assert [r for f in rig.sent for r in f.requests] == []
+    rig.news(b"t", pool_done(64))
+    (confirm,) = [r for f in rig.sent for r in f.requests]
+    assert (confirm.seen, confirm.told, len(confirm.commands), confirm.WhichOneof("final")) == (64, 64, 0, None)
+    rig.sent.clear()
+    rig.answer(confirm)
+    rig.news(b"t", *(pool_done(position) for position in range(65, 128)))
+    assert [r for f in rig.sent for r in f.requests] == []
+
+
 def test_r4_a_gap_asks_after_2_s_and_again() -> None:
     rig = opened_rig(confirm_ms=1000)
     rig.granted_run()

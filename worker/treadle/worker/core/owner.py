@@ -28,6 +28,9 @@ from .shared import Shared
 
 __all__ = ("Owner", "Stand")
 
+_CONFIRM_EVENTS = 64
+"""So many fed events are confirmed at once: the replica sends at most 200 that are not, and must not run dry."""
+
 
 class Stand(Enum):
     """Where a run stands: it has something to say, rests, or waits for an answer or a local step."""
@@ -57,6 +60,7 @@ class Owner:
         "_asked",
         "_checkpoints",
         "_commands",
+        "_confirmed",
         "_gap_since",
         "_known_at_send",
         "_remembered",
@@ -107,6 +111,7 @@ class Owner:
         self._sent_commands = 0  # in the flying request
         self._sent_something = False  # commands or checkpoints in the flying request
         self._unconfirmed_since: int | None = None
+        self._confirmed = 0
         self._gap_since: int | None = None
         self._untaken = True
         self._remembered: set[tuple[str, str | None]] = set()  # with always_replay: commands that were asked for
@@ -124,6 +129,8 @@ class Owner:
                 fed = self._untaken = True
         if fed and self._unconfirmed_since is None:
             self._unconfirmed_since = now_ms
+        if feed.fed - self._confirmed >= _CONFIRM_EVENTS:
+            self.empty = True
         execution = feed.execution
         if execution.divergence is not None:
             self.locals.cancel_all("diverged")
@@ -253,7 +260,7 @@ class Owner:
         word = self._last_word()
         feed = self.feed
         if feed is not None:
-            request.seen = feed.fed
+            request.seen = self._confirmed = feed.fed
             request.told, request.told_revision = feed.told
             self._known_at_send = feed.length
             self._load(request)
