@@ -21,8 +21,6 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from benchmarks import app
-from treadle.protocol.errors import ConfigError
 from treadle.v1 import history_pb2 as history
 from treadle.v1.common_pb2 import Payload, TraceContext
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job, JobKind
@@ -46,17 +44,49 @@ from treadle.v1.worker_service_pb2 import (
     SessionResponse,
     SessionWelcome,
 )
+from treadle.worker import step, workflow
 from treadle.worker import worker as worker_module
 from treadle.worker.app import Registry
 from treadle.worker.clock import monotonic_ms
 from treadle.worker.config import WorkerConfig
 from treadle.worker.core.port import WorkerCorePort
+from treadle.worker.logs import configure_logging
 from treadle.worker.session import SessionPort
 from treadle.worker.worker import Worker
 
 STEPS = 5
+INPUT = b'{"length":%d,"order":{"order":"A-1029","qty":3,"n":0}}'
 REVISION = 0x1234567812345678
 TRACE = TraceContext(traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01")
+
+
+Order = dict[str, Any]
+
+
+@step
+async def local(order: Order) -> Order:
+    order["n"] += 1
+    return order
+
+
+@step(pool="default")
+async def pooled(order: Order) -> Order:
+    order["n"] += 1
+    return order
+
+
+@workflow
+async def local_chain(length: int, order: Order) -> int:
+    for _ in range(length):
+        order = await local(order)
+    return int(order["n"])
+
+
+@workflow
+async def pool_chain(length: int, order: Order) -> int:
+    for _ in range(length):
+        order = await pooled(order)
+    return int(order["n"])
 
 
 class Run:
@@ -170,9 +200,6 @@ class Replica:
         self.frames[1] += 1
         return SessionResponse.FromString(data) if data else None
 
-    def send_beat(self, beat: BeatRequest) -> BeatResponse:
-        return BeatResponse()
-
     # --- the server's side ---------------------------------------------------------------------------------------
     def _arrived(self, data: bytes) -> None:
         began = time.thread_time()
@@ -194,7 +221,10 @@ class Replica:
     def _next(self) -> SessionResponse:
         """The frame that the next entry goes into."""
         last = self._out[-1] if self._out else None
-        if last is None or len(last.owner_answers) + len(last.verdicts) + len(last.grants) + len(last.news) >= self.batch:
+        if (
+            last is None
+            or len(last.owner_answers) + len(last.verdicts) + len(last.grants) + len(last.news) >= self.batch
+        ):
             self._out.append(SessionResponse())
         return self._out[-1]
 
@@ -205,7 +235,7 @@ class Replica:
             self._reader.set_result(None)
         if self._jobs:
             jobs, self._jobs = self._jobs, []
-            asyncio.get_running_loop().call_soon(self.worker._intake.deliver, jobs)  # type: ignore[union-attr,arg-type]
+            asyncio.get_running_loop().call_soon(self.worker._intake.deliver, jobs)  # type: ignore[union-attr]
 
     def _asked(self, ask: OwnerRequest) -> None:
         run = self._runs[ask.run_id]
@@ -238,7 +268,10 @@ class Replica:
         if answer.events:
             answer.position, answer.revision = answer.events[-1].position, answer.events[-1].revision
         self._next().owner_answers.append(answer)
-        if ask.HasField("complete"):
+        final = ask.WhichOneof("final")
+        if final not in (None, "complete"):
+            raise RuntimeError(f"a run ended with {ask}")
+        if final is not None:
             del self._runs[ask.run_id]
             self._left -= 1
             self._push()
@@ -274,9 +307,7 @@ class Replica:
         number = next(self._numbers)
         run = Run(number, workflow, length)
         self._runs[run.id] = run
-        begun = history.RunStarted(
-            workflow=workflow, pool="default", input=Payload(data=b'{"length":%d}' % length), trigger="api"
-        )
+        begun = history.RunStarted(workflow=workflow, pool="default", input=Payload(data=INPUT % length), trigger="api")
         events = [
             run.event(run_started=begun),
             run.event(run_opened=history.RunOpened(worker_id=self.worker.worker_id)),
@@ -310,6 +341,8 @@ class Replica:
 
 
 class Beats:
+    """Where beats go."""
+
     def send(self, address: str, beat: BeatRequest) -> BeatResponse:
         return BeatResponse()
 
@@ -318,28 +351,33 @@ class Beats:
 
 
 async def _main(options: argparse.Namespace) -> None:
-    worker_module.Intake = Broker  # type: ignore[misc,assignment]
+    worker_module.Intake = Broker  # type: ignore[attr-defined,assignment]  # stands in for the consumers of RabbitMQ
     replica = Replica(options.batch)
     config = WorkerConfig(
-        app="benchmarks/app.py", pool="default", server="127.0.0.1:1", lane="amqp", amqp_url="amqp://here", slots=options.flight
+        app="benchmarks/app.py",
+        pool="default",
+        server="127.0.0.1:1",
+        lane="amqp",
+        amqp_url="amqp://here",
+        slots=options.flight,
     )
-    registry = Registry().add(app.local, app.pooled, app.local_chain, app.pool_chain)
+    registry = Registry().add(local, pooled, local_chain, pool_chain)
     worker = replica.worker = Worker(config, registry, endpoint=replica, beats=Beats())
     running = asyncio.create_task(worker.run())
     await replica.welcome.wait()
-    for name, workflow in (("local", "local_chain"), ("pool", "pool_chain")):
+    for name, chain in (("local", "local_chain"), ("pool", "pool_chain")):
         if options.only not in ("", name):
             continue
-        await replica.play(workflow, options.flight, options.flight, STEPS)
+        await replica.play(chain, options.flight, options.flight, STEPS)
         found = []
         for _ in range(options.rounds):
             replica.frames = [0, 0]
-            cpu, _wall = await replica.play(workflow, options.runs, options.flight, STEPS)
+            cpu, _wall = await replica.play(chain, options.runs, options.flight, STEPS)
             found.append(cpu / options.runs / STEPS * 1e6)
-        chain = [(await replica.play(workflow, 1, 1, 50))[1] / 50 * 1e6 for _ in range(options.rounds * 3)]
+        alone = [(await replica.play(chain, 1, 1, 50))[1] / 50 * 1e6 for _ in range(options.rounds * 3)]
         print(
             f"{name:6} {statistics.median(found):6.1f} us CPU a step ({min(found):.1f} to {max(found):.1f}; "
-            f"{replica.frames[0]} frames up, {replica.frames[1]} down)   alone {statistics.median(chain):6.1f} us a step"
+            f"{replica.frames[0]} frames up, {replica.frames[1]} down)   alone {statistics.median(alone):6.1f} us a step"
         )
     worker.drain()
     await running
@@ -354,6 +392,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("", "local", "pool"), default="")
     parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio")
     options = parser.parse_args()
+    configure_logging(level="warning")
     if options.loop == "uvloop":
         import uvloop
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from tests.unit.core_rig import Rig, completed, opened_rig, run_job, step_job
 
 from treadle.v1.worker_service_pb2 import (
+    ANSWER_LEASE_LOST,
     LANE_SESSION,
     REPORT_KIND_RELEASED,
     VERDICT_STALE,
     CreditStatement,
+    OwnerAnswer,
     RunGrant,
 )
 from treadle.worker.core.port import ReopenSession, Report, StartAttempt
@@ -63,6 +65,8 @@ def test_stated_every_second_under_a_new_id() -> None:
 def test_read_names_the_last_push_of_this_session() -> None:
     rig = opened_rig(lane=LANE_SESSION)
     rig.push(step_job(1), b"t")
+    assert statements(rig) == []  # the server has counted it down by itself
+    rig.now += 1000
     (said,) = statements(rig)
     assert (said.step_jobs, said.read) == (1, 1)
     rig.reconnect()
@@ -102,10 +106,42 @@ def test_a_push_of_an_unknown_name_is_released() -> None:
 def test_a_freed_slot_is_offered_again() -> None:
     rig = opened_rig(lane=LANE_SESSION)
     rig.push(step_job(), b"t")
-    assert statements(rig)[0].step_jobs == 1
+    assert statements(rig) == []
     rig.core.may_start(b"t", rig.now)
     rig.core.attempt_ended(b"t", Report("completed"), rig.now)
-    assert statements(rig)[0].step_jobs == 2
+    (frame,) = rig.frames()
+    assert len(frame.reports) == 1 and frame.credits.step_jobs == 2
+
+
+def test_a_change_has_a_frame_of_its_own_only_if_it_matters() -> None:
+    rig = opened_rig(lane=LANE_SESSION, run_slots=8)
+
+    def lose(*tokens: bytes) -> None:
+        rig.receive(owner_answers=[OwnerAnswer(token=token, answer=ANSWER_LEASE_LOST) for token in tokens])
+
+    for n in range(4):
+        rig.granted_run(bytes([n]), f"r{n}")
+    assert rig.core.frame(rig.now) is None  # the server counts down to 4 by itself, and 4 it is
+    lose(b"\0", b"\1")
+    assert rig.core.frame(rig.now) is None  # 6 are free, and the server knows of 4
+    lose(b"\2", b"\3")
+    assert [said.run_jobs for said in statements(rig)] == [8]
+
+
+def test_less_than_the_server_believes_is_said_at_once() -> None:
+    rig = Rig(run_slots=8).open()
+    rig.now += 50
+    assert statements(rig)[0].run_jobs == 8
+    rig.deliver(run_job("r1"))
+    (frame,) = rig.frames()
+    assert len(frame.claims) == 1 and frame.credits.run_jobs == 7
+    for n in range(7):
+        rig.granted_run(bytes([n]), f"p{n}")
+    assert rig.core.frame(rig.now) is None
+    rig.verdict(frame.claims[0], VERDICT_STALE)
+    assert rig.core.frame(rig.now) is None  # not free for long enough
+    rig.now += 50
+    assert [said.run_jobs for said in statements(rig)] == [1]  # the server believes that there are none
 
 
 def test_run_waiting_is_said_while_a_run_job_waits_for_a_slot() -> None:

@@ -188,7 +188,7 @@ def test_what_may_not_start_does_not(play: Callable[[Body], None]) -> None:
 
 def test_a_cancel_before_the_start_needs_no_answer_of_the_code(play: Callable[[Body], None]) -> None:
     async def body(rig: Rig) -> None:
-        running, end = rig.start("sleeps")
+        running, end = rig.start("pid", 1)  # waits for its process
         running.cancel("cancelled")
         assert await end is None
 

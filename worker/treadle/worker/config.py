@@ -59,8 +59,8 @@ class WorkerConfig:
     tls_key: str | None = None
     tls: bool = False
     insecure: bool = False
-    slots: int = 16
-    run_slots: int = 100
+    slots: int = 50
+    run_slots: int = 500
     grace: Duration = "25s"
     always_replay: bool = False
     log_level: str = "info"

@@ -21,14 +21,14 @@ R = TypeVar("R")
 def start_now(coro: Coroutine[Any, Any, R], *, name: str, context: contextvars.Context) -> asyncio.Task[R]:
     """Make a task of the running loop and run it until it first suspends; it may be done already.
 
-    Loops that make tasks in a way of their own, and calls from inside a task before Python 3.12, get an ordinary task.
+    Loops that make tasks in a way of their own get an ordinary task. A task that calls this is not current meanwhile.
     """
     loop = asyncio.get_running_loop()
     if loop.get_task_factory() is not None:
         return loop.create_task(coro, name=name, context=context)
     if sys.version_info >= (3, 12):
         return asyncio.Task(coro, loop=loop, name=name, context=context, eager_start=True)
-    if not isinstance(loop, asyncio.BaseEventLoop) or asyncio.current_task(loop) is not None:
+    if not isinstance(loop, asyncio.BaseEventLoop):
         return loop.create_task(coro, name=name, context=context)
     first: list[Callable[[], object]] = []
     call_soon = loop.call_soon
@@ -45,5 +45,13 @@ def start_now(coro: Coroutine[Any, Any, R], *, name: str, context: contextvars.C
         task = asyncio.Task(coro, loop=loop, name=name, context=context)
     finally:
         del loop.call_soon
-    context.run(first[0])
+    outer = asyncio.current_task(loop)
+    if outer is None:
+        context.run(first[0])
+        return task
+    asyncio.tasks._leave_task(loop, outer)
+    try:
+        context.run(first[0])
+    finally:
+        asyncio.tasks._enter_task(loop, outer)
     return task

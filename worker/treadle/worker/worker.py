@@ -1,7 +1,7 @@
 """A worker process: the core, and around it the session, the beats, the consumers and the executors.
 
-One pump: whatever comes in is told to the core at once; then, once in a turn of the event loop, what the core wants done is
-done, and what it wants said goes into the next frame.
+One pump: whatever comes in is told to the core at once; then what the core wants done is done: after each frame that comes
+down, and once in a turn of the event loop for all else. What it wants said goes into the next frame.
 """
 
 from __future__ import annotations
@@ -270,7 +270,8 @@ class Worker:
 
     def _received(self, response: SessionResponse) -> None:
         self._core.receive(response, monotonic_ms())
-        self._changed()
+        self._act()
+        self._connection.wake()
 
     def _ended(self) -> None:
         self._beats.session_ended()
@@ -314,9 +315,9 @@ class Worker:
 
     def _schedule(self) -> None:
         due = self._core.next_due()
-        if due == self._tick_at and self._tick is not None:
-            return
         if self._tick is not None:
+            if due is None or (self._tick_at is not None and self._tick_at <= due):
+                return  # it looks again when it comes; dues move with each frame, timers need not
             self._tick.cancel()
         self._tick_at, self._tick = due, None
         if due is not None:

@@ -124,12 +124,11 @@ class WorkerCore:
         frame.claims.extend(self._claims.frame(room, now_ms))
         frame.reports.extend(self._attempts.reports.take(room, now_ms))
         frame.requests.extend(self._owners.frame(room, now_ms))
-        credits = self._credits.statement(now_ms, self._claims.run_waits > 0)
+        full = bool(frame.claims or frame.reports or frame.requests)
+        credits = self._credits.statement(now_ms, self._claims.run_waits > 0, goes_along=full)
         if credits is not None:
             frame.credits.CopyFrom(credits)
-        elif not frame.claims and not frame.reports and not frame.requests:
-            return None
-        return frame
+        return frame if full or credits is not None else None
 
     # --- GO --------------------------------------------------------------------------------------------------------
     def _decided(self, verdict: ClaimVerdict, now_ms: int) -> None:
@@ -156,11 +155,11 @@ class WorkerCore:
 
     def _pushed(self, grant: Grant, now_ms: int) -> None:
         """A GO for a credit: it starts if a slot is still free."""
-        self._credits.read = max(self._credits.read, grant.push_number)
-        if self._known(grant.token):
-            return
         job, settings = grant.job, self._shared.settings
         is_run = job.kind == JOB_KIND_RUN
+        self._credits.pushed(grant.push_number, is_run=is_run)
+        if self._known(grant.token):
+            return
         if is_run:
             self._owners.fence(job.run_id, now_ms)
         slots: Slots | None = self._owners.slots if is_run else self._attempts.slots
@@ -268,7 +267,7 @@ class WorkerCore:
         return actions
 
     def held(self) -> tuple[int, tuple[HeldToken, ...]]:
-        return self._shared.held.current
+        return self._shared.held.read()
 
     def counts(self) -> tuple[int, int]:
         return self._attempts.running, self._owners.open

@@ -1,6 +1,8 @@
 """Credits: claims in advance, stated every second and when they change.
 
-A statement replaces the one before and names the last pushed grant that was read, so that no slot is offered twice.
+A statement replaces the one before and names the last pushed grant that was read, so that no slot is offered twice. The
+server counts down what it gave away since; so a change is worth a frame of its own only if it matters: there is less than
+the server believes, or twice as much. Else it goes along with a frame that goes anyway.
 Deliveries come first: on the AMQP lane a slot becomes a credit only when it has been free for a while.
 """
 
@@ -17,13 +19,14 @@ __all__ = ("Credits",)
 class Credits:
     """Statements, and their answers."""
 
-    __slots__ = ("_due", "_runs", "_said", "_shared", "_steps", "_unanswered", "read")
+    __slots__ = ("_due", "_left", "_runs", "_said", "_shared", "_steps", "_unanswered", "read")
 
     def __init__(self, shared: Shared, steps: Slots, runs: Slots) -> None:
         self._shared = shared
         self._steps = steps
         self._runs = runs
         self._said: tuple[int, int, int, bool] | None = None
+        self._left = (0, 0)  # run jobs and step jobs that the server may still push for the last statement
         self._due = 0
         self._unanswered: dict[int, int] = {}  # credit id -> when sent
         self.read = 0
@@ -34,14 +37,21 @@ class Credits:
         self._unanswered.clear()
         self.read = 0
 
-    def statement(self, now_ms: int, run_waiting: bool) -> CreditStatement | None:
-        """The statement to send now; None: the last one is still true and young."""
+    def pushed(self, number: int, *, is_run: bool) -> None:
+        """A grant was read that used up a credit."""
+        self.read = max(self.read, number)
+        runs, steps = self._left
+        self._left = (max(runs - 1, 0), steps) if is_run else (runs, max(steps - 1, 0))
+
+    def statement(self, now_ms: int, run_waiting: bool, *, goes_along: bool) -> CreditStatement | None:
+        """The statement to send now; None: the last one is young, and still true or not worth a frame of its own."""
         runs, steps = self._offer(now_ms)
         said = (runs, steps, self.read, run_waiting)
-        if said == self._said and now_ms < self._due:
+        if self._said is not None and now_ms < self._due and not self._worth_saying(said, self._said, goes_along):
             return None
         credit_id = self._shared.random64()
         self._said = said
+        self._left = (runs, steps)
         self._due = now_ms + self._shared.settings.credit_every_ms
         self._unanswered[credit_id] = now_ms
         return CreditStatement(
@@ -52,6 +62,15 @@ class Credits:
             read=self.read,
             run_waiting=run_waiting,
         )
+
+    def _worth_saying(
+        self, new: tuple[int, int, int, bool], said: tuple[int, int, int, bool], goes_along: bool
+    ) -> bool:
+        if new == said or goes_along:
+            return new != said
+        if new[3] != said[3] or (self._shared.draining and (said[0] or said[1])):
+            return True
+        return any(offer < left or offer >= max(2 * left, 1) for offer, left in zip(new, self._left, strict=False))
 
     def taken(self, credit_id: int) -> None:
         """This statement, and so every earlier one, was taken."""
@@ -74,7 +93,7 @@ class Credits:
 
     def next_due(self, now_ms: int) -> int:
         due = self._due if self._said is not None else now_ms
-        if self._shared.draining:
+        if self._shared.draining or self._runs.free <= 2 * self._left[0]:
             return due
         ripe = self._runs.next_ripe(now_ms) if self._shared.settings.workflows else None
         return due if ripe is None else min(due, ripe)

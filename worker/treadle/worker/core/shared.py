@@ -16,22 +16,29 @@ __all__ = ("HeldList", "Shared")
 class HeldList:
     """The tokens that beats name (A5): from reading GO until the report is answered.
 
-    `current` is one immutable pair that is swapped as a whole: the beat thread reads it without a lock.
+    `_current` is one immutable pair that is swapped as a whole: the beat thread reads it without a lock, once a second, and
+    makes the messages; most tokens come and go between two beats.
     """
 
-    __slots__ = ("_changed", "_random64", "_tokens", "current")
+    __slots__ = ("_changed", "_current", "_random64", "_tokens")
 
     def __init__(self, random64: Callable[[], int]) -> None:
         self._random64 = random64
-        self._tokens: dict[bytes, HeldToken] = {}
+        self._tokens: dict[bytes, Job] = {}
         self._changed = False
-        self.current: tuple[int, tuple[HeldToken, ...]] = (random64(), ())
+        self._current: tuple[int, tuple[tuple[bytes, Job], ...]] = (random64(), ())
 
     def add(self, token: bytes, job: Job) -> None:
-        self._tokens[token] = HeldToken(
-            run_id=job.run_id, command_id=job.command_id, token=token, namespace=job.namespace
-        )
+        self._tokens[token] = job
         self._changed = True
+
+    def read(self) -> tuple[int, tuple[HeldToken, ...]]:
+        """Id of the list, and the list as it was shown last. May be called from the beat thread."""
+        list_id, held = self._current
+        return list_id, tuple(
+            HeldToken(run_id=job.run_id, command_id=job.command_id, token=token, namespace=job.namespace)
+            for token, job in held
+        )
 
     def remove(self, token: bytes) -> None:
         if self._tokens.pop(token, None) is not None:
@@ -41,7 +48,7 @@ class HeldList:
         """Show the list as it is now, under a new id if it changed."""
         if self._changed:
             self._changed = False
-            self.current = (self._random64(), tuple(self._tokens.values()))
+            self._current = (self._random64(), tuple(self._tokens.items()))
 
 
 class Shared:
