@@ -1,7 +1,7 @@
 """How channels to the control plane are made: addresses, TLS, keepalive, and retries by gRPC's own service config.
 
 Retries are for UNAVAILABLE only, and only for calls that read or carry a `request_id`: the same request has its
-effect once. Streams and long polls go on by themselves (see `runs`).
+effect once. Streams go on by themselves (see `stream` and `runs`).
 """
 
 from __future__ import annotations
