@@ -47,7 +47,7 @@ async def all_results(client: Client, house: House, strike: Callable[[], None]) 
     """Await many runs, strike, let them go on: every result must come."""
     runs = await asyncio.gather(*(start(client, f"r{n}") for n in range(RUNS)))
     results = asyncio.gather(*(run.result(timeout="60s") for run in runs))
-    await asyncio.sleep(0)  # they wait
+    await asyncio.to_thread(house.until_starts, 1, step="square")
     await asyncio.to_thread(strike)
     assert await results == [9] * RUNS
 
