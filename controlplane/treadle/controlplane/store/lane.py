@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import hiredis
@@ -45,32 +46,47 @@ def _reply_error(text: str) -> Exception:
     return _ERRORS.get(text.partition(" ")[0], ResponseError)(text)
 
 
+@lru_cache(1024)
+def _packed(part: str | int) -> bytes:
+    """Names, hashes, small numbers: the same again and again."""
+    data = str(part).encode()
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
 def pack(command: Sequence[Any]) -> bytes:
     """Return a command (bytes, str and int) as Redis reads it."""
     out = [b"*%d\r\n" % len(command)]
     for part in command:
-        data = part if isinstance(part, bytes) else str(part).encode()
-        out.append(b"$%d\r\n" % len(data))
-        out.append(data)
-        out.append(b"\r\n")
+        if isinstance(part, bytes):
+            out += (b"$%d\r\n" % len(part), part, b"\r\n")
+        else:
+            out.append(_packed(part))
     return b"".join(out)
 
 
 class _Call:
-    """Commands written together: how many replies there will be, and those that came."""
+    """Commands written together: how many replies there will be, those that came, and when the patience ends."""
 
-    __slots__ = ("answer", "count", "replies")
+    __slots__ = ("answer", "count", "replies", "until")
 
-    def __init__(self, count: int, answer: asyncio.Future[list[Any]]) -> None:
+    def __init__(self, count: int, answer: asyncio.Future[list[Any]], until: float) -> None:
         self.count = count
         self.answer = answer
+        self.until = until
         self.replies: list[Any] = []
 
 
 class _Wire(asyncio.Protocol):
-    """One life of the connection: unanswered calls in the order they were written."""
+    """One life of the connection: unanswered calls in the order they were written.
 
-    def __init__(self) -> None:
+    One timer looks at the oldest of them: a call that stays unanswered ends the connection, because later answers could
+    not be told apart.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._watch: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
         self.unanswered: deque[_Call] = deque()
         self.transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader(replyError=_reply_error)
@@ -94,17 +110,37 @@ class _Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        self._fail(RedisConnectionError(f"connection lost: {exc or 'closed by the server'}"))
+
+    def _fail(self, error: Exception) -> None:
         while self.unanswered:
             answer = self.unanswered.popleft().answer
             if not answer.done():
-                answer.set_exception(RedisConnectionError(f"connection lost: {exc or 'closed by the server'}"))
+                answer.set_exception(error)
+
+    def _look(self) -> None:
+        self._watch = None
+        if not self.unanswered:
+            return
+        until = self.unanswered[0].until
+        if until > self._loop.time():
+            self._watch = self._loop.call_at(until, self._look)
+            return
+        self._fail(TimeoutError(f"no answer within {self._timeout} s"))
+        self.close()
 
     def call(self, packed: bytes, count: int) -> asyncio.Future[list[Any]]:
         """Write `count` commands; returns the future of their replies (an error reply is a value)."""
         if self.transport is None:
             raise RedisConnectionError("connection lost")
-        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self.unanswered.append(_Call(count, answer))
+        answer: asyncio.Future[list[Any]] = self._loop.create_future()
+        until = self._loop.time() + self._timeout
+        self.unanswered.append(_Call(count, answer, until))
+        if self._watch is None:
+            self._watch = self._loop.call_at(until, self._look)
         self.transport.write(packed)
         return answer
 
@@ -141,15 +177,11 @@ class Lane:
             redis.exceptions.ConnectionError, TimeoutError, OSError: No answer; they may have been executed.
         """
         wire = self._wire
-        try:
+        if wire is None or wire.transport is None:
             async with asyncio.timeout(self._timeout):
-                if wire is None or wire.transport is None:
-                    wire = await self._connect()
-                return await wire.call(b"".join(map(pack, commands)), len(commands))
-        except TimeoutError:
-            if wire is not None:
-                wire.close()  # later answers could not be told apart
-            raise TimeoutError(f"no answer within {self._timeout} s") from None
+                wire = await self._connect()
+        packed = pack(commands[0]) if len(commands) == 1 else b"".join(map(pack, commands))
+        return await wire.call(packed, len(commands))
 
     async def close(self) -> None:
         """Close the connection."""
@@ -177,11 +209,14 @@ class Lane:
     async def _open(self) -> _Wire:
         loop = asyncio.get_running_loop()
         if "path" in self._settings:
-            _, wire = await loop.create_unix_connection(_Wire, self._settings["path"])
+            _, wire = await loop.create_unix_connection(self._make_wire, self._settings["path"])
         else:
             host, port = self._settings.get("host", "localhost"), self._settings.get("port", 6379)
-            _, wire = await loop.create_connection(_Wire, host, port)
+            _, wire = await loop.create_connection(self._make_wire, host, port)
         return wire
+
+    def _make_wire(self) -> _Wire:
+        return _Wire(self._timeout)
 
     def _greeting(self) -> list[tuple[Any, ...]]:
         commands: list[tuple[Any, ...]] = []

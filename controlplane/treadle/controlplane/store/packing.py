@@ -7,7 +7,7 @@ as fast as cmsgpack; Redis 7.0's cmsgpack refuses msgpack's `bin`, and msgspec w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from struct import Struct
 
 import msgspec
@@ -42,38 +42,35 @@ def read_hints(message: bytes, sender: bytes) -> list[Hint]:
     return _decode_hints(memoryview(message)[len(sender) :])
 
 
-def _lengths_before(parts: Iterable[bytes]) -> list[bytes]:
+def _lengths_before(parts: Sequence[bytes]) -> list[bytes]:
     out: list[bytes] = []
+    add = out.append
     for part in parts:
         size = len(part)
-        out.append(_LENGTHS[size] if size < 4096 else _LENGTH(size))
-        out.append(part)
+        add(_LENGTHS[size] if size < 4096 else _LENGTH(size))
+        add(part)
     return out
 
 
 def pack_changes(changes: Sequence[Change], keys: Keys, *, traced: bool = False) -> bytes:
     """Return a batch of changes for scripts/commit.lua; `traced`: sampled runs whose history grows are noted."""
-    out: list[bytes] = [_LENGTH(len(changes))]
-    names = [run_name(change.run) for change in changes]
-    out += _lengths_before(
-        [b"%sr:%s" % (keys.shards[change.run.shard], name) for change, name in zip(changes, names, strict=True)]
-    )
-    for change, name in zip(changes, names, strict=True):
-        out += _pack_delete(change, keys, name) if change.delete else _pack_write(change, keys, name, traced)
-    return b"".join(out)
+    runs: list[bytes] = []
+    rest: list[bytes] = []
+    for change in changes:
+        run = change.run
+        shard, name = keys.shards[run.shard], run_name(run)
+        runs.append(b"%sr:%s" % (shard, name))
+        parts = [shard, name, _REVISION(change.expect) if change.expect else b""]
+        if change.delete:
+            rest.append(_delete(change, name, parts))
+        else:
+            rest.append(_write(change, name, parts, traced))
+        rest += _lengths_before(parts)
+    return b"".join([_LENGTH(len(changes)), *_lengths_before(runs), *rest])
 
 
-def _fixed(change: Change, keys: Keys, name: bytes, hint: bytes) -> list[bytes]:
-    return [
-        keys.shards[change.run.shard],
-        name,
-        _REVISION(change.expect) if change.expect else b"",
-        hint,
-    ]
-
-
-def _times(change: Change, name: bytes) -> list[bytes]:
-    parts: list[bytes] = []
+def _times(change: Change, name: bytes, parts: list[bytes]) -> tuple[int, int, int, int]:
+    """Add timers and index entries; returns how many parts of each kind."""
     for command_id, due_ms in change.timers_set.items():
         parts += (b"%d" % due_ms, timer_member(name, command_id))
     for command_id in change.timers_del:
@@ -82,49 +79,34 @@ def _times(change: Change, name: bytes) -> list[bytes]:
         parts += (index.encode(), b"%d" % score, member.encode())
     for index, member in change.index_del:
         parts += (index.encode(), member.encode())
-    return parts
+    timers_set, index_add = change.timers_set, change.index_add
+    return 2 * len(timers_set), len(change.timers_del), 3 * len(index_add), 2 * len(change.index_del)
 
 
-def _pack_write(change: Change, keys: Keys, name: bytes, traced: bool) -> list[bytes]:
-    parts = _fixed(change, keys, name, b"" if change.hint is None else _encode(change.hint))
+def _write(change: Change, name: bytes, parts: list[bytes], traced: bool) -> bytes:
+    """Add the parts of a change behind the fixed ones; returns its header."""
+    set_fields, del_fields, events = change.set_fields, change.del_fields, change.events
+    outbox_add, outbox_del = change.outbox_add, change.outbox_del
+    parts.append(b"" if change.hint is None else _encode(change.hint))
     parts.append(_REVISION(change.revision) + change.head)
-    for field, value in change.set_fields.items():
+    for field, value in set_fields.items():
         parts += (field.encode(), value)
-    parts += [field.encode() for field in change.del_fields]
-    parts += change.events
-    for dispatch_id, entry in change.outbox_add.items():
+    for field in del_fields:
+        parts.append(field.encode())
+    parts += events
+    for dispatch_id, entry in outbox_add.items():
         parts += (dispatch_id.encode(), entry)
-    parts += [dispatch_id.encode() for dispatch_id in change.outbox_del]
-    parts += _times(change, name)
-    header = _CHANGE(
-        (_RESTART if change.restart else 0) + (_TRACED if traced and change.traced and change.events else 0),
-        change.not_before_ms,
-        2 * len(change.set_fields),
-        len(change.del_fields),
-        len(change.events),
-        2 * len(change.outbox_add),
-        len(change.outbox_del),
-        2 * len(change.timers_set),
-        len(change.timers_del),
-        3 * len(change.index_add),
-        2 * len(change.index_del),
-    )
-    return [header, *_lengths_before(parts)]
+    for dispatch_id in outbox_del:
+        parts.append(dispatch_id.encode())
+    times = _times(change, name, parts)
+    flags = (_RESTART if change.restart else 0) + (_TRACED if traced and change.traced and events else 0)
+    counts = 2 * len(set_fields), len(del_fields), len(events), 2 * len(outbox_add), len(outbox_del)
+    return _CHANGE(flags, change.not_before_ms, *counts, *times)
 
 
-def _pack_delete(change: Change, keys: Keys, name: bytes) -> list[bytes]:
-    parts = _fixed(change, keys, name, b"")
-    parts += (change.tombstone, b"%d" % change.tombstone_ms)
-    parts += _times(change, name)
-    timers, index = (
-        (len(change.timers_set), len(change.timers_del)),
-        (
-            len(change.index_add),
-            len(change.index_del),
-        ),
-    )
-    counts = (1, 0, 0, 0, 0, 2 * timers[0], timers[1], 3 * index[0], 2 * index[1])
-    return [_CHANGE(_DELETE, 0, *counts), *_lengths_before(parts)]
+def _delete(change: Change, name: bytes, parts: list[bytes]) -> bytes:
+    parts += (b"", change.tombstone, b"%d" % change.tombstone_ms)
+    return _CHANGE(_DELETE, 0, 1, 0, 0, 0, 0, *_times(change, name, parts))
 
 
 def pack_wants(wants: Sequence[Want], keys: Keys) -> bytes:
