@@ -165,6 +165,28 @@ def test_a_publisher_whose_exchange_is_gone_declares_it_again(rabbit_url: str) -
     asyncio.run(scenario())
 
 
+def test_a_job_that_the_broker_refuses_is_not_confirmed_and_may_be_published_again(rabbit_url: str) -> None:
+    async def scenario() -> None:
+        ear, queue = Ear(), fresh_queue()
+        connection = await aio_pika.connect(rabbit_url)
+        async with connection, started(RabbitBroker(rabbit_url), ear) as broker:
+            channel = await connection.channel()
+            full = await channel.declare_queue(
+                queue.name, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}, exclusive=True
+            )
+            await full.bind(EXCHANGE, queue.name)
+            broker.publish(jobs(queue, ["a"]))
+            await until(lambda: ear.confirmed_ids == ["a"])
+            broker.publish(jobs(queue, ["b", "c"]))  # nack
+            await until(lambda: not broker._publisher._known)
+            assert ear.confirmed_ids == ["a"] and ear.returned_ids == []
+            await full.purge()
+            broker.publish(jobs(queue, ["b"]))
+            await until(lambda: ear.confirmed_ids == ["a", "b"])
+
+    asyncio.run(scenario())
+
+
 def test_a_worker_whose_channel_the_broker_closes_comes_back(rabbit_url: str) -> None:
     async def scenario() -> None:
         ear, queue = Ear(), fresh_queue()
