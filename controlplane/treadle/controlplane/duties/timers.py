@@ -40,8 +40,7 @@ _log = structlog.stdlib.get_logger(__name__)
 _ROUND_MS = 1_000
 _LEASE_MS = 3_000
 _PAGE = 2_000
-_AT_ONCE = 200
-"""Timers that are being fired: a few batches of commits."""
+_PART, _LANES = 100, 3
 _DAMAGED_MS = 60_000
 _HINT_MS = 50
 """A hint of a commit shortens the sleep, at most so often."""
@@ -140,7 +139,22 @@ class TimerDuty:
             self._engine.timer_added.set()
 
     async def _fire(self, due: Sequence[Timer]) -> None:
-        """Holders are checked, everything else is fired; one load for the whole page."""
+        """Fire a page, a few batches of commits at a time: while one part is committed the next is read.
+
+        Who asks something meanwhile waits behind those parts only.
+        """
+        coming = iter([due[start : start + _PART] for start in range(0, len(due), _PART)])
+
+        async def lane() -> None:
+            for part in coming:
+                await self._fire_part(part)
+
+        for result in await asyncio.gather(*(lane() for _ in range(_LANES)), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _fire_part(self, due: Sequence[Timer]) -> None:
+        """Holders are checked, everything else is fired; one load for all."""
         wants = [Want(t.run, fields=[f"c:{t.command_id}", f"i:{t.command_id}"] if t.command_id else ()) for t in due]
         loaded = await self._engine.committer.runs.load(wants, fresh=True)
         holdings, queued, plain = [], [], []
@@ -160,31 +174,21 @@ class TimerDuty:
                 raise result
 
     async def _fire_each(self, fires: Sequence[tuple[Timer, FireTimer]]) -> None:
-        """Fire these, a few batches of commits at a time: who asks something meanwhile waits behind those only."""
+        """Fire these; returns when all are committed, or refused."""
         if not fires:
             return
-        loop, coming = asyncio.get_running_loop(), iter(fires)
-        done: asyncio.Future[None] = loop.create_future()
-        open_fires = 0
-
-        def fire_next() -> None:
-            nonlocal open_fires
-            for timer, fire in coming:
-                open_fires += 1
-                self._engine.committer.submit(timer.run, fire, partial(settle, timer))
-                if open_fires >= _AT_ONCE:
-                    return
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        left = len(fires)
 
         def settle(timer: Timer, result: object) -> None:
-            nonlocal open_fires
+            nonlocal left
             self._note(timer, result)
-            open_fires -= 1
-            if open_fires <= _AT_ONCE // 2:
-                fire_next()
-            if not open_fires and not done.done():
+            left -= 1
+            if not left and not done.done():
                 done.set_result(None)
 
-        fire_next()
+        for timer, fire in fires:
+            self._engine.committer.submit(timer.run, fire, partial(settle, timer))
         await done
 
     async def _ask_queues(self, queued: Sequence[tuple[Timer, Queued]]) -> None:
