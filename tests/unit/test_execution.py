@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -411,3 +413,29 @@ def test_a_workflow_is_not_called_inside_another() -> None:
 def test_other_names_are_a_key_error() -> None:
     with pytest.raises(KeyError):
         execution_factory(Registry())(RunContext("default", "r", 1, "nope"))
+
+
+def test_a_closed_execution_needs_no_garbage_collector() -> None:
+    """What refers to itself would be found late, and looked for all the time."""
+
+    @workflow
+    async def flow() -> int:
+        async with asyncio.timeout(60):
+            return await local(1) + await pooled(2)
+
+    gc.collect()
+    gc.disable()
+    try:
+        f = Feeder(flow)
+        (call,) = f.take().local_calls
+        f.complete(call.command_id, 1, local=True, digest=call.digest)
+        for command in f.take().commands:
+            f.record(command)
+        f.complete("0/pooled#1", 2)
+        assert f.result() == 3
+        f.execution.close()
+        execution, loop = weakref.ref(f.execution), weakref.ref(f.execution._loop)
+        del f
+        assert execution() is None and loop() is None
+    finally:
+        gc.enable()

@@ -121,8 +121,10 @@ class Attempts:
         running: Running | None = None
 
         def ended(report: Report | None) -> None:
+            nonlocal running
             if running is not None and self._local_steps.get(key) is running:
                 del self._local_steps[key]
+            running = None  # what refers to itself is left to the garbage collector
             if report is None:
                 self._core.local_refused(token, asked.command_id, monotonic_ms())
             else:
@@ -140,9 +142,9 @@ class Attempts:
             local=True,
             facts=self._facts,
         )
-        running = self._executors.start(call)
-        if not running.done:
-            self._local_steps[key] = running
+        begun = self._executors.start(call)
+        if not begun.done:
+            running = self._local_steps[key] = begun
 
     def cancel(self, token: bytes, reason: str) -> None:
         """Cut off an attempt of a pool step."""

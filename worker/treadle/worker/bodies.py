@@ -41,8 +41,8 @@ async def run_async(step: Step[..., Any], arguments: Arguments, info: StepInfo, 
     began = time.perf_counter()
     try:
         value = await step.function(*arguments[0], **arguments[1])
-        took = _since(began)
-        return Report("completed", result=step.signature.encode_result(value, limit=limit), duration_ms=took)
+        took = round((time.perf_counter() - began) * 1000)
+        return Report("completed", step.signature.encode_result(value, limit=limit), None, 0, took)
     except BaseException as error:  # a SystemExit that leaves a task would end the worker's loop
         return failed(error, info, _since(began))
 

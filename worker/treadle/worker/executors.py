@@ -255,6 +255,18 @@ class Executors:
 
     # --- on the event loop -----------------------------------------------------------------------------------------
     async def _on_loop(self, running: Running) -> None:
+        STEP_INFO.set(running.call.info)
+        if self.spans.enabled:
+            with self.spans.process(running.call.facts) as outcome:
+                report = await self._attempt(running)
+                outcome.name, outcome.error_type = ("released", "") if report is None else outcome_of(report)
+        else:
+            report = await self._attempt(running)
+        if report is not None:
+            running.end(report)
+
+    async def _attempt(self, running: Running) -> Report | None:
+        """Run it; None: it was not started."""
         call = running.call
         arguments: Arguments | None = None
         wrong: PayloadError | None = None
@@ -262,19 +274,12 @@ class Executors:
             arguments = call.step.signature.decode_call(call.payload)
         except PayloadError as error:
             wrong = error
-        STEP_INFO.set(call.info)
-        with self.spans.process(call.facts) as outcome:
-            if not running.start():
-                outcome.name = "released"
-                return
-            if arguments is None:
-                assert wrong is not None
-                report = failed(wrong, call.info, 0)
-            else:
-                report = await run_async(call.step, arguments, call.info, self.max_payload_bytes)
-            report = running.verdict(report)
-            outcome.name, outcome.error_type = outcome_of(report)
-        running.end(report)
+        if not running.start():
+            return None
+        if arguments is None:
+            assert wrong is not None
+            return running.verdict(failed(wrong, call.info, 0))
+        return running.verdict(await run_async(call.step, arguments, call.info, self.max_payload_bytes))
 
     # --- in a thread -----------------------------------------------------------------------------------------------
     def _in_thread(self, running: Running, threads: Threads, thread: StepThread) -> Job | None:

@@ -62,8 +62,10 @@ class Owner:
         "_commands",
         "_confirmed",
         "_gap_since",
+        "_incarnation",
         "_known_at_send",
         "_remembered",
+        "_run_id",
         "_sent_commands",
         "_sent_something",
         "_seq",
@@ -90,6 +92,8 @@ class Owner:
         self._shared = shared
         self.token = token
         self.job = job
+        self._run_id = job.run_id
+        self._incarnation = job.incarnation
         self.right = right
         self.alone = alone
         self.feed: Feed | None = None
@@ -186,8 +190,8 @@ class Owner:
             self._shared.actions.append(
                 StartLocal(
                     owner_token=self.token,
-                    run_id=self.job.run_id,
-                    incarnation=self.job.incarnation,
+                    run_id=self._run_id,
+                    incarnation=self._incarnation,
                     call=local.call,
                     attempt=attempt,
                     alone=self.alone,
@@ -250,18 +254,21 @@ class Owner:
     def build(self, now_ms: int) -> OwnerRequest:
         """Make the request to send now."""
         self._seq += 1
-        request = OwnerRequest(
-            run_id=self.job.run_id,
-            incarnation=self.job.incarnation,
-            token=self.token,
-            seq=self._seq,
-            sent_ms=now_ms,
-        )
         word = self._last_word()
         feed = self.feed
+        fed, told, told_revision = (0, 0, 0) if feed is None else (feed.fed, *feed.told)
+        request = OwnerRequest(
+            run_id=self._run_id,
+            incarnation=self._incarnation,
+            token=self.token,
+            seq=self._seq,
+            seen=fed,
+            told=told,
+            told_revision=told_revision,
+            sent_ms=now_ms,
+        )
         if feed is not None:
-            request.seen = self._confirmed = feed.fed
-            request.told, request.told_revision = feed.told
+            self._confirmed = fed
             self._known_at_send = feed.length
             self._load(request)
             if self._commands or self._checkpoints:
@@ -324,7 +331,7 @@ class Owner:
     def accepted(self, answer: OwnerAnswer) -> None:
         """OK or NEWS: a commit under the token, so the right is renewed. What the request brought is recorded."""
         request, feed = self._landed(), self.feed
-        self.right = self._shared.right(request.sent_ms)
+        self._shared.renew(self.right, request.sent_ms)
         self._answered += self._sent_commands
         if feed is None:
             return

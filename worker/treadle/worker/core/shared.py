@@ -69,6 +69,11 @@ class Shared:
         """The right that the answer to a request sent at `sent_ms`, read in this session, gives."""
         return Right(sent_ms + self.settings.right_ms, self.session.epoch)
 
+    def renew(self, right: Right, sent_ms: int) -> None:
+        """Make of a right what `right` returns."""
+        right.until_ms = sent_ms + self.settings.right_ms
+        right.epoch = self.session.epoch
+
     def note(self, level: str, event: str, **fields: object) -> None:
         """Leave a log line. `level` is one of Note's."""
         self.actions.append(Note(level, event, tuple(fields.items())))  # type: ignore[arg-type]

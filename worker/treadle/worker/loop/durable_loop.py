@@ -192,6 +192,14 @@ class DurableLoop(asyncio.AbstractEventLoop):
         finally:
             self.leave()
 
+    def forget(self) -> None:
+        """Nothing will be fed any more: let go of what refers back to this loop, so that no collector is needed."""
+        self.root = None
+        self._ready.clear()
+        self._tasks.clear()
+        self._generators.clear()
+        del self.owner
+
     # what asyncio asks for
 
     def time(self) -> float:

@@ -110,6 +110,8 @@ class WorkflowExecution:
             for call in self._calls:
                 call.close()  # one that was never awaited would be warned of by the garbage collector
             self._calls.clear()
+            self._main = None
+            self._loop.forget()
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
@@ -227,7 +229,8 @@ class WorkflowExecution:
     def _timer_fired(self, event: history.TimerFired, _position: int) -> None:
         ask = self._ledger.settle(event.command_id, event)
         if ask is not None and ask.call is not None:
-            self._loop.fire(ask.call)
+            call, ask.call = ask.call, None
+            self._loop.fire(call)
 
     def _timer_cancelled(self, event: history.TimerCancelled, _position: int) -> None:
         self._ledger.settle(event.command_id, None)
@@ -283,6 +286,7 @@ class WorkflowExecution:
         call.ask = ask
         if self._ledger.early_outcome(ask) is not None:
             self._ledger.settle(ask.command_id, None)
+            ask.call = None
             self._loop.fire(call)
 
     def cancel_timer(self, call: TimerCall) -> None:
@@ -307,6 +311,7 @@ class WorkflowExecution:
 def _deliver(ask: Ask, outcome: Any) -> None:
     """Give the code the outcome of a step, as a fresh value or a fresh error."""
     future, step = ask.future, ask.step
+    ask.future = None  # they refer to each other
     if future is None or step is None or future.done():
         return
     if isinstance(outcome, history.StepCompleted):

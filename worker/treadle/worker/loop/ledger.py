@@ -165,6 +165,7 @@ class Ledger:
         if ask.dropped or ask.command_id not in self._asks:
             return
         ask.dropped = True
+        ask.future = ask.call = None  # they refer to each other
         self._close(ask)
         if ask.kind is Kind.LOCAL_STEP:
             if ask.taken:
