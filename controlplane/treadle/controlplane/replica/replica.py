@@ -110,7 +110,7 @@ class Replica:
         namespace, worker_id = session.namespace, session.worker_id
         if frame.HasField("credits") and self.sessions.get(worker_id) is session:  # else they ended with it
             self.credits.state(worker_id, frame.credits, now_ms)
-            session.batch.credits_taken = frame.credits.credit_id
+            session.took_credits(frame.credits.credit_id, waits=bool(frame.requests or frame.reports or frame.claims))
         found: list[tuple[RunKey, Request]] = []
         for item in frame.claims:
             if item.garbage or not item.job.run_id:

@@ -106,6 +106,10 @@ class Session:
         batch.MergeFrom(frame)  # what is said once stands in the last one
         yield batch
 
+    def took_credits(self, credit_id: int, *, waits: bool) -> None:
+        """Answer a statement of credits; `waits`: an answer to something else will soon take it along."""
+        (self._batch if waits else self.batch).credits_taken = credit_id
+
     def granted_step(self, run: RunKey, command_id: str, token: bytes) -> None:
         """A GO for a step goes down this session."""
         self.granted[token] = (run, command_id)

@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 from redis.asyncio.connection import parse_url
@@ -92,8 +92,7 @@ class _Wire(asyncio.Protocol):
         self._reader = hiredis.Reader(replyError=_reply_error)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # other event loops have classes of their own
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
