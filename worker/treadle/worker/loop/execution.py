@@ -98,10 +98,11 @@ class WorkflowExecution:
             raise ValueError("nothing may be fed to an execution that is closed or has diverged")
         self.fed = position
         self._loop.advance(event.time_ms)
-        kind = event.WhichOneof("kind")
-        handler = _HANDLERS.get(kind or "")
-        if kind is not None and handler is not None:
-            self._variables.run(self._turn, handler, getattr(event, kind), position)
+        kind = event.WhichOneof("kind") or ""
+        if kind in _QUIET:
+            _QUIET[kind](self, getattr(event, kind), position)
+        elif kind in _HANDLERS:
+            self._variables.run(self._turn, _HANDLERS[kind], getattr(event, kind), position)
 
     def close(self) -> None:
         if not self._closed:
@@ -343,18 +344,24 @@ def _cancelled_by_itself() -> Failure:
     )
 
 
-_HANDLERS: Final[dict[str, Callable[[WorkflowExecution, Any, int], None]]] = {
-    "run_started": WorkflowExecution._run_started,
-    "cancel_requested": WorkflowExecution._cancel,
+_Handlers = dict[str, Callable[[WorkflowExecution, Any, int], None]]
+
+_QUIET: Final[_Handlers] = {
     "step_scheduled": WorkflowExecution._step_scheduled,
     "attempt_started": WorkflowExecution._attempt_started,
     "attempt_failed": WorkflowExecution._attempt_failed,
     "step_retried": WorkflowExecution._step_retried,
+    "step_cancel_requested": WorkflowExecution._step_cancel_requested,
+    "timer_started": WorkflowExecution._timer_started,
+}
+"""Events that only the ledger hears of: nothing gets ready to run by them."""
+
+_HANDLERS: Final[_Handlers] = {
+    "run_started": WorkflowExecution._run_started,
+    "cancel_requested": WorkflowExecution._cancel,
     "step_completed": WorkflowExecution._step_completed,
     "step_failed": WorkflowExecution._step_failed,
     "step_cancelled": WorkflowExecution._step_cancelled,
-    "step_cancel_requested": WorkflowExecution._step_cancel_requested,
-    "timer_started": WorkflowExecution._timer_started,
     "timer_fired": WorkflowExecution._timer_fired,
     "timer_cancelled": WorkflowExecution._timer_cancelled,
 }
