@@ -7,10 +7,12 @@ import asyncio
 import pytest
 from tests.integration.shell_rig import House, house
 
-from treadle.controlplane.machine.requests import CancelRun
+from treadle.controlplane.machine.requests import CancelRun, RunReply, StartRun
 from treadle.controlplane.store.port import Change, Outcome
 from treadle.protocol.errors import NotFound
 from treadle.protocol.ids import RunKey
+from treadle.v1.common_pb2 import Payload, TraceContext
+from treadle.v1.run_service_pb2 import CONFLICT_POLICY_UNSPECIFIED
 
 RUN = RunKey("default", "r")
 
@@ -69,5 +71,46 @@ def test_a_damaged_view_is_read_again_before_anybody_is_refused() -> None:
             here.store.commit_now([Change(RUN, 8, 9, head.SerializeToString())])
             await here.engine.ask(RUN, CancelRun("c", ""))
             assert here.head("r").cancel_requested
+
+    asyncio.run(main())
+
+
+def test_a_start_is_not_preceded_by_a_read() -> None:
+    async def main() -> None:
+        async with house() as here:
+            here.store.loads.clear()
+            await here.start("r")
+            assert here.head("r").run_id == "r" and here.engine.committer.conflicts == 0
+            assert sum(here.store.loads) == 0
+
+    asyncio.run(main())
+
+
+def test_a_start_under_an_id_that_is_taken_looks_once_and_sees_it() -> None:
+    async def main() -> None:
+        async with house() as here:
+            first = await here.start("r")
+            here.engine.committer.runs.cache.forget([RUN])  # as a replica that did not see the start
+            again = await here.start("r")  # with the same request id
+            assert (again.incarnation, again.length) == (first.incarnation, first.length)
+            assert here.engine.committer.conflicts == 1
+
+    asyncio.run(main())
+
+
+def test_a_start_under_an_id_that_left_a_tombstone_looks_once_and_sees_it() -> None:
+    """The request id of a run that is gone already still tells a repeated start from a new one."""
+
+    async def main() -> None:
+        async with house() as here:
+            started = await here.start("r")
+            loaded = here.store._state.runs[RUN]
+            gone = Change(RUN, loaded.revision, 7, b"", delete=True, tombstone=loaded.head, tombstone_ms=60_000)
+            assert here.store.commit_now([gone])[0].outcome is Outcome.OK
+            here.engine.committer.runs.cache.forget([RUN])
+            request = StartRun("w", "p", Payload(), "r", CONFLICT_POLICY_UNSPECIFIED, TraceContext())
+            reply = await here.engine.ask(RUN, request)
+            assert isinstance(reply, RunReply) and reply.head.incarnation == started.incarnation
+            assert RUN not in here.store._state.runs and here.engine.committer.conflicts == 1
 
     asyncio.run(main())

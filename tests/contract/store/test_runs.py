@@ -137,12 +137,13 @@ def test_a_deleted_run_leaves_a_tombstone_for_a_while(case: Case) -> None:
         written = await store.commit([gone])
         assert written[0].outcome is OK
         assert await load(store, all_fields=True, events_after=0) == Loaded(tombstone=EVERY_BYTE)
+        assert await commit(store, change(revision=3, unread=True)) == [CONFLICT]  # who did not look must look
         assert [timer.command_id for timer in (await store.due(ALL, 10)).due] == ["c", "later"]
         assert await store.index("gone", ALL) == [IndexEntry(RUN.shard, "m", 7)]
         assert await store.count("closed") == await store.outbox_size() == 0
         await case.until(store, written[0].time_ms + 450)
         assert await load(store) == Loaded()
-        assert await commit(store, change(revision=3)) == [OK]
+        assert await commit(store, change(revision=3, unread=True)) == [OK]
 
     case.run(body)
 

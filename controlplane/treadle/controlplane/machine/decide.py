@@ -41,7 +41,7 @@ __all__ = ("decide", "want")
 
 def want(run: RunKey, requests: Sequence[Request]) -> Want:
     """Return what must be loaded to decide these requests."""
-    need = Want(run)
+    need = Want(run, new=isinstance(requests[0], StartRun))
     fields: dict[str, None] = {}
     for request in requests:
         if isinstance(request, Claimed):

@@ -310,6 +310,7 @@ class RunView:
         change.not_before_ms = self.not_before_ms
         change.traced = head.sampled
         change.cold = head.state not in _ACTIVE
+        change.unread = self.loaded.cached and not self.loaded.head
         change.restart = self.restart
         for command_id in self._stale_timers:
             change.timers_del.append(command_id)

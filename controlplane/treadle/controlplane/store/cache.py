@@ -6,7 +6,8 @@ commit would check it: see `Loaded.cached`.
 
 An entry holds the head, fields that are known (or known to be missing), and the last events of the history. It is what a
 load found, or a start wrote, plus every change since that this replica committed. Whatever is not known to be the next
-state after it (a conflict, no answer, news of another replica) makes it forgotten.
+state after it (a conflict, no answer, news of another replica) makes it forgotten. A run that is about to be started is
+taken for new: should it exist, or have left a tombstone, the commit meets a conflict, and the next look is a real one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = ("HotRuns", "RunCache")
 _BYTES = 32 << 20
 _SHARE = 8
 """One run may fill a part of the cache; a larger one is read each time."""
+_NOT_NEW = 10_000
 _TAIL_EVENTS, _TAIL_BYTES = 128, 64 << 10
 _ENTRY_BYTES, _FIELD_BYTES, _EVENT_BYTES = 700, 180, 48  # what Python adds to the bytes themselves
 
@@ -125,6 +127,7 @@ class RunCache:
         self._limit = limit
         self._entries: OrderedDict[RunKey, _Entry] = OrderedDict()
         self._asked: list[set[RunKey]] = []
+        self._not_new: set[RunKey] = set()
         self.size = self.hits = self.misses = 0
 
     def __len__(self) -> int:
@@ -133,6 +136,8 @@ class RunCache:
     def get(self, want: Want) -> Loaded | None:
         """Return the run as last seen; None: it must be loaded."""
         entry = self._entries.get(want.run)
+        if entry is None and want.new and want.run not in self._not_new:
+            return Loaded(cached=True)
         found = entry.answer(want) if entry is not None else None
         if found is None:
             self.misses += 1
@@ -154,6 +159,7 @@ class RunCache:
     def found(self, asked: set[RunKey], wants: Sequence[Want], loaded: Sequence[Loaded]) -> None:
         """A load ended. A run that was committed or forgotten since it began may be newer than what was found."""
         self.unanswered(asked)
+        self._not_new.difference_update(asked)
         for want, found in zip(wants, loaded, strict=True):
             if want.run not in asked:
                 continue
@@ -179,6 +185,10 @@ class RunCache:
                 self._follow(change)
             elif answer.outcome is Outcome.CONFLICT:
                 self._drop(change.run)
+                if change.unread:
+                    self._not_new.add(change.run)
+                    if len(self._not_new) > _NOT_NEW:
+                        self._not_new.clear()
 
     def forget(self, runs: Iterable[RunKey]) -> None:
         """What these runs are is unknown from now on."""

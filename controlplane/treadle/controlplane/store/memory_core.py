@@ -33,7 +33,7 @@ from treadle.controlplane.store.port import (
     WorkerView,
 )
 from treadle.controlplane.store.worker_rules import RECORD_TTL_MS, apply_beat, close_record, open_record
-from treadle.protocol.ids import SHARDS, worker_shard
+from treadle.protocol.ids import SHARDS, RunKey, worker_shard
 from treadle.v1.state_pb2 import WorkerRecord
 
 __all__ = ("MemoryCore",)
@@ -84,11 +84,9 @@ class MemoryCore(MemoryCursors):
         return [self._load(want, now) for want in wants]
 
     def _load(self, want: Want, now: int) -> Loaded:
-        state = self._state
-        kept = state.tombstones.get(want.run)
-        run = state.runs.get(want.run)
+        run = self._state.runs.get(want.run)
         if run is None:
-            return Loaded(tombstone=kept[0] if kept is not None and kept[1] > now else None)
+            return Loaded(tombstone=self._tombstone(want.run, now))
         loaded = Loaded(run.revision, run.head, length=len(run.events))
         if want.all_fields:
             loaded.fields = dict(list(run.fields.items())[: want.field_limit])
@@ -99,6 +97,10 @@ class MemoryCore(MemoryCursors):
         if want.events_after is not None:
             loaded.events = page(run.events, want.events_after)
         return loaded
+
+    def _tombstone(self, run: RunKey, now: int) -> bytes | None:
+        kept = self._state.tombstones.get(run)
+        return kept[0] if kept is not None and kept[1] > now else None
 
     def commit_now(self, changes: Sequence[Change]) -> list[Committed]:
         """See RunStore.commit. Listeners are called before it returns."""
@@ -118,6 +120,8 @@ class MemoryCore(MemoryCursors):
     def _commit(self, change: Change, now: int) -> Outcome:
         run = self._state.runs.get(change.run)
         if (run.revision if run is not None else 0) != change.expect:
+            return Outcome.CONFLICT
+        if change.unread and self._tombstone(change.run, now) is not None:
             return Outcome.CONFLICT
         if change.delete:
             if run is not None:

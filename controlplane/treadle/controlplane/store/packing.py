@@ -25,7 +25,7 @@ _REVISION = Struct(">Q").pack
 _CHANGE = Struct(">Bd9H").pack  # flags, not before, counts: see scripts/commit.lua
 _WANT = Struct(">BIIqH").pack  # flags, field limit, event at, events after (-1: none), number of fields
 _BEAT = Struct(">dBqqqB").pack  # sent, has list, loop lag, steps running, runs open, draining
-_RESTART, _DELETE, _TRACED, _ALL_FIELDS = 1, 2, 4, 1
+_RESTART, _DELETE, _TRACED, _UNREAD, _ALL_FIELDS = 1, 2, 4, 8, 1
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_hints = msgspec.msgpack.Decoder(list[Hint]).decode
@@ -100,6 +100,8 @@ def _write(change: Change, name: bytes, parts: list[bytes], traced: bool) -> byt
         parts.append(dispatch_id.encode())
     times = _times(change, name, parts)
     flags = (_RESTART if change.restart else 0) + (_TRACED if traced and change.traced and events else 0)
+    if change.unread:
+        flags += _UNREAD
     counts = 2 * len(set_fields), len(del_fields), len(events), 2 * len(outbox_add), len(outbox_del)
     return _CHANGE(flags, change.not_before_ms, *counts, *times)
 

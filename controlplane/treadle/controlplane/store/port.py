@@ -53,6 +53,7 @@ class Want:
         field_limit: See `all_fields`.
         event_at: Position of one event that is wanted (0: none).
         events_after: Events behind this position, at most 200 or 1 MiB but at least one (None: none).
+        new: There is probably no such run: a cache may say so unread (see `Change.unread`).
     """
 
     run: RunKey
@@ -61,6 +62,7 @@ class Want:
     field_limit: int = 200
     event_at: int = 0
     events_after: int | None = None
+    new: bool = False
 
 
 @dataclass(slots=True)
@@ -133,6 +135,7 @@ class Change:
         tombstone: See `delete`.
         tombstone_ms: See `delete`.
         traced: Spans of the run are wanted (see SpanCursors).
+        unread: It was decided that there is no such run without having looked: a tombstone is a CONFLICT too.
         cold: Nobody is expected to ask for the run soon (it is parked, waits, or is closed): caches need not keep it.
     """
 
@@ -156,6 +159,7 @@ class Change:
     tombstone: bytes = b""
     tombstone_ms: int = 0
     traced: bool = False
+    unread: bool = False
     cold: bool = False
 
 

@@ -62,6 +62,12 @@ local function change(run, old)
   if (old and string.sub(old, 1, 8) or '') ~= expect then
     return '1'
   end
+  if flags >= 8 then -- nobody looked whether a tombstone is there
+    if call('EXISTS', shard .. 't:' .. name) == 1 then
+      return '1'
+    end
+    flags = flags - 8
+  end
   local fields, history = shard .. 'f:' .. name, shard .. 'l:' .. name
   local i = 6
   local traced = flags >= 4 -- 1: started again, 2: deleted, and 4 with either or none
