@@ -216,6 +216,27 @@ def test_the_worker_that_has_it_cached_comes_first_and_gets_only_what_is_new(wor
     assert pushed.grant.run.from_start is (worker_id != "C") and rig.head.cached_by == ""
 
 
+def test_a_sleeper_is_woken_with_all_that_its_coroutine_has_not_seen_and_nothing_is_read() -> None:
+    rig = Rig()
+    rig.with_step(sleep(), worker_id="C").say(park={"cached": True})
+    fed = rig.head.seen
+    rig.wait(10_000)
+    rig.credit(JOB_KIND_RUN, "C")
+    rig.fire("0/sleep#1")
+    (pushed,) = rig.decision.grants
+    assert pushed.after == fed and list(pushed.grant.run.events) == rig.history()[fed:]
+    assert rig.kinds()[fed:] == ["run_parked", "timer_fired", "run_opened"]
+
+
+def test_what_came_while_it_was_parked_and_is_not_at_hand_is_left_to_be_read() -> None:
+    rig = parked(cached=True, worker_id="C")
+    rig.hold()  # its start is an event, and wakes nobody
+    rig.credit(JOB_KIND_RUN, "C")
+    rig.cancel_run()
+    (pushed,) = rig.decision.grants
+    assert pushed.after and not pushed.grant.run.events
+
+
 def test_a_start_may_be_given_to_a_credit_with_its_history() -> None:
     rig = Rig()
     rig.credit(JOB_KIND_RUN, "B")

@@ -169,6 +169,9 @@ def _push(view: RunView, credit: Credit, grant: Grant, after: int) -> None:
     """Give the new owner the history where it is at hand; the engine sends the rest as news."""
     head, events = view.head, view.events
     first_new = head.length - len(events) + 1
+    parked = view.parked_event()
+    if parked is not None and after and first_new == after + 2:
+        events, first_new = [parked, *events], first_new - 1  # so that nothing needs to be read
     grant.run.CopyFrom(RunGrant(length=head.length, accepted_until=head.accepted_until, from_start=after == 0))
     if first_new == after + 1:
         grant.run.events.extend(events)

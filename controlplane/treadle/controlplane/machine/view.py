@@ -14,7 +14,7 @@ from treadle.controlplane.store.port import Change, Hint, Loaded
 from treadle.protocol.ids import RunKey, span_id, trace_id
 from treadle.protocol.topology import INLINE_INPUT_BYTES
 from treadle.v1.common_pb2 import Payload, TraceContext
-from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.history_pb2 import HistoryEvent, RunParked
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job
 from treadle.v1.run_service_pb2 import (
     RUN_STATUS_CANCELLED,
@@ -35,6 +35,7 @@ from treadle.v1.state_pb2 import (
     RUN_STATE_CLOSED,
     RUN_STATE_NEEDS_ATTENTION,
     RUN_STATE_OPEN,
+    RUN_STATE_PARKED,
     RUN_STATE_QUEUED,
     RUN_STATE_WAITING,
     CommandRow,
@@ -102,6 +103,16 @@ def _indexes(namespace: str, workflow: str, status: RunStatus.ValueType) -> list
     return names
 
 
+def _parked_at(head: RunHead) -> tuple[int, int, int] | None:
+    """Return position, revision and time of the last event, if that is a RunParked that announced a cached coroutine.
+
+    Who parks has seen everything, so nothing was appended since if the history is longer by one.
+    """
+    if head.state != RUN_STATE_PARKED or not head.cached_by or head.length != head.seen + 1:
+        return None
+    return head.length, head.last_revision, head.last_time_ms
+
+
 class RunView:
     """See the module. `head.state == 0` means: there is no such run."""
 
@@ -122,6 +133,7 @@ class RunView:
         self.not_before_ms = 0
         self._before = self._listed()
         self._was_active = self.head.state in _ACTIVE
+        self._parked = _parked_at(self.head)
         self._rows: dict[str, CommandRow | None] = {}
         self._touched: dict[str, None] = {}
         self._inputs: dict[str, Payload] = {}
@@ -172,6 +184,13 @@ class RunView:
         if command_id not in self._inputs:
             self._inputs[command_id] = Payload.FromString(self.loaded.fields[f"i:{command_id}"])
         return self._inputs[command_id]
+
+    def parked_event(self) -> HistoryEvent | None:
+        """Return the event that ended the loaded history, if that was the parking of a cached coroutine."""
+        if self._parked is None:
+            return None
+        position, revision, time_ms = self._parked
+        return HistoryEvent(position=position, revision=revision, time_ms=time_ms, run_parked=RunParked(cached=True))
 
     # --- writing -------------------------------------------------------------------------------------------------
     def event(self, **kind: Any) -> HistoryEvent:
