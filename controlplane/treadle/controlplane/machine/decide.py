@@ -73,7 +73,9 @@ def want(run: RunKey, requests: Sequence[Request]) -> Want:
 
 def _may_sweep(requests: Sequence[Request]) -> bool:
     """Whether rows may be swept: all that fit into a page are loaded then, so that named ones may be missing."""
-    return all(isinstance(request, FireTimer) and not request.command_id for request in requests)
+    return isinstance(requests[0], FireTimer) and all(
+        isinstance(request, FireTimer) and not request.command_id for request in requests
+    )
 
 
 def decide(run: RunKey, loaded: Loaded, requests: Sequence[Request], env: Env) -> Decision:

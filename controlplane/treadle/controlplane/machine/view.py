@@ -8,6 +8,7 @@ last owner's lease would cost a commit of its own two seconds later.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from treadle.controlplane.store.port import Change, Hint, Loaded
@@ -23,7 +24,6 @@ from treadle.v1.run_service_pb2 import (
     RUN_STATUS_NEEDS_ATTENTION,
     RUN_STATUS_RUNNING,
     RUN_STATUS_TERMINATED,
-    RUN_STATUS_UNSPECIFIED,
     RUN_STATUS_WAITING,
     RunStatus,
 )
@@ -93,24 +93,25 @@ def attention_index(namespace: str, workflow: str) -> str:
     return f"a:{namespace}:{workflow}"
 
 
-def _indexes(namespace: str, workflow: str, status: RunStatus.ValueType) -> list[str]:
-    if not status:
+def _indexes(head: RunHead) -> list[str]:
+    if head.state == 0:
         return []
+    status = status_of(head)
     word = _STATUS_NAMES[status]
-    names = [f"s:{namespace}:{word}", f"w:{namespace}:{workflow}:{word}"]
+    names = [f"s:{head.namespace}:{word}", f"w:{head.namespace}:{head.workflow}:{word}"]
     if status == RUN_STATUS_NEEDS_ATTENTION:
-        names.append(attention_index(namespace, workflow))
+        names.append(attention_index(head.namespace, head.workflow))
     return names
 
 
 def _parked_at(head: RunHead) -> tuple[int, int, int] | None:
-    """Return position, revision and time of the last event, if that is a RunParked that announced a cached coroutine.
-
-    Who parks has seen everything, so nothing was appended since if the history is longer by one.
-    """
-    if head.state != RUN_STATE_PARKED or not head.cached_by or head.length != head.seen + 1:
+    """Position, revision and time of the last event, if it parked the run with a cached coroutine."""
+    if head.state != RUN_STATE_PARKED or not head.cached_by:
         return None
     return head.length, head.last_revision, head.last_time_ms
+
+
+_trace_id = lru_cache(4096)(trace_id)
 
 
 class RunView:
@@ -131,7 +132,7 @@ class RunView:
         self.matters = False
         self.may_sweep = False
         self.not_before_ms = 0
-        self._before = self._listed()
+        self._stood = self.head.state, self.head.outcome
         self._was_active = self.head.state in _ACTIVE
         self._parked = _parked_at(self.head)
         self._rows: dict[str, CommandRow | None] = {}
@@ -141,11 +142,6 @@ class RunView:
         self._outbox: dict[str, bytes] = {}
         self._waits: dict[tuple[str, str], int | None] = {}
         self._stale_timers: list[str] = []
-
-    def _listed(self) -> tuple[str, str, RunStatus.ValueType]:
-        """Return by what the run is listed: its status is 0 when there is no such run."""
-        head = self.head
-        return head.namespace, head.workflow, status_of(head) if head.state else RUN_STATUS_UNSPECIFIED
 
     # --- reading -------------------------------------------------------------------------------------------------
     @property
@@ -286,7 +282,7 @@ class RunView:
     def trace(self, path: str) -> TraceContext:
         """Return the context of a span of this run."""
         head = self.head
-        trace = trace_id(head.namespace, head.run_id, head.incarnation)
+        trace = _trace_id(head.namespace, head.run_id, head.incarnation)
         span = span_id(head.namespace, head.run_id, head.incarnation, path)
         return TraceContext(traceparent=f"00-{trace}-{span}-{'01' if head.sampled else '00'}")
 
@@ -377,11 +373,13 @@ class RunView:
             change.timers_set[command_id] = due
 
     def _move_indexes(self, change: Change) -> None:
-        if self._listed() != self._before or self.restart or self.deleted:
-            member, before = self.run.run_id, _indexes(*self._before)
-            after = [] if self.deleted else _indexes(*self._listed())
+        head = self.head
+        if (head.state, head.outcome) != self._stood or self.restart or self.deleted:
+            member = self.run.run_id
+            before = _indexes(RunHead.FromString(self.loaded.head))
+            after = [] if self.deleted else _indexes(head)
             change.index_del += [(name, member) for name in before if name not in after]
-            change.index_add += [(name, member, self.head.created_ms) for name in after]
+            change.index_add += [(name, member, head.created_ms) for name in after]
         for (name, waiter), since in self._waits.items():
             if since is None:
                 change.index_del.append((name, waiter))
