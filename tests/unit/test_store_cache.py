@@ -262,6 +262,19 @@ def test_what_is_known_and_what_is_not_are_answered_together() -> None:
     asyncio.run(main())
 
 
+def test_who_has_seen_all_fields_knows_that_another_is_missing() -> None:
+    async def main() -> None:
+        store = Store()
+        await store.commit([Change(RUN, 0, 1, b"one", {"c:a": b"a", "c:b": b"b"})])
+        runs = HotRuns(store)
+        await runs.load([Want(RUN, fields=["c:a"])])
+        assert not (await runs.load([Want(RUN, fields=["c:new"])]))[0].cached
+        await runs.load([Want(RUN, fields=["c:a", "c:b"])], fresh=True)
+        assert (await runs.load([Want(RUN, fields=["c:new"])]))[0].cached
+
+    asyncio.run(main())
+
+
 def test_it_is_bounded() -> None:
     cache = RunCache(limit=1 << 20)
     for i in range(5000):

@@ -35,6 +35,20 @@ def test_a_commit_writes_all_and_a_load_reads_it(case: Case) -> None:
     case.run(body)
 
 
+def test_a_load_tells_whether_there_are_other_fields(case: Case) -> None:
+    async def body(store: Store) -> None:
+        await commit(store, change(set_fields={"c:a": b"1", "c:b": b"2"}))
+        assert (await load(store, fields=["c:a", "c:b", "c:none"])).whole
+        assert not (await load(store, fields=["c:a", "c:none"])).whole
+        assert not (await load(store)).whole
+        assert (await load(store, all_fields=True)).whole
+        assert not (await load(store, all_fields=True, field_limit=1)).whole
+        await commit(store, change(expect=1, revision=2, del_fields=["c:a", "c:b"]))
+        assert (await load(store)).whole
+
+    case.run(body)
+
+
 def test_a_run_that_is_not_there(case: Case) -> None:
     async def body(store: Store) -> None:
         assert await load(store, fields=["c:a"], all_fields=True, event_at=1, events_after=0) == Loaded()

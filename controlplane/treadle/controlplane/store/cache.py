@@ -43,9 +43,9 @@ class _Entry:
 
     def take(self, want: Want, loaded: Loaded) -> None:
         """Learn what a load of the same revision found."""
-        if want.all_fields and len(loaded.fields) < want.field_limit:
+        if loaded.whole:
             self.fields, self.fields_size, self.complete = {}, 0, True
-        if want.all_fields or not self.complete:
+        if want.all_fields or loaded.whole or not self.complete:
             for name in loaded.fields if want.all_fields else want.fields:
                 self._put(name, loaded.fields.get(name))
         tail: list[bytes] = []
@@ -109,7 +109,8 @@ class _Entry:
             return None
         event = self.tail[at - skipped - 1] if 0 < at <= self.length else None
         events = [] if after is None else page(self.tail, after - skipped)
-        return Loaded(self.revision, self.head, found, event, events, length=self.length, cached=True)
+        whole = self.complete and len(found) == len(fields)
+        return Loaded(self.revision, self.head, found, event, events, length=self.length, whole=whole, cached=True)
 
 
 class RunCache:

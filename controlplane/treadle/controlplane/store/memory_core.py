@@ -92,6 +92,7 @@ class MemoryCore(MemoryCursors):
             loaded.fields = dict(list(run.fields.items())[: want.field_limit])
         else:
             loaded.fields = {name: run.fields[name] for name in want.fields if name in run.fields}
+        loaded.whole = len(loaded.fields) == len(run.fields)
         if 0 < want.event_at <= len(run.events):
             loaded.event = run.events[want.event_at - 1]
         if want.events_after is not None:

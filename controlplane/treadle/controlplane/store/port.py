@@ -77,6 +77,7 @@ class Loaded:
         events: The page asked for by `events_after`, in order.
         tombstone: What a deleted run left behind; None when there is none.
         length: Length of the history.
+        whole: The run has no fields besides these.
         cached: Not read now: another replica may have gone further. A change that was decided on it is checked by its
             commit; that nothing is to be done must be decided again on what was read.
     """
@@ -88,6 +89,7 @@ class Loaded:
     events: list[bytes] = field(default_factory=list)
     tombstone: bytes | None = None
     length: int = field(default=0, compare=False)
+    whole: bool = field(default=False, compare=False)
     cached: bool = field(default=False, compare=False)
 
 

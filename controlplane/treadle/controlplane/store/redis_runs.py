@@ -121,7 +121,7 @@ class RedisRuns(RedisPart):
 
 
 def _loaded(want: Want, reply: Sequence[Any]) -> Loaded:
-    stored, tombstone, event, fields, events, length = reply
+    stored, tombstone, event, fields, events, length, all_fields = reply
     if stored is None:
         return Loaded(tombstone=tombstone)
     pairs = iter(fields)
@@ -132,4 +132,5 @@ def _loaded(want: Want, reply: Sequence[Any]) -> Loaded:
         event=event,
         events=events,
         length=length,
+        whole=len(fields) == 2 * all_fields,
     )

@@ -1,5 +1,5 @@
--- A batch of wants. Reply, for each: revision and head in one, tombstone, event, fields as pairs, events, length of the history;
--- false where nothing is.
+-- A batch of wants. Reply, for each: revision and head in one, tombstone, event, fields as pairs, events, length of the history,
+-- number of all fields; false where nothing is.
 local PAGE_EVENTS, PAGE_BYTES, READ = 200, 1048576, 32
 
 local function all_fields(fields, limit)
@@ -62,7 +62,7 @@ while at <= #blob do
   local fields, history = shard .. 'f:' .. name, shard .. 'l:' .. name
   local stored = call('GET', shard .. 'r:' .. name)
   if not stored then
-    replies[#replies + 1] = {false, call('GET', shard .. 't:' .. name), false, {}, {}, 0}
+    replies[#replies + 1] = {false, call('GET', shard .. 't:' .. name), false, {}, {}, 0, 0}
   else
     replies[#replies + 1] = {
       stored,
@@ -71,6 +71,7 @@ while at <= #blob do
       flags == 1 and all_fields(fields, limit) or named_fields(fields, parts, n),
       after >= 0 and page(history, after) or {},
       call('LLEN', history),
+      call('HLEN', fields),
     }
   end
 end
