@@ -64,7 +64,7 @@ def test_a_request_that_cannot_be_decided_harms_no_other_of_its_batch_and_gives_
             good, bad = await asyncio.gather(here.start("good"), here.engine.ask(run, report))
             assert good.length and isinstance(bad, ReportAnswer) and bad.answer == ANSWER_UNKNOWN
             assert len(await here.store.aside("unknown", 10)) == 1
-            assert not here.engine.replica.credits.statement(session.worker_id).reserved  # type: ignore[union-attr]
+            assert not here.engine.replica.credits.statement(session.worker_id).reserved.total()  # type: ignore[union-attr]
 
     asyncio.run(main())
 

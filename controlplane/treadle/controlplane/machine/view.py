@@ -114,6 +114,12 @@ def _parked_at(head: RunHead) -> tuple[int, int, int] | None:
 _trace_id = lru_cache(4096)(trace_id)
 
 
+@lru_cache(4096)
+def _anchor(namespace: str, run_id: str, incarnation: int, sampled: bool) -> str:
+    span = span_id(namespace, run_id, incarnation, "anchor")
+    return f"00-{_trace_id(namespace, run_id, incarnation)}-{span}-{'01' if sampled else '00'}"
+
+
 class RunView:
     """See the module. `head.state == 0` means: there is no such run."""
 
@@ -251,7 +257,7 @@ class RunView:
             command_id=row.command_id,
             try_number=row.try_number,
             timeout_ms=row.timeout_ms,
-            trace=self.trace("anchor"),
+            trace=self.anchor(),
             at_most_once=row.at_most_once,
         )
         if row.input_bytes <= INLINE_INPUT_BYTES:
@@ -271,7 +277,7 @@ class RunView:
             pool=head.pool,
             name=head.workflow,
             dispatch_id=f"{self.env.bits64():016x}",
-            trace=self.trace("anchor"),
+            trace=self.anchor(),
         )
 
     def publish(self, job: Job) -> None:
@@ -285,6 +291,11 @@ class RunView:
         trace = _trace_id(head.namespace, head.run_id, head.incarnation)
         span = span_id(head.namespace, head.run_id, head.incarnation, path)
         return TraceContext(traceparent=f"00-{trace}-{span}-{'01' if head.sampled else '00'}")
+
+    def anchor(self) -> TraceContext:
+        """Return the context of the span that all jobs of this run belong to."""
+        head = self.head
+        return TraceContext(traceparent=_anchor(head.namespace, head.run_id, head.incarnation, head.sampled))
 
     # --- waiting for a name --------------------------------------------------------------------------------------
     def wait_for_name(self, pool: str, name: str, command_id: str) -> None:

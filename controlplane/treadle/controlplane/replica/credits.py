@@ -6,6 +6,7 @@ its receipt; a credit taken for a decision is given back if the commit fails.
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from treadle.controlplane.machine import Credit
@@ -32,15 +33,16 @@ class Statement:
     run_jobs: int = 0
     step_jobs: int = 0
     pushes: int = 0
-    unread: list[tuple[int, JobKind.ValueType]] = field(default_factory=list)
-    reserved: dict[JobKind.ValueType, int] = field(default_factory=dict)
+    unread: deque[tuple[int, JobKind.ValueType]] = field(default_factory=deque)
+    unread_of: Counter[JobKind.ValueType] = field(default_factory=Counter)
+    reserved: Counter[JobKind.ValueType] = field(default_factory=Counter)
 
     def free(self, kind: JobKind.ValueType, now_ms: int) -> int:
         """Return how many more jobs of the kind may be given."""
         if now_ms - self.received_ms > _USED_FOR_MS:
             return 0
         stated = self.run_jobs if kind == JOB_KIND_RUN else self.step_jobs
-        return stated - self.reserved.get(kind, 0) - sum(1 for _, k in self.unread if k == kind)
+        return stated - self.reserved[kind] - self.unread_of[kind]
 
     def knows(self, kind: JobKind.ValueType, name: str) -> bool:
         """Return whether the worker has the name."""
@@ -68,7 +70,8 @@ class CreditBook:
             return
         mine.credit_id, mine.sent_ms, mine.received_ms = stated.credit_id, stated.sent_ms, now_ms
         mine.run_jobs, mine.step_jobs = stated.run_jobs, stated.step_jobs
-        mine.unread = [push for push in mine.unread if push[0] > stated.read]
+        while mine.unread and mine.unread[0][0] <= stated.read:
+            mine.unread_of[mine.unread.popleft()[1]] -= 1
 
     def offer(
         self, namespace: str, pool: str, kind: JobKind.ValueType, name: str, prefer: str, now_ms: int
@@ -87,13 +90,13 @@ class CreditBook:
             return self.offer(namespace, pool, kind, name, "", now_ms)
         if best is None:
             return None
-        best.reserved[kind] = best.reserved.get(kind, 0) + 1
+        best.reserved[kind] += 1
         return Credit(best.worker_id, best.credit_id, best.sent_ms)
 
     def give_back(self, credit: Credit, kind: JobKind.ValueType) -> None:
         """The commit failed: the credit was not used."""
         mine = self._by_worker.get(credit.worker_id)
-        if mine is not None and mine.reserved.get(kind, 0):
+        if mine is not None and mine.reserved[kind]:
             mine.reserved[kind] -= 1
 
     def use(self, credit: Credit, kind: JobKind.ValueType) -> int:
@@ -101,10 +104,11 @@ class CreditBook:
         mine = self._by_worker.get(credit.worker_id)
         if mine is None:
             return 0
-        if mine.reserved.get(kind, 0):
+        if mine.reserved[kind]:
             mine.reserved[kind] -= 1
         mine.pushes += 1
         mine.unread.append((mine.pushes, kind))
+        mine.unread_of[kind] += 1
         return mine.pushes
 
     def total(self, namespace: str, pool: str, kind: JobKind.ValueType, now_ms: int) -> int:
