@@ -64,7 +64,7 @@ def test_a_request_that_cannot_be_decided_harms_no_other_of_its_batch_and_gives_
             good, bad = await asyncio.gather(here.start("good"), here.engine.ask(run, report))
             assert good.length and isinstance(bad, ReportAnswer) and bad.answer == ANSWER_UNKNOWN
             assert len(await here.store.aside("unknown", 10)) == 1
-            assert not here.engine.replica.credits.statement(session.worker_id).reserved.total()  # type: ignore[union-attr]
+            assert not here.engine.replica.credits.statement(session.worker_id).reserved  # type: ignore[union-attr]
 
     asyncio.run(main())
 
@@ -104,7 +104,7 @@ def test_what_was_committed_has_its_effects_though_a_message_of_an_unknown_run_c
             frame = session.frame()
             assert frame is not None and len(frame.grants) == 1
             stated = here.engine.replica.credits.statement("w1")
-            assert stated is not None and not any(stated.reserved.values())
+            assert stated is not None and not stated.reserved
             try:
                 await lost
             except Unavailable:
@@ -181,7 +181,7 @@ def test_an_answer_to_a_session_that_was_replaced_does_not_take_the_news_away() 
             reply = await here.engine.ask(RunKey("default", "r"), late)
             here.engine.replica.answer(first, RunKey("default", "r"), late, reply)
             here.take(first, SessionRequest(credits=CreditStatement(credit_id=9, run_jobs=99, read=99)))
-            assert here.engine.replica.credits.statement("w1").run_jobs == 0  # type: ignore[union-attr]
+            assert here.engine.replica.credits.statement("w1").run_jobs.stated == 0  # type: ignore[union-attr]
             ask.seq = 2
             ask.commands.append(Command(command_id="0/sleep#1", start_timer=StartTimer(delay_ms=20)))
             here.take(second, SessionRequest(requests=[ask]))

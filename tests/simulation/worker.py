@@ -116,6 +116,7 @@ class SimWorker:
             steps=frozenset(name for name, s in _REGISTRY.steps.items() if s.pool),
             step_slots=self.world.step_slots,
             run_slots=self.world.run_slots,
+            wake_slots=self.world.wake_slots,
             always_replay=self.world.always_replay,
         )
         self.core = WorkerCore(settings, self._execution, lambda: rng.getrandbits(64) or 1)

@@ -64,6 +64,7 @@ class World:
         self.always_replay = always_replay
         self.step_slots = rng.choice((1, 2, 4))
         self.run_slots = rng.choice((1, 2, 8))
+        self.wake_slots = {1: 4, 2: 0, 8: 1}[self.run_slots]
         self.failures_left = rng.randint(0, 4)
         self.slow_commits = self.late_beats = self.slow_starts = self.lost_answers = 0.0
         self.lost_hints = 0.2

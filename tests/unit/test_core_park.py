@@ -343,6 +343,67 @@ def test_r6_a_coroutine_of_another_incarnation_is_never_used() -> None:
     assert script.closed and rig.request().seen == 0
 
 
+def woken(rig: Rig, token: bytes = b"u", **fields: Any) -> None:
+    """Push GO for the parked run r, with its news."""
+    rig.push(run_job(), token, run=again(PARKED, opened(4), length=4), **fields)
+
+
+def wakes(rig: Rig) -> list[int]:
+    """What was stated of parked runs."""
+    return [frame.credits.wakes for frame in (*rig.sent, *rig.frames()) if frame.HasField("credits")]
+
+
+def test_a_parked_run_whose_coroutine_is_kept_needs_no_run_slot() -> None:
+    rig = opened_rig(run_slots=1)
+    script = parked(rig)
+    assert wakes(rig)[-1] == 1
+    rig.granted_run(b"other", "other")
+    woken(rig)
+    assert script.fed == 4 and rig.core.counts() == (0, 2) and rig.core.free_run_slots() == 0
+    rig.pass_ms(1000)
+    assert wakes(rig)[-1] == 0 and not [r for r in sent(rig) if r.HasField("release")]
+
+
+def test_a_wake_whose_coroutine_was_dropped_takes_a_run_slot_or_is_released() -> None:
+    rig = opened_rig(run_slots=1, cache_runs=1)
+    parked(rig)
+    confirmed(rig, b"b", "rb")
+    rig.pass_ms(30_000)
+    rig.answer(sent(rig)[-1])  # its coroutine takes the place of the first
+    woken(rig)
+    assert rig.core.counts() == (0, 1) and rig.core.free_run_slots() == 0
+    rig.push(run_job("rc"), b"c", run=again(event(1), opened(2), length=2, from_start=True))
+    assert [r.release.reason for r in rig.requests() if r.HasField("release")] == ["no slot"]
+
+
+def test_as_many_are_woken_beside_the_run_slots_as_there_are_wake_slots() -> None:
+    rig = opened_rig(run_slots=2, wake_slots=1)
+    for n in (1, 2):
+        confirmed(rig, bytes([n]), f"r{n}")
+    rig.pass_ms(31_000)
+    for request in sent(rig):
+        rig.answer(request, position=3, revision=103)
+    assert wakes(rig)[-1] == 1 and rig.core.free_run_slots() == 2
+    for n in (1, 2):
+        rig.push(run_job(f"r{n}"), bytes([10 + n]), run=again(PARKED, opened(4), length=4))
+    assert rig.core.counts() == (0, 2) and rig.core.free_run_slots() == 1, "the second took a run slot"
+    assert [script.fed for script in rig.scripts] == [4, 4]
+
+
+def test_r9_a_woken_run_that_rests_is_parked_in_its_turn_but_not_to_free_a_run_slot() -> None:
+    rig = opened_rig(run_slots=1)
+    parked(rig)
+    confirmed(rig, b"other", "other")
+    woken(rig)
+    rig.pass_ms(1000)
+    for request in sent(rig):
+        rig.answer(request)
+    rig.receive(run_job_waits=True)
+    assert [r.token for r in rig.requests() if r.HasField("park")] == [b"other"]
+    rig.pass_ms(1000)
+    assert [r.token for r in sent(rig) if r.HasField("park")] == [b"u"]
+
+
 def test_r9_with_a_free_slot_nothing_is_parked_at_once() -> None:
     rig = opened_rig(run_slots=2)
     confirmed(rig)

@@ -1235,6 +1235,7 @@ class CreditStatement(_message.Message):
     STEP_JOBS_FIELD_NUMBER: _builtins.int
     READ_FIELD_NUMBER: _builtins.int
     RUN_WAITING_FIELD_NUMBER: _builtins.int
+    WAKES_FIELD_NUMBER: _builtins.int
     credit_id: _builtins.int
     """Random; grants for it carry it as their claim id."""
     sent_ms: _builtins.int
@@ -1247,6 +1248,8 @@ class CreditStatement(_message.Message):
     """`push_number` of the last pushed grant that was read: later ones already use these credits up."""
     run_waiting: _builtins.bool
     """A run job waits in the worker for a slot, or waits in its queue: idle open runs are parked at once."""
+    wakes: _builtins.int
+    """Run jobs of parked runs whose coroutine it keeps, beside `run_jobs`."""
     def __init__(
         self,
         *,
@@ -1256,10 +1259,11 @@ class CreditStatement(_message.Message):
         step_jobs: _builtins.int = ...,
         read: _builtins.int = ...,
         run_waiting: _builtins.bool = ...,
+        wakes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_id", b"credit_id", "read", b"read", "run_jobs", b"run_jobs", "run_waiting", b"run_waiting", "sent_ms", b"sent_ms", "step_jobs", b"step_jobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit_id", b"credit_id", "read", b"read", "run_jobs", b"run_jobs", "run_waiting", b"run_waiting", "sent_ms", b"sent_ms", "step_jobs", b"step_jobs", "wakes", b"wakes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

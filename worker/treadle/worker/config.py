@@ -38,7 +38,8 @@ class WorkerConfig:
         tls: True: encrypt with the authorities that gRPC ships, without naming any file.
         insecure: True: plaintext to other machines too.
         slots: Attempts of pool steps at the same time; also how many threads local sync steps get.
-        run_slots: Open runs at the same time.
+        run_slots: Open runs at the same time. Parked ones whose coroutine was kept wake beside them, up to four times
+            as many.
         grace: How long steps may run on after SIGTERM. Default "25s", below the 30 s of Kubernetes.
         always_replay: Drop and replay the coroutine at every event (a test mode).
         log_level: "debug", "info", "warning" or "error".

@@ -32,7 +32,7 @@ class Intake:
         core: Told every delivery, and which are void.
         changed: Called after the core was told something.
         namespace, pool: Whose queues.
-        slots, run_slots: Of the worker.
+        slots: Pool steps at the same time.
         short: Whether pool steps are short here: then twice the slots are prefetched, else what is free.
     """
 
@@ -45,7 +45,6 @@ class Intake:
         namespace: str,
         pool: str,
         slots: int,
-        run_slots: int,
         short: Callable[[], bool],
     ) -> None:
         self._link = AmqpLink(url, name=f"treadle-worker {namespace}/{pool}")
@@ -54,7 +53,6 @@ class Intake:
         self._namespace = namespace
         self._pool = pool
         self._slots = slots
-        self._run_slots = run_slots
         self._short = short
         self._was_short = False
         self._consumers: dict[int, QueueConsumer] = {}
@@ -108,10 +106,9 @@ class Intake:
         await self._link.close()
 
     def _prefetch(self, kind: JobKind.ValueType) -> int:
-        steps, runs = self._core.counts()
         if kind == JOB_KIND_STEP:
-            return 2 * self._slots if self._short() else max(1, self._slots - steps)
-        return max(1, self._run_slots - runs)
+            return 2 * self._slots if self._short() else max(1, self._slots - self._core.counts()[0])
+        return max(1, self._core.free_run_slots())
 
     def _make(self, kind: JobKind.ValueType) -> QueueConsumer:
         def delivered(found: Sequence[Delivered]) -> None:

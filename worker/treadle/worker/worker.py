@@ -58,6 +58,9 @@ AFTER_GRACE_S: Final = CUT_OFF_S + 3.0
 
 STILL_DUE_MS: Final = 20
 
+_WAKES: Final = 4
+"""So many times as many parked runs as there are run slots are woken beside them, where their coroutine is kept."""
+
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -195,6 +198,7 @@ class Worker:
             steps=frozenset(self._request.steps),
             step_slots=config.slots,
             run_slots=config.run_slots,
+            wake_slots=_WAKES * config.run_slots,
             always_replay=config.always_replay,
         )
         self._core = WorkerCore(settings, execution_factory(self._registry), lambda: secrets.randbits(64))
@@ -216,7 +220,6 @@ class Worker:
                 namespace=config.namespace,
                 pool=config.pool,
                 slots=config.slots,
-                run_slots=config.run_slots,
                 short=lambda: self._attempts.short,
             )
         self._connection = Connection(

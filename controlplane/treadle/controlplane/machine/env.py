@@ -58,11 +58,13 @@ class Credit:
         worker_id: The worker.
         credit_id: Random id of its statement; the GO carries it as claim id.
         sent_ms: Send time of the statement, by the worker's clock.
+        wakes: It is for a parked run whose coroutine the worker keeps.
     """
 
     worker_id: str
     credit_id: int
     sent_ms: int
+    wakes: bool = False
 
 
 @dataclass(slots=True)

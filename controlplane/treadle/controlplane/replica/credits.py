@@ -1,12 +1,14 @@
 """Credits: how many jobs each session takes unasked.
 
 A statement names the last pushed grant that its worker had read, so that no slot is offered twice; it is used for 2 s from
-its receipt; a credit taken for a decision is given back if the commit fails.
+its receipt; a credit taken for a decision is given back if the commit fails. Parked runs have credits of their own at the
+worker that keeps their coroutine: they need no free slot there.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from treadle.controlplane.machine import Credit
@@ -16,6 +18,24 @@ from treadle.v1.worker_service_pb2 import CreditStatement
 __all__ = ("CreditBook", "Statement")
 
 _USED_FOR_MS = 2_000
+
+
+@dataclass(slots=True)
+class _Account:
+    """Credits of one kind: stated, reserved by decisions, and used by pushes that had not been read."""
+
+    stated: int = 0
+    reserved: int = 0
+    unread: deque[int] = field(default_factory=deque)
+
+    @property
+    def free(self) -> int:
+        return self.stated - self.reserved - len(self.unread)
+
+    def state(self, count: int, read: int) -> None:
+        self.stated = count
+        while self.unread and self.unread[0] <= read:
+            self.unread.popleft()
 
 
 @dataclass(slots=True)
@@ -30,23 +50,36 @@ class Statement:
     credit_id: int = 0
     sent_ms: int = 0
     received_ms: int = 0
-    run_jobs: int = 0
-    step_jobs: int = 0
     pushes: int = 0
-    unread: deque[tuple[int, JobKind.ValueType]] = field(default_factory=deque)
-    unread_of: Counter[JobKind.ValueType] = field(default_factory=Counter)
-    reserved: Counter[JobKind.ValueType] = field(default_factory=Counter)
+    run_jobs: _Account = field(default_factory=_Account)
+    step_jobs: _Account = field(default_factory=_Account)
+    parked_jobs: _Account = field(default_factory=_Account)
 
-    def free(self, kind: JobKind.ValueType, now_ms: int) -> int:
+    @property
+    def reserved(self) -> int:
+        """Credits that decisions hold whose commit is not done."""
+        return self.run_jobs.reserved + self.step_jobs.reserved + self.parked_jobs.reserved
+
+    def account(self, kind: JobKind.ValueType, *, wakes: bool = False) -> _Account:
+        """Return the credits of a kind; `wakes`: those of parked runs."""
+        if kind != JOB_KIND_RUN:
+            return self.step_jobs
+        return self.parked_jobs if wakes else self.run_jobs
+
+    def free(self, kind: JobKind.ValueType, now_ms: int, *, wakes: bool = False) -> int:
         """Return how many more jobs of the kind may be given."""
         if now_ms - self.received_ms > _USED_FOR_MS:
             return 0
-        stated = self.run_jobs if kind == JOB_KIND_RUN else self.step_jobs
-        return stated - self.reserved[kind] - self.unread_of[kind]
+        return self.account(kind, wakes=wakes).free
 
     def knows(self, kind: JobKind.ValueType, name: str) -> bool:
         """Return whether the worker has the name."""
         return name in (self.workflows if kind == JOB_KIND_RUN else self.steps)
+
+    def take(self, kind: JobKind.ValueType, *, wakes: bool = False) -> Credit:
+        """Reserve a credit."""
+        self.account(kind, wakes=wakes).reserved += 1
+        return Credit(self.worker_id, self.credit_id, self.sent_ms, wakes)
 
 
 class CreditBook:
@@ -69,55 +102,53 @@ class CreditBook:
         if mine is None:
             return
         mine.credit_id, mine.sent_ms, mine.received_ms = stated.credit_id, stated.sent_ms, now_ms
-        mine.run_jobs, mine.step_jobs = stated.run_jobs, stated.step_jobs
-        while mine.unread and mine.unread[0][0] <= stated.read:
-            mine.unread_of[mine.unread.popleft()[1]] -= 1
+        mine.run_jobs.state(stated.run_jobs, stated.read)
+        mine.step_jobs.state(stated.step_jobs, stated.read)
+        mine.parked_jobs.state(stated.wakes, stated.read)
 
     def offer(
         self, namespace: str, pool: str, kind: JobKind.ValueType, name: str, prefer: str, now_ms: int
     ) -> Credit | None:
-        """Take a credit for a job: of the preferred worker if it has one, else of the one with most to give."""
+        """Take a credit for a job: of the preferred worker if it has one, else of the one with most to give.
+
+        Whoever prefers a worker does so because that keeps the coroutine of a parked run.
+        """
+        preferred = self._by_worker.get(prefer) if prefer else None
+        if preferred is not None and (preferred.namespace, preferred.pool) == (namespace, pool):
+            for wakes in (True, False):
+                if preferred.free(kind, now_ms, wakes=wakes) > 0 and preferred.knows(kind, name):
+                    return preferred.take(kind, wakes=wakes)
         best: Statement | None = None
         most = 0
-        preferred = self._by_worker.get(prefer) if prefer else None
-        for mine in [preferred] if preferred is not None else self._by_worker.values():
-            if (mine.namespace, mine.pool) != (namespace, pool) or not mine.knows(kind, name):
-                continue
+        for mine in self._of(namespace, pool):
             free = mine.free(kind, now_ms)
-            if free > most:
+            if free > most and mine.knows(kind, name):
                 best, most = mine, free
-        if best is None and preferred is not None:
-            return self.offer(namespace, pool, kind, name, "", now_ms)
-        if best is None:
-            return None
-        best.reserved[kind] += 1
-        return Credit(best.worker_id, best.credit_id, best.sent_ms)
+        return best.take(kind) if best is not None else None
+
+    def _of(self, namespace: str, pool: str) -> Iterator[Statement]:
+        return (mine for mine in self._by_worker.values() if mine.pool == pool and mine.namespace == namespace)
 
     def give_back(self, credit: Credit, kind: JobKind.ValueType) -> None:
         """The commit failed: the credit was not used."""
         mine = self._by_worker.get(credit.worker_id)
-        if mine is not None and mine.reserved[kind]:
-            mine.reserved[kind] -= 1
+        if mine is not None:
+            account = mine.account(kind, wakes=credit.wakes)
+            account.reserved = max(0, account.reserved - 1)
 
     def use(self, credit: Credit, kind: JobKind.ValueType) -> int:
         """The commit is done: return the number of the push (0: the session is gone, and the grant with it)."""
         mine = self._by_worker.get(credit.worker_id)
         if mine is None:
             return 0
-        if mine.reserved[kind]:
-            mine.reserved[kind] -= 1
+        self.give_back(credit, kind)
         mine.pushes += 1
-        mine.unread.append((mine.pushes, kind))
-        mine.unread_of[kind] += 1
+        mine.account(kind, wakes=credit.wakes).unread.append(mine.pushes)
         return mine.pushes
 
     def total(self, namespace: str, pool: str, kind: JobKind.ValueType, now_ms: int) -> int:
         """Return how many jobs of a pool's queue could be given out now."""
-        return sum(
-            max(0, mine.free(kind, now_ms))
-            for mine in self._by_worker.values()
-            if (mine.namespace, mine.pool) == (namespace, pool)
-        )
+        return sum(max(0, mine.free(kind, now_ms)) for mine in self._of(namespace, pool))
 
     def statement(self, worker_id: str) -> Statement | None:
         """Return what a session has stated."""
@@ -125,14 +156,8 @@ class CreditBook:
 
     def known(self, namespace: str, pool: str, kind: JobKind.ValueType, name: str) -> bool:
         """Return whether a session of the pool has the name, with a credit or without."""
-        return any(
-            (mine.namespace, mine.pool) == (namespace, pool) and mine.knows(kind, name)
-            for mine in self._by_worker.values()
-        )
+        return any(mine.knows(kind, name) for mine in self._of(namespace, pool))
 
     def any_of(self, namespace: str, pool: str, kind: JobKind.ValueType, now_ms: int) -> Statement | None:
         """Return a session of the pool that could take a job if it had its name."""
-        for mine in self._by_worker.values():
-            if (mine.namespace, mine.pool) == (namespace, pool) and mine.free(kind, now_ms) > 0:
-                return mine
-        return None
+        return next((mine for mine in self._of(namespace, pool) if mine.free(kind, now_ms) > 0), None)

@@ -30,6 +30,11 @@ class Cache:
         if len(self._feeds) > self._limit:
             self.drop(next(iter(self._feeds)))
 
+    def has(self, run_id: str, incarnation: int) -> bool:
+        """Whether the coroutine of a run is kept."""
+        feed = self._feeds.get(run_id)
+        return feed is not None and feed.context.incarnation == incarnation
+
     def place(self, run_id: str, incarnation: int) -> tuple[int, int]:
         """How far the coroutine of a run was fed, and the revision there; (0, 0) when there is none."""
         feed = self._feeds.get(run_id)

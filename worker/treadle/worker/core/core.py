@@ -60,13 +60,13 @@ class WorkerCore:
         shared = Shared(settings, random64)
         ripe_ms = settings.credit_after_ms if settings.lane == LANE_AMQP else 0
         steps = Slots(settings.step_slots, ripe_ms)
-        runs = Slots(settings.run_slots, ripe_ms)
+        runs, wakes = Slots(settings.run_slots, ripe_ms), Slots(settings.wake_slots, 0)
         cache = Cache(settings.cache_runs)
         self._shared = shared
         self._attempts = Attempts(shared, steps)
-        self._owners = Owners(shared, executions, runs, cache)
+        self._owners = Owners(shared, executions, runs, wakes, cache)
         self._claims = Claims(shared, steps, runs, cache)
-        self._credits = Credits(shared, steps, runs)
+        self._credits = Credits(shared, steps, runs, wakes, cache)
         self._called_at = 0
         self._awake_since = 0
         self._drained = False
@@ -157,17 +157,16 @@ class WorkerCore:
         """A GO for a credit: it starts if a slot is still free."""
         job, settings = grant.job, self._shared.settings
         is_run = job.kind == JOB_KIND_RUN
-        self._credits.pushed(grant.push_number, is_run=is_run)
+        place = self._owners.slots_for(job) if is_run else self._attempts.slots
+        self._credits.pushed(grant.push_number, place)
         if self._known(grant.token):
             return
         if is_run:
             self._owners.fence(job.run_id, now_ms)
-        slots: Slots | None = self._owners.slots if is_run else self._attempts.slots
         if job.name not in (settings.workflows if is_run else settings.steps):
             self._start(grant, job, 0, None, "not registered", now_ms)
             return
-        if self._shared.draining or slots is None or not slots.take(now_ms):
-            slots = None
+        slots = None if self._shared.draining or not place.take(now_ms) else place
         self._start(grant, job, min(grant.sent_ms, now_ms), slots, "no slot", now_ms)
 
     def _start(self, grant: Grant, job: Job, sent_ms: int, slots: Slots | None, without_slot: str, now_ms: int) -> None:
@@ -184,7 +183,8 @@ class WorkerCore:
             else:
                 self._attempts.refuse(grant, job, refused)
         elif is_run:
-            self._owners.granted(grant, job, self._shared.right(sent_ms), now_ms)
+            assert slots is not None
+            self._owners.granted(grant, job, self._shared.right(sent_ms), slots, now_ms)
         else:
             self._attempts.granted(grant, job, self._shared.right(sent_ms), now_ms=now_ms)
 
@@ -271,6 +271,9 @@ class WorkerCore:
 
     def counts(self) -> tuple[int, int]:
         return self._attempts.running, self._owners.open
+
+    def free_run_slots(self) -> int:
+        return self._owners.slots.free
 
     # --- inside ----------------------------------------------------------------------------------------------------
     def _noticed(self, now_ms: int) -> None:

@@ -3,30 +3,48 @@
 A statement replaces the one before and names the last pushed grant that was read, so that no slot is offered twice. The
 server counts down what it gave away since; so a change is worth a frame of its own only if it matters: there is less than
 the server believes, or twice as much. Else it goes along with a frame that goes anyway.
-Deliveries come first: on the AMQP lane a slot becomes a credit only when it has been free for a while.
+Deliveries come first: on the AMQP lane a slot becomes a credit only when it has been free for a while. Parked runs whose
+coroutine is kept have slots of their own, which no delivery takes.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from treadle.v1.worker_service_pb2 import LANE_AMQP, CreditStatement
 
+from .cache import Cache
 from .shared import Shared
 from .slots import Slots
 
 __all__ = ("Credits",)
 
 
+class _Offer(NamedTuple):
+    """How many jobs are taken unasked."""
+
+    runs: int = 0
+    steps: int = 0
+    wakes: int = 0
+
+
+class _Said(NamedTuple):
+    offer: _Offer
+    read: int
+    run_waiting: bool
+
+
 class Credits:
     """Statements, and their answers."""
 
-    __slots__ = ("_due", "_left", "_runs", "_said", "_shared", "_steps", "_unanswered", "read")
+    __slots__ = ("_cache", "_due", "_left", "_runs", "_said", "_shared", "_steps", "_unanswered", "_wakes", "read")
 
-    def __init__(self, shared: Shared, steps: Slots, runs: Slots) -> None:
+    def __init__(self, shared: Shared, steps: Slots, runs: Slots, wakes: Slots, cache: Cache) -> None:
         self._shared = shared
-        self._steps = steps
-        self._runs = runs
-        self._said: tuple[int, int, int, bool] | None = None
-        self._left = (0, 0)  # run jobs and step jobs that the server may still push for the last statement
+        self._steps, self._runs, self._wakes = steps, runs, wakes
+        self._cache = cache
+        self._said: _Said | None = None
+        self._left = _Offer()  # what the server may still push for the last statement
         self._due = 0
         self._unanswered: dict[int, int] = {}  # credit id -> when sent
         self.read = 0
@@ -37,40 +55,43 @@ class Credits:
         self._unanswered.clear()
         self.read = 0
 
-    def pushed(self, number: int, *, is_run: bool) -> None:
-        """A grant was read that used up a credit."""
+    def pushed(self, number: int, slots: Slots) -> None:
+        """A grant was read that used up a credit of these slots."""
         self.read = max(self.read, number)
-        runs, steps = self._left
-        self._left = (max(runs - 1, 0), steps) if is_run else (runs, max(steps - 1, 0))
+        runs, steps, wakes = self._left
+        if slots is self._wakes:
+            self._left = _Offer(runs, steps, max(wakes - 1, 0))
+        elif slots is self._runs:
+            self._left = _Offer(max(runs - 1, 0), steps, wakes)
+        else:
+            self._left = _Offer(runs, max(steps - 1, 0), wakes)
 
     def statement(self, now_ms: int, run_waiting: bool, *, goes_along: bool) -> CreditStatement | None:
         """The statement to send now; None: the last one is young, and still true or not worth a frame of its own."""
-        runs, steps = self._offer(now_ms)
-        said = (runs, steps, self.read, run_waiting)
+        offer = self._offer(now_ms)
+        said = _Said(offer, self.read, run_waiting)
         if self._said is not None and now_ms < self._due and not self._worth_saying(said, self._said, goes_along):
             return None
         credit_id = self._shared.random64()
-        self._said = said
-        self._left = (runs, steps)
+        self._said, self._left = said, offer
         self._due = now_ms + self._shared.settings.credit_every_ms
         self._unanswered[credit_id] = now_ms
         return CreditStatement(
             credit_id=credit_id,
             sent_ms=now_ms,
-            run_jobs=runs,
-            step_jobs=steps,
+            run_jobs=offer.runs,
+            step_jobs=offer.steps,
+            wakes=offer.wakes,
             read=self.read,
             run_waiting=run_waiting,
         )
 
-    def _worth_saying(
-        self, new: tuple[int, int, int, bool], said: tuple[int, int, int, bool], goes_along: bool
-    ) -> bool:
+    def _worth_saying(self, new: _Said, said: _Said, goes_along: bool) -> bool:
         if new == said or goes_along:
             return new != said
-        if new[3] != said[3] or (self._shared.draining and (said[0] or said[1])):
+        if new.run_waiting != said.run_waiting or (self._shared.draining and any(said.offer)):
             return True
-        return any(offer < left or offer >= max(2 * left, 1) for offer, left in zip(new, self._left, strict=False))
+        return any(offer < left or offer >= max(2 * left, 1) for offer, left in zip(new.offer, self._left, strict=True))
 
     def taken(self, credit_id: int) -> None:
         """This statement, and so every earlier one, was taken."""
@@ -84,7 +105,7 @@ class Credits:
     @property
     def none_out(self) -> bool:
         """The last statement was of no credits, and was answered."""
-        return self._said is not None and not self._said[0] and not self._said[1] and not self._unanswered
+        return self._said is not None and not any(self._said.offer) and not self._unanswered
 
     def oldest_ms(self) -> int | None:
         for sent_ms in self._unanswered.values():
@@ -93,15 +114,15 @@ class Credits:
 
     def next_due(self, now_ms: int) -> int:
         due = self._due if self._said is not None else now_ms
-        if self._shared.draining or self._runs.free <= 2 * self._left[0]:
+        if self._shared.draining or self._runs.free <= 2 * self._left.runs:
             return due
         ripe = self._runs.next_ripe(now_ms) if self._shared.settings.workflows else None
         return due if ripe is None else min(due, ripe)
 
-    def _offer(self, now_ms: int) -> tuple[int, int]:
+    def _offer(self, now_ms: int) -> _Offer:
         settings = self._shared.settings
         if self._shared.draining:
-            return 0, 0
+            return _Offer()
         runs = self._runs.ripe(now_ms) if settings.workflows else 0
         steps = self._steps.ripe(now_ms) if settings.steps and settings.lane != LANE_AMQP else 0
-        return runs, steps
+        return _Offer(runs, steps, min(self._wakes.free, len(self._cache)))

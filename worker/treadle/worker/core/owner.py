@@ -25,6 +25,7 @@ from .outbox import Room
 from .port import Report, StartLocal
 from .rights import Right
 from .shared import Shared
+from .slots import Slots
 
 __all__ = ("Owner", "Stand")
 
@@ -50,7 +51,7 @@ class Owner:
         park: It is to be parked if it still rests.
         empty: A request is wanted even if there is nothing to say: to confirm, to ask, to renew the right.
         release: Why it is to be given back unfinished; "" if it is not.
-        has_slot: It holds a run slot.
+        slots: Of whose slots it holds one; None: it holds none.
         idle_since: Since when it rests.
         scheduled_ms: When `due` is looked at next.
     """
@@ -76,7 +77,6 @@ class Owner:
         "empty",
         "feed",
         "flying",
-        "has_slot",
         "idle_since",
         "job",
         "locals",
@@ -84,6 +84,7 @@ class Owner:
         "release",
         "right",
         "scheduled_ms",
+        "slots",
         "token",
         "word",
     )
@@ -103,9 +104,9 @@ class Owner:
         self.park = False
         self.empty = False
         self.release = ""
-        self.has_slot = False
         self.idle_since = 0
         self.scheduled_ms: int | None = None
+        self.slots: Slots | None = None
         self._seq = 0
         self._commands: list[Command] = []
         self._checkpoints: list[Checkpoint] = []

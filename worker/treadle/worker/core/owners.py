@@ -37,7 +37,13 @@ __all__ = ("Owners",)
 
 
 class Owners:
-    """Owners by token."""
+    """Owners by token.
+
+    Args:
+        slots: Of open runs.
+        wakes: Beside them, of runs that were parked and are woken with their coroutine: it is in memory as it is, so
+            it needs no slot that is promised to another run.
+    """
 
     __slots__ = (
         "_by_run",
@@ -45,6 +51,7 @@ class Owners:
         "_cache",
         "_heap",
         "_idle",
+        "_idle_woken",
         "_make",
         "_order",
         "_parking",
@@ -54,9 +61,10 @@ class Owners:
         "open",
         "requests",
         "slots",
+        "wakes",
     )
 
-    def __init__(self, shared: Shared, make: ExecutionFactory, slots: Slots, cache: Cache) -> None:
+    def __init__(self, shared: Shared, make: ExecutionFactory, slots: Slots, wakes: Slots, cache: Cache) -> None:
         self._shared = shared
         self._make = make
         self._cache = cache
@@ -64,12 +72,13 @@ class Owners:
         self._by_run: dict[str, Owner] = {}
         self._ready: dict[bytes, Owner] = {}
         self._idle: dict[bytes, Owner] = {}
+        self._idle_woken: dict[bytes, Owner] = {}
         self._parking: set[bytes] = set()
         self._heap: list[tuple[int, int, Owner]] = []
         self._order = count()
         self._pressed_until = 0
         self.open = 0  # those that hold a slot
-        self.slots = slots
+        self.slots, self.wakes = slots, wakes
         self.requests: Outbox[bytes, OwnerRequest] = Outbox()
 
     def __len__(self) -> int:
@@ -83,6 +92,10 @@ class Owners:
         """Whether a run could be parked to make room."""
         return bool(self._idle)
 
+    def slots_for(self, job: Job) -> Slots:
+        """Return where a granted run finds its place."""
+        return self.wakes if self.wakes.free and self._cache.has(job.run_id, job.incarnation) else self.slots
+
     # --- GO --------------------------------------------------------------------------------------------------------
     def fence(self, run_id: str, now_ms: int) -> None:
         """Another GO for the run was read: an owner of it that is still here is outdated."""
@@ -90,10 +103,10 @@ class Owners:
         if prior is not None:
             self._forget(prior, "lease lost", now_ms)
 
-    def granted(self, grant: Grant, job: Job, right: Right, now_ms: int) -> None:
-        """A GO that has its slot: open the run. A right that is over is renewed before any local step starts."""
+    def granted(self, grant: Grant, job: Job, right: Right, slots: Slots, now_ms: int) -> None:
+        """A GO that has one of these slots: open the run. A right that is over is renewed before any local step starts."""
         owner = self._add(grant, job, right)
-        owner.has_slot = True
+        owner.slots = slots
         self.open += 1
         run = grant.run
         feed = self._cache.take(job.run_id, job.incarnation, run)
@@ -189,17 +202,17 @@ class Owners:
         if self._by_run.get(owner.job.run_id) is owner:
             del self._by_run[owner.job.run_id]
         self._ready.pop(token, None)
-        self._idle.pop(token, None)
+        self._not_idle(token)
         self._parking.discard(token)
         self.requests.drop(token)
         self._shared.held.remove(token)
         self._free_slot(owner, now_ms)
 
     def _free_slot(self, owner: Owner, now_ms: int) -> None:
-        if owner.has_slot:
-            owner.has_slot = False
+        if owner.slots is not None:
             self.open -= 1
-            self.slots.give(now_ms)
+            owner.slots.give(now_ms)
+            owner.slots = None
 
     # --- user code -------------------------------------------------------------------------------------------------
     def may_start_local(self, token: bytes, command_id: str, now_ms: int) -> bool:
@@ -246,15 +259,20 @@ class Owners:
         elif self._ready:
             self._ready.pop(token, None)
         if stand is not Stand.IDLE or self._shared.draining:
-            if self._idle:
-                self._idle.pop(token, None)
-        elif token not in self._idle:
+            self._not_idle(token)
+        elif token not in self._idle and token not in self._idle_woken:
             owner.idle_since = now_ms
-            self._idle[token] = owner
+            (self._idle_woken if owner.slots is self.wakes else self._idle)[token] = owner
             if self._waits_long(owner, now_ms):
                 self._park(owner)
         if owner.flying is None:
             self._schedule(owner)
+
+    def _not_idle(self, token: bytes) -> None:
+        if self._idle:
+            self._idle.pop(token, None)
+        if self._idle_woken:
+            self._idle_woken.pop(token, None)
 
     def _schedule(self, owner: Owner) -> None:
         due = owner.due_ms()
@@ -269,7 +287,7 @@ class Owners:
         for owner in self._by_token.values():
             if owner.flying is None:
                 owner.empty = True
-                self._idle.pop(owner.token, None)
+                self._not_idle(owner.token)
                 self._ready[owner.token] = owner
         self._pressed_until = now_ms
 
@@ -286,9 +304,10 @@ class Owners:
             self._park(next(iter(self._idle.values())))
 
     def _park(self, owner: Owner) -> None:
-        del self._idle[owner.token]
+        self._not_idle(owner.token)
         owner.park = True
-        self._parking.add(owner.token)
+        if owner.slots is self.slots:
+            self._parking.add(owner.token)
         self._ready[owner.token] = owner
 
     def _waits_long(self, owner: Owner, now_ms: int) -> bool:
@@ -301,12 +320,15 @@ class Owners:
         about_now = feed.time_ms + now_ms - feed.fed_at_ms
         return waits.earliest_timer_ms - about_now >= self._shared.settings.park_timers_ms
 
-    def _park_due(self, run_waits: int, now_ms: int) -> int | None:
+    def _next_to_park(self, run_waits: int, now_ms: int) -> tuple[int, Owner] | None:
+        """Which rests for longest, and when it is parked."""
         settings = self._shared.settings
-        for owner in self._idle.values():
-            pressed = run_waits or now_ms < self._pressed_until
-            return owner.idle_since + (settings.park_pressed_ms if pressed else settings.park_ms)
-        return None
+        pressed = run_waits or now_ms < self._pressed_until
+        first = [owner for idle in (self._idle, self._idle_woken) for owner in islice(idle.values(), 1)]
+        if not first:
+            return None
+        owner = min(first, key=lambda owner: owner.idle_since)
+        return owner.idle_since + (settings.park_pressed_ms if pressed else settings.park_ms), owner
 
     # --- time and life ---------------------------------------------------------------------------------------------
     def tick(self, run_waits: int, now_ms: int) -> None:
@@ -316,13 +338,12 @@ class Owners:
             if self._by_token.get(owner.token) is owner:
                 owner.wake(now_ms)
                 self._touch(owner, now_ms)
-        due = self._park_due(run_waits, now_ms)
-        while due is not None and due <= now_ms:
-            self._park(next(iter(self._idle.values())))
-            due = self._park_due(run_waits, now_ms)
+        while (due := self._next_to_park(run_waits, now_ms)) is not None and due[0] <= now_ms:
+            self._park(due[1])
 
     def next_due(self, run_waits: int, now_ms: int) -> int | None:
-        due = self._park_due(run_waits, now_ms)
+        parks = self._next_to_park(run_waits, now_ms)
+        due = parks[0] if parks is not None else None
         if self._heap and (due is None or self._heap[0][0] < due):
             return self._heap[0][0]
         return due

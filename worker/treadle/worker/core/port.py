@@ -54,6 +54,7 @@ class CoreSettings:
         credit_after_ms: A free slot becomes a credit after so long (deliveries come first). 0 on the session lane.
         confirm_ms: An owner that was fed events and sent nothing since confirms what it has seen after so long.
         gap_ms: A gap in the news is asked for after so long.
+        wake_slots: Parked runs whose coroutine is kept that may be open again beside `run_slots`.
         park_ms, park_pressed_ms: An open run that only waits is parked after so long; when run jobs wait.
         park_timers_ms: A run that waits only for timers at least this far away is parked at once.
         cache_runs: Parked coroutines kept at most.
@@ -68,6 +69,7 @@ class CoreSettings:
     steps: frozenset[str]
     step_slots: int = 16
     run_slots: int = 100
+    wake_slots: int = 400
     right_ms: int = 4000
     unanswered_ms: int = 2000
     give_back_session_ms: int = 5000
@@ -79,7 +81,7 @@ class CoreSettings:
     park_ms: int = 30_000
     park_pressed_ms: int = 1000
     park_timers_ms: int = 5000
-    cache_runs: int = 1000
+    cache_runs: int = 10_000
     always_replay: bool = False
 
 
@@ -286,4 +288,8 @@ class WorkerCorePort(Protocol):
 
     def counts(self) -> tuple[int, int]:
         """(attempts of pool steps that hold a slot, open runs)."""
+        ...
+
+    def free_run_slots(self) -> int:
+        """Runs that may be opened besides, woken ones apart."""
         ...

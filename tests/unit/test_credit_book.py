@@ -1,0 +1,68 @@
+"""What a replica knows of its sessions' credits."""
+
+from __future__ import annotations
+
+from treadle.controlplane.machine import Credit
+from treadle.controlplane.replica.credits import CreditBook, Statement
+from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, JobKind
+from treadle.v1.worker_service_pb2 import CreditStatement
+
+
+class Desk:
+    """A book in which workers A and B, of one pool, have stated credits."""
+
+    def __init__(self, **stated: CreditStatement) -> None:
+        self.book = CreditBook()
+        for worker_id, statement in stated.items():
+            self.book.enter(Statement(worker_id, "ns", "p", frozenset({"wf"}), frozenset({"s"})))
+            self.book.state(worker_id, statement, 0)
+
+    def take(self, prefer: str = "", kind: JobKind.ValueType = JOB_KIND_RUN, now_ms: int = 0) -> Credit | None:
+        return self.book.offer("ns", "p", kind, "wf" if kind == JOB_KIND_RUN else "s", prefer, now_ms)
+
+    def takes(self, count: int, prefer: str = "") -> list[tuple[str, bool]]:
+        credits = [self.take(prefer) for _ in range(count)]
+        return [(credit.worker_id, credit.wakes) for credit in credits if credit is not None]
+
+
+def test_a_parked_run_goes_to_the_worker_with_its_coroutine_then_to_its_slots_then_to_others() -> None:
+    desk = Desk(A=CreditStatement(run_jobs=1, wakes=2), B=CreditStatement(run_jobs=1, wakes=5))
+    assert desk.takes(9, "A") == [("A", True), ("A", True), ("A", False), ("B", False)]
+
+
+def test_what_is_kept_for_parked_runs_is_not_given_to_others() -> None:
+    desk = Desk(A=CreditStatement(wakes=5), B=CreditStatement(run_jobs=1))
+    assert desk.takes(3) == [("B", False)]
+    assert desk.takes(1, "unknown") == []
+
+
+def test_who_has_most_to_give_is_asked_first() -> None:
+    desk = Desk(A=CreditStatement(run_jobs=1), B=CreditStatement(run_jobs=3))
+    assert [worker_id for worker_id, _ in desk.takes(5)] == ["B", "B", "A", "B"]
+
+
+def test_a_credit_is_offered_again_once_its_push_was_read_and_stated_anew() -> None:
+    desk = Desk(A=CreditStatement(run_jobs=1, wakes=1))
+    wake, run = desk.take("A"), desk.take()
+    assert wake is not None and run is not None and desk.take("A") is None
+    desk.book.give_back(run, JOB_KIND_RUN)
+    assert desk.book.use(wake, JOB_KIND_RUN) == 1
+    assert desk.takes(2, "A") == [("A", False)]
+    desk.book.state("A", CreditStatement(run_jobs=1, wakes=1, read=0), 0)
+    assert desk.takes(2, "A") == [], "the push was not read, and the decision is not done"
+    desk.book.state("A", CreditStatement(run_jobs=1, wakes=1, read=1), 0)
+    assert desk.takes(2, "A") == [("A", True)]
+
+
+def test_steps_have_their_own() -> None:
+    desk = Desk(A=CreditStatement(run_jobs=1, step_jobs=1, wakes=1))
+    credit = desk.take(kind=JOB_KIND_STEP)
+    assert credit is not None and not credit.wakes and desk.take("A", JOB_KIND_STEP) is None
+
+
+def test_they_end_after_two_seconds_and_with_their_session() -> None:
+    desk = Desk(A=CreditStatement(run_jobs=9, wakes=9))
+    assert desk.take("A", now_ms=2_000) is not None and desk.take("A", now_ms=2_001) is None
+    credit = desk.take("A")
+    desk.book.leave("A")
+    assert credit is not None and desk.book.use(credit, JOB_KIND_RUN) == 0 and desk.take("A") is None
