@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError
 
 from treadle.cli.exits import Exit, tell
 from treadle.protocol.errors import TreadleError
+from treadle.protocol.grpc_polling import poll_directly
 
 __all__ = ("app", "main")
 
@@ -65,6 +66,7 @@ def app() -> App:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see `treadle.cli.exits`)."""
     tokens = list(sys.argv[1:] if argv is None else argv)
+    poll_directly()
     try:
         code = app()(tokens, exit_on_error=False, result_action="return_value")
     except CycloptsError:  # told on stderr already

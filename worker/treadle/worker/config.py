@@ -61,7 +61,7 @@ class WorkerConfig:
     tls: bool = False
     insecure: bool = False
     slots: int = 50
-    run_slots: int = 500
+    run_slots: int = 2_000
     grace: Duration = "25s"
     always_replay: bool = False
     log_level: str = "info"
