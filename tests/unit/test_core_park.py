@@ -8,7 +8,7 @@ import pytest
 from tests.unit.core_rig import Rig, Script, asks_local, ends, event, opened, opened_rig, run_job
 
 from treadle.v1.common_pb2 import Failure, Payload
-from treadle.v1.history_pb2 import RunParked
+from treadle.v1.history_pb2 import RunParked, RunStarted
 from treadle.v1.worker_service_pb2 import (
     ANSWER_LEASE_LOST,
     ANSWER_NEWS,
@@ -301,6 +301,18 @@ def test_r6_the_cache_forgets_what_was_parked_longest_ago() -> None:
     for request in sent(rig):
         rig.answer(request)
     assert first.closed and not second.closed
+
+
+def test_r6_the_cache_is_bounded_by_what_its_coroutines_were_fed() -> None:
+    sizes = event(1, run_started=RunStarted(workflow="flow")).ByteSize() + opened(2).ByteSize()
+    rig = opened_rig(cache_bytes=2 * sizes, run_slots=3)
+    scripts = [confirmed(rig, bytes([n]), f"r{n}") for n in range(3)]
+    rig.pass_ms(31_000)
+    for request in sent(rig):
+        rig.answer(request)
+    assert [script.closed for script in scripts] == [True, False, False]
+    rig.push(run_job("r1"), b"u", run=again(event(3, run_parked=RunParked(cached=True)), opened(4), length=4))
+    assert scripts[1].fed == 4 and not scripts[2].closed
 
 
 @pytest.mark.parametrize("changes", [{"cache_runs": 0}, {"always_replay": True}])

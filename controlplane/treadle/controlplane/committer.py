@@ -2,8 +2,10 @@
 
 While a batch is in flight the next one collects, so a batch of one is taken at once when idle and batches grow under load;
 there is no window. A second batch takes off beside the first only when enough has collected: half-empty batches cost as
-much as full ones. Per run there is at most one batch in flight; what arrives meanwhile is folded into the next. A commit that
-met another replica's is decided again; a store that is away is waited for, as long as somebody waits for the reply.
+much as full ones. Timers that are due come first, but for a part of each batch: what runs ask for once they are awake would
+else hold up those that still sleep, and a storm of timers everybody else. Per run there is at most one batch in flight; what
+arrives meanwhile is folded into the next. A commit that met another replica's is decided again; a store that is away is
+waited for, as long as somebody waits for the reply.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from treadle.controlplane.batches import Item, fold
 from treadle.controlplane.clock import StoreClock, monotonic_ms
 from treadle.controlplane.machine import Decision, Env, Request, decide
 from treadle.controlplane.machine.decide import want
-from treadle.controlplane.machine.requests import Asked, Claimed, Reply, Reported
+from treadle.controlplane.machine.requests import Asked, Claimed, FireTimer, Reply, Reported
 from treadle.controlplane.replica import Replica
 from treadle.controlplane.store.cache import HotRuns
 from treadle.controlplane.store.port import Change, Committed, Loaded, Outcome, Store
@@ -37,6 +39,8 @@ __all__ = ("Committer",)
 _log = structlog.stdlib.get_logger(__name__)
 
 _RUNS_A_BATCH = 50
+_TIMERS_A_BATCH = 38
+"""While others wait."""
 _TAKES_OFF_AT = (1, 24)
 """How many runs must be ready for a batch to take off, by how many are in flight; with as many as it has, none does."""
 _PATIENCE_MS = 10_000
@@ -67,6 +71,7 @@ class Committer:
         self.runs = HotRuns(store)
         self._waiting: dict[RunKey, deque[Item]] = {}
         self._ready: dict[RunKey, None] = {}
+        self._timers: dict[RunKey, None] = {}  # those of them that have a timer due
         self._busy: set[RunKey] = set()
         self._work = asyncio.Event()
         self._flying = 0
@@ -81,7 +86,11 @@ class Committer:
         """
         self._waiting.setdefault(run, deque()).append(Item(request, settle, monotonic_ms()))
         if run not in self._busy:
-            self._ready[run] = None
+            if isinstance(request, FireTimer) and request.command_id:
+                self._timers[run] = None
+                self._ready.pop(run, None)
+            elif run not in self._timers:
+                self._ready[run] = None
             self._work.set()
 
     async def run(self) -> None:
@@ -90,7 +99,7 @@ class Committer:
             while True:
                 await self._work.wait()
                 self._work.clear()
-                while self._flying < len(_TAKES_OFF_AT) and len(self._ready) >= _TAKES_OFF_AT[self._flying]:
+                while self._flying < len(_TAKES_OFF_AT) and self._count() >= _TAKES_OFF_AT[self._flying]:
                     self._flying += 1
                     group.create_task(self._fly(self._take()))
 
@@ -107,13 +116,21 @@ class Committer:
             self._flying -= 1
             self._release(batch)
 
+    def _count(self) -> int:
+        return len(self._ready) + len(self._timers)
+
     def _take(self) -> dict[RunKey, list[Item]]:
         batch: dict[RunKey, list[Item]] = {}
-        while self._ready and len(batch) < _RUNS_A_BATCH:
-            run = next(iter(self._ready))
-            del self._ready[run]
-            self._busy.add(run)
-            batch[run] = fold(self._waiting[run])
+        for ready, until in (
+            (self._timers, _TIMERS_A_BATCH),
+            (self._ready, _RUNS_A_BATCH),
+            (self._timers, _RUNS_A_BATCH),
+        ):
+            while ready and len(batch) < until:
+                run = next(iter(ready))
+                del ready[run]
+                self._busy.add(run)
+                batch[run] = fold(self._waiting[run])
         return batch
 
     def _release(self, batch: dict[RunKey, list[Item]]) -> None:
@@ -123,7 +140,7 @@ class Committer:
                 self._ready[run] = None
             else:
                 self._waiting.pop(run, None)
-        if self._ready:
+        if self._ready or self._timers:
             self._work.set()
 
     async def _batch(self, batch: dict[RunKey, list[Item]]) -> None:

@@ -58,8 +58,8 @@ AFTER_GRACE_S: Final = CUT_OFF_S + 3.0
 
 STILL_DUE_MS: Final = 20
 
-_WAKES: Final = 4
-"""So many times as many parked runs as there are run slots are woken beside them, where their coroutine is kept."""
+_KEPT: Final = 20
+"""So many times as many coroutines of parked runs as there are run slots are kept, and woken without one."""
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -198,7 +198,8 @@ class Worker:
             steps=frozenset(self._request.steps),
             step_slots=config.slots,
             run_slots=config.run_slots,
-            wake_slots=_WAKES * config.run_slots,
+            wake_slots=_KEPT * config.run_slots,
+            cache_runs=_KEPT * config.run_slots,
             always_replay=config.always_replay,
         )
         self._core = WorkerCore(settings, execution_factory(self._registry), lambda: secrets.randbits(64))

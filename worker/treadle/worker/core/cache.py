@@ -13,13 +13,14 @@ __all__ = ("Cache",)
 
 
 class Cache:
-    """At most `limit` coroutines, one per run id."""
+    """At most `limit` coroutines, one per run id, that were fed at most `limit_bytes` of history together."""
 
-    __slots__ = ("_feeds", "_limit")
+    __slots__ = ("_feeds", "_limit", "_limit_bytes", "_size")
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, limit_bytes: int) -> None:
+        self._limit, self._limit_bytes = limit, limit_bytes
         self._feeds: dict[str, Feed] = {}
+        self._size = 0
 
     def __len__(self) -> int:
         return len(self._feeds)
@@ -27,7 +28,8 @@ class Cache:
     def put(self, feed: Feed) -> None:
         self.drop(feed.context.run_id)
         self._feeds[feed.context.run_id] = feed
-        if len(self._feeds) > self._limit:
+        self._size += feed.size
+        while len(self._feeds) > self._limit or self._size > self._limit_bytes:
             self.drop(next(iter(self._feeds)))
 
     def has(self, run_id: str, incarnation: int) -> bool:
@@ -44,7 +46,7 @@ class Cache:
 
     def take(self, run_id: str, incarnation: int, grant: RunGrant) -> Feed | None:
         """Return the coroutine if the granted history extends what it was fed; it is in the cache no more."""
-        feed = self._feeds.pop(run_id, None)
+        feed = self._pop(run_id)
         if feed is None:
             return None
         if feed.context.incarnation != incarnation or not _extends(grant, feed):
@@ -54,9 +56,15 @@ class Cache:
         return feed
 
     def drop(self, run_id: str) -> None:
-        feed = self._feeds.pop(run_id, None)
+        feed = self._pop(run_id)
         if feed is not None:
             feed.execution.close()
+
+    def _pop(self, run_id: str) -> Feed | None:
+        feed = self._feeds.pop(run_id, None)
+        if feed is not None:
+            self._size -= feed.size
+        return feed
 
     def clear(self) -> None:
         for run_id in tuple(self._feeds):

@@ -61,7 +61,7 @@ class WorkerCore:
         ripe_ms = settings.credit_after_ms if settings.lane == LANE_AMQP else 0
         steps = Slots(settings.step_slots, ripe_ms)
         runs, wakes = Slots(settings.run_slots, ripe_ms), Slots(settings.wake_slots, 0)
-        cache = Cache(settings.cache_runs)
+        cache = Cache(settings.cache_runs, settings.cache_bytes)
         self._shared = shared
         self._attempts = Attempts(shared, steps)
         self._owners = Owners(shared, executions, runs, wakes, cache)

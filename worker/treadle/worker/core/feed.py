@@ -24,6 +24,7 @@ class Feed:
         beside: The store has another event at the position that was fed last: the coroutine is of no use.
         time_ms: Its time, by the clock of Redis.
         fed_at_ms: When it was fed, by the worker's clock.
+        size: Bytes of all events that were fed: what the coroutine may have kept of them.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class Feed:
         "fed_at_ms",
         "length",
         "revision",
+        "size",
         "time_ms",
     )
 
@@ -44,7 +46,7 @@ class Feed:
         self.context = context
         self.execution = make(context)
         self.length = 0
-        self.revision = 0
+        self.revision = self.size = 0
         self.beside = False
         self.time_ms = 0
         self.fed_at_ms = 0
@@ -121,6 +123,7 @@ class Feed:
             else:
                 self._replay(event)
             self.revision = event.revision
+            self.size += event.ByteSize()
             self.time_ms = event.time_ms
             self.fed_at_ms = now_ms
             yield event

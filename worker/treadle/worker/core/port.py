@@ -57,7 +57,7 @@ class CoreSettings:
         wake_slots: Parked runs whose coroutine is kept that may be open again beside `run_slots`.
         park_ms, park_pressed_ms: An open run that only waits is parked after so long; when run jobs wait.
         park_timers_ms: A run that waits only for timers at least this far away is parked at once.
-        cache_runs: Parked coroutines kept at most.
+        cache_runs, cache_bytes: Parked coroutines kept at most, and how much history they may have been fed together.
         always_replay: Drop and replay the coroutine at every event (a test mode).
     """
 
@@ -82,6 +82,7 @@ class CoreSettings:
     park_pressed_ms: int = 1000
     park_timers_ms: int = 5000
     cache_runs: int = 10_000
+    cache_bytes: int = 64 << 20
     always_replay: bool = False
 
 
