@@ -26,10 +26,13 @@ def test_schedules_with_faults() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_healthy_system_needs_no_repair(seed: int) -> None:
-    """Without faults nothing is ever lost, and the watch finds nothing to do."""
+    """Without faults nothing is ever lost, and the watch finds nothing to do.
+
+    One window needs no fault: code that returns while a losing step's GO is on its way (W4; one to two of 100 seeds).
+    """
     world = simulate(seed, faults=False)
     assert not world.ledger.repairs
-    assert not world.ledger.windows
+    assert set(world.ledger.windows) <= {"W4 (closed)"}
 
 
 def test_a_seed_replays_exactly() -> None:
