@@ -134,7 +134,7 @@ def a_held_lock(stage: Stage) -> Scene:
     house = stage.house
     hogged = stage.worker("gil", "session", "--slots", "1")
     yield
-    house.start("gil", "call_hog", seconds=8)
+    house.start("gil", "call_hog", seconds=20)
     began = stage.entry("gil", hogged.pid)
     other = stage.worker("gil", "session")
     again = stage.entry("gil", other.pid)

@@ -108,9 +108,6 @@ class Replica:
     def requests(self, session: Session, frame: SessionRequest, now_ms: int) -> list[tuple[RunKey, Request]]:
         """Take a frame: credits are noted, the rest are requests for the machine, in order."""
         namespace, worker_id = session.namespace, session.worker_id
-        if frame.HasField("credits") and self.sessions.get(worker_id) is session:  # else they ended with it
-            self.credits.state(worker_id, frame.credits, now_ms)
-            session.took_credits(frame.credits.credit_id, waits=bool(frame.requests or frame.reports or frame.claims))
         found: list[tuple[RunKey, Request]] = []
         for item in frame.claims:
             if item.garbage or not item.job.run_id:
@@ -121,6 +118,9 @@ class Replica:
             run = RunKey(namespace, ask.run_id)
             session.confirmed(ask.token, ask.seen)
             found.append((run, Asked(ask, worker_id, self.replica_id)))
+        if frame.HasField("credits") and self.sessions.get(worker_id) is session:  # else they ended with it
+            self.credits.state(worker_id, frame.credits, now_ms)
+            session.took_credits(frame.credits.credit_id, waits=bool(found))
         return found
 
     def _attach(self, session: Session, run: RunKey, token: bytes, seen: int) -> OpenRun | None:
