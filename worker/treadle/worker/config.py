@@ -38,7 +38,7 @@ class WorkerConfig:
         tls: True: encrypt with the authorities that gRPC ships, without naming any file.
         insecure: True: plaintext to other machines too.
         slots: Attempts of pool steps at the same time; also how many threads local sync steps get.
-        run_slots: Open runs at the same time. Up to 20 times as many are kept in memory when they are parked (6 to 9 KiB
+        run_slots: Open runs at the same time. Up to 5 times as many are kept in memory when they are parked (6 to 9 KiB
             each, and what they hold of at most 64 MiB of history), and wake beside them.
         grace: How long steps may run on after SIGTERM. Default "25s", below the 30 s of Kubernetes.
         always_replay: Drop and replay the coroutine at every event (a test mode).

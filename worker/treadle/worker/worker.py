@@ -58,7 +58,7 @@ AFTER_GRACE_S: Final = CUT_OFF_S + 3.0
 
 STILL_DUE_MS: Final = 20
 
-_KEPT: Final = 20
+_KEPT: Final = 5
 """So many times as many coroutines of parked runs as there are run slots are kept, and woken without one."""
 
 _log = structlog.stdlib.get_logger(__name__)
