@@ -17,7 +17,8 @@ __all__ = ("DEFAULT_SERVER", "LaneChoice", "WorkerConfig")
 DEFAULT_SERVER: Final = "127.0.0.1:7430"
 
 LaneChoice = Literal["auto", "amqp", "session"]
-"""How step jobs come: "auto" consumes from RabbitMQ when there is an address of one, and uses the session otherwise."""
+"""How step jobs come. "auto": from RabbitMQ when there is an address of one, and down the session, which is faster, while slots
+are free; without an address only down the session. "amqp": only from RabbitMQ. "session": only down the session."""
 
 _LEVELS = ("debug", "info", "warning", "error")
 

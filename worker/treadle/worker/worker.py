@@ -198,6 +198,7 @@ class Worker:
             steps=frozenset(self._request.steps),
             step_slots=config.slots,
             run_slots=config.run_slots,
+            step_credits=config.lane != "amqp",
             wake_slots=_KEPT * config.run_slots,
             cache_runs=_KEPT * config.run_slots,
             always_replay=config.always_replay,

@@ -3,7 +3,7 @@
 A statement replaces the one before and names the last pushed grant that was read, so that no slot is offered twice. The
 server counts down what it gave away since; so a change is worth a frame of its own only if it matters: there is less than
 the server believes, or twice as much. Else it goes along with a frame that goes anyway.
-Deliveries come first: on the AMQP lane a slot becomes a credit only when it has been free for a while. Parked runs whose
+Deliveries come first: beside a consumer a slot becomes a credit only when it has been free for a while. Parked runs whose
 coroutine is kept have slots of their own, which no delivery takes.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from treadle.v1.worker_service_pb2 import LANE_AMQP, CreditStatement
+from treadle.v1.worker_service_pb2 import CreditStatement
 
 from .cache import Cache
 from .shared import Shared
@@ -114,15 +114,25 @@ class Credits:
 
     def next_due(self, now_ms: int) -> int:
         due = self._due if self._said is not None else now_ms
-        if self._shared.draining or self._runs.free <= 2 * self._left.runs:
+        settings = self._shared.settings
+        if self._shared.draining:
             return due
-        ripe = self._runs.next_ripe(now_ms) if self._shared.settings.workflows else None
-        return due if ripe is None else min(due, ripe)
+        if settings.workflows:
+            due = _sooner(due, self._runs, self._left.runs, now_ms)
+        if settings.steps and settings.step_credits:
+            due = _sooner(due, self._steps, self._left.steps, now_ms)
+        return due
 
     def _offer(self, now_ms: int) -> _Offer:
         settings = self._shared.settings
         if self._shared.draining:
             return _Offer()
         runs = self._runs.ripe(now_ms) if settings.workflows else 0
-        steps = self._steps.ripe(now_ms) if settings.steps and settings.lane != LANE_AMQP else 0
+        steps = self._steps.ripe(now_ms) if settings.steps and settings.step_credits else 0
         return _Offer(runs, steps, min(self._wakes.free, len(self._cache)))
+
+
+def _sooner(due: int, slots: Slots, left: int, now_ms: int) -> int:
+    """Return when a slot ripens, if that is before `due` and the slots that are free may be worth saying."""
+    ripe = slots.next_ripe(now_ms) if slots.free > 2 * left else None
+    return due if ripe is None else min(due, ripe)

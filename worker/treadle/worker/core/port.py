@@ -48,6 +48,7 @@ class CoreSettings:
         namespace, pool, lane: Whom it works for, and how it gets step jobs.
         workflows, steps: Names it has. `steps` are those it takes as pool steps.
         step_slots, run_slots: Attempts of pool steps, and open runs, at the same time.
+        step_credits: Free slots for pool steps are stated as credits too, on either lane.
         right_ms: From the send time of an answered request to the end of the right to start.
         unanswered_ms: A session whose requests stay unanswered for so long is replaced.
         give_back_session_ms, give_back_slot_ms: Unanswered deliveries go back after so long without session, or slot.
@@ -69,6 +70,7 @@ class CoreSettings:
     steps: frozenset[str]
     step_slots: int = 16
     run_slots: int = 100
+    step_credits: bool = True
     wake_slots: int = 400
     right_ms: int = 4000
     unanswered_ms: int = 2000
