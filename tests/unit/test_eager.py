@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from treadle.worker.eager import start_now
+from treadle.protocol.eager import start_now
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="outside")
 

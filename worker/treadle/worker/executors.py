@@ -23,7 +23,7 @@ from treadle.worker.child_wire import Run
 from treadle.worker.children import Child, ChildDied, Children
 from treadle.worker.core.port import Report
 from treadle.worker.current import STEP_INFO, StepInfo
-from treadle.worker.eager import start_now
+from treadle.protocol.eager import start_now
 from treadle.worker.spans import SpanFacts, Spans
 from treadle.worker.steps import Step
 from treadle.worker.threads import Job, StepThread, Threads
