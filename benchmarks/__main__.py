@@ -1,6 +1,6 @@
 """`python -m benchmarks`: run the workloads, print the table, keep the results.
 
-    python -m benchmarks --w W1,W2 --mode services --reps 3 --peers restate,celery
+python -m benchmarks --w W1,W2 --mode services --reps 3 --peers restate,celery
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tests.servers.redis_server import redis_binary
 
 from benchmarks import w_costs, w_crash, w_fanout, w_latency, w_payloads, w_scale, w_sleepers, w_storm, w_throughput
 from benchmarks.accounting import machine
-from benchmarks.house import MODES, clean_environment
+from benchmarks.catalogue import MODES
+from benchmarks.house import clean_environment
 from benchmarks.measure import Record
 from benchmarks.peers import PEERS
 from benchmarks.peers.run import run_peer
@@ -59,8 +60,12 @@ def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure Treadle, and peers beside it.")
-    parser.add_argument("--w", type=_names(list(PARTS)), default=list(PARTS), help="workloads, like W1,W2 (default: all)")
-    parser.add_argument("--mode", type=_names(MODES), default=list(MODES), help="services, embedded (default: both)")
+    parser.add_argument(
+        "--w", type=_names(list(PARTS)), default=list(PARTS), help="workloads, like W1,W2 (default: all)"
+    )
+    parser.add_argument(
+        "--mode", type=_names(MODES), default=list(MODES), help="services, queued, embedded (default: all)"
+    )
     parser.add_argument("--reps", type=int, default=3, help="quiet runs of each series")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on all sizes; below 0.5 nothing is kept")
     parser.add_argument("--peers", type=_names(list(PEERS)), default=[], help=f"{', '.join(PEERS)} or all")
@@ -134,7 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not options.no_save and (options.scale >= 0.5 or options.out is not None):
         ratios, bar = ratios_to_best_peer(results), [" | ".join(line) for line in judged(results)]
         file = save(results.to_json(ratios_to_best_peer=ratios, targets=bar), options.out or RESULTS)
-        print(f"\n{os.path.relpath(file)}; `python -m benchmarks.report` writes docs/benchmarks.md from the newest results")
+        print(
+            f"\n{os.path.relpath(file)}; `python -m benchmarks.report` writes docs/benchmarks.md from the newest results"
+        )
     return 1 if results.errors() else 0
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ("CATALOGUE", "Figure", "Workload")
+__all__ = ("CATALOGUE", "MODES", "Figure", "Mode", "Workload")
 
 Better = Literal["more", "less"]
+Mode = Literal["services", "queued", "embedded"]
+MODES: Final[tuple[Mode, ...]] = ("services", "queued", "embedded")
+"""Treadle's variants; `benchmarks.house` says what they are. "services" is the one that is judged."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,17 +121,15 @@ async def sleepers(
     *,
     runs: int,
     sleep_s: float,
-    together: bool = True,
     quiet_s: float = 3.0,
 ) -> Metrics:
     """`start(due)` starts a run that sleeps until the Unix time `due` and returns by how many seconds it woke late.
 
-    Memory (MiB by name) is taken before, and when all sleep. `together`: all share one instant; else each sleeps `sleep_s`
-    from its own start.
+    All share one instant, `sleep_s` after the first start. Memory (MiB by name) is taken before, and when all sleep.
     """
     before = await asyncio.to_thread(memory)
-    began, first = time.perf_counter(), time.time()
-    handles = await bounded(runs, LANES, lambda _: start((first if together else time.time()) + sleep_s))
+    began, due = time.perf_counter(), time.time() + sleep_s
+    handles = await bounded(runs, LANES, lambda _: start(due))
     started = time.perf_counter() - began
     await asyncio.sleep(quiet_s)
     asleep = await asyncio.to_thread(memory)

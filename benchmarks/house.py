@@ -3,8 +3,10 @@
     with House("services", folder) as house:
         house.run(lambda client: client.start(...))
 
-"services": Redis with `appendfsync always` and RabbitMQ with quorum queues and confirms. "embedded": what `treadle dev` has,
-the embedded Valkey (`always` too) behind a Unix socket and jobs over the session.
+"services": Redis with `appendfsync always` and RabbitMQ with quorum queues and confirms, the worker as it ships: a step that
+finds a free slot goes down the session, the others wait in RabbitMQ. "queued": the same with `--lane amqp`, where slots are no
+credits: every step of a pool goes through RabbitMQ. "embedded": what `treadle dev` has, the embedded Valkey (`always` too)
+behind a Unix socket and jobs over the session.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import redis
 from tests.servers.rabbit_server import RabbitServer
 from tests.servers.redis_server import RedisServer
 
 from benchmarks.app import STEP_LOG_VARIABLE, local_chain, pool_chain
+from benchmarks.catalogue import Mode
 from benchmarks.drive import StepLog, bounded
 from benchmarks.measure import Groups, always
 from benchmarks.processes import free_port, kill_tree, spawn, tail
@@ -33,11 +36,9 @@ from benchmarks.sizes import ORDER
 from treadle.client import Client, TreadleError
 from treadle.controlplane.store.embedded import EmbeddedRedis
 
-__all__ = ("MODES", "House", "Mode")
+__all__ = ("House",)
 
 T = TypeVar("T")
-Mode = Literal["services", "embedded"]
-MODES: tuple[Mode, ...] = ("services", "embedded")
 APP = Path(__file__).with_name("app.py")
 ROOT = Path(__file__).resolve().parents[1]
 _READY_S = 60.0
@@ -49,11 +50,11 @@ class House:
     Args:
         mode: See the module.
         folder: For logs and the state of the embedded store.
-        servers: Control planes; more than one needs "services".
+        servers: Control planes; more than one needs RabbitMQ and Redis.
         workers: Worker processes.
         slots: Pool steps that each executes at the same time; None: the product's default.
         run_slots: Runs that each has open; None: the product's default.
-        fsync: Redis' `appendfsync`, in "services".
+        fsync: Redis' `appendfsync`; the embedded store has `always`.
         env: Further environment of servers and workers.
         runner: The event loop of the clients; None: one of its own.
 
@@ -94,7 +95,7 @@ class House:
         return [f"127.0.0.1:{port}" for port in self._ports]
 
     def groups(self) -> Groups:
-        """What is measured: "server", "worker", "redis" and, in "services", "rabbitmq"."""
+        """What is measured: "server", "worker", "redis" and, unless it is embedded, "rabbitmq"."""
         services = {name: always(pid) for name, pid in self._pids.items()}
         return {
             "server": lambda: [process.pid for process in self._servers],
@@ -138,7 +139,7 @@ class House:
             turned = number % len(self.addresses)
             servers = ",".join(self.addresses[turned:] + self.addresses[:turned])
             command: list[object] = [sys.executable, "-m", "treadle.worker", APP, "--server", servers]
-            command += ["--lane", "session" if self.mode == "embedded" else "amqp"]
+            command += ["--lane", "amqp"] if self.mode == "queued" else []
             command += [] if self._slots is None else ["--slots", self._slots]
             command += [] if self._run_slots is None else ["--run-slots", self._run_slots]
             self._workers.append(spawn(command, self.folder / f"worker{number}.log", self._env, ROOT))
@@ -163,18 +164,22 @@ class House:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is not None:
             sys.stderr.write(self.last_words())
         self._stop()
 
     def last_words(self) -> str:
         """Return the end of each log."""
-        return "".join(f"--- {log.name}\n{tail(log)}\n" for log in sorted(self.folder.glob("*.log")) if log.name != "steps.log")
+        return "".join(
+            f"--- {log.name}\n{tail(log)}\n" for log in sorted(self.folder.glob("*.log")) if log.name != "steps.log"
+        )
 
     def _start(self) -> None:
         began = time.perf_counter()
-        env = self._env | (self._services() if self.mode == "services" else self._embedded())
+        env = self._env | (self._embedded() if self.mode == "embedded" else self._services())
         for number, port in enumerate(self._ports):
             command = [sys.executable, "-m", "treadle.controlplane"]
             log = self.folder / f"server{number}.log"

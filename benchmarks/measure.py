@@ -23,6 +23,7 @@ Groups = Mapping[str, Callable[[], list[int]]]
 NOISY: Final = 0.25
 """A run in which others used more of one core than this is repeated."""
 
+
 def always(pid: int) -> Callable[[], list[int]]:
     """A group of one process that is not replaced."""
     return lambda: [pid]
@@ -179,8 +180,9 @@ def repeat(
     reps: int,
     say: Callable[[Record], None],
     quiet: bool = True,
+    spare: int = 1,
 ) -> list[Record]:
-    """Measure until there are `reps` quiet runs, or one more than that in all.
+    """Measure until there are `reps` quiet runs, or `spare` more than that in all.
 
     Args:
         record: System, variant, workload and steps of the series.
@@ -191,7 +193,7 @@ def repeat(
         quiet: False: neither wait for a quiet machine nor repeat noisy runs (for smoke runs).
     """
     found: list[Record] = []
-    for rep in range(reps + (1 if quiet else 0)):
+    for rep in range(reps + (spare if quiet else 0)):
         one = Record(record.system, record.variant, record.workload, rep, steps=record.steps)
         probe = Probe(groups)
         with machine_lock():

@@ -1,6 +1,6 @@
 """A collector that takes OTLP traces over gRPC and throws them away; it writes down how many bytes came.
 
-    python -m benchmarks.otlp_sink PORT FILE
+python -m benchmarks.otlp_sink PORT FILE
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks.catalogue import CATALOGUE, Figure
+from benchmarks.catalogue import CATALOGUE, MODES, Figure
 from benchmarks.results import Results
 
 __all__ = ("BOUNDS", "OURS", "best_peer", "ratio", "ratios_to_best_peer")
@@ -34,14 +34,15 @@ def best_peer(results: Results, workload: str, figure: Figure) -> tuple[str, flo
 
 
 def ratios_to_best_peer(results: Results) -> dict[str, float]:
-    """Return "workload.figure" -> ratio, RabbitMQ and Redis against the best peer; "….embedded" for the embedded mode."""
+    """Return "workload.figure" -> ratio, RabbitMQ and Redis against the best peer; "….queued" and "….embedded" for the
+    other modes."""
     found = {}
     for workload in CATALOGUE.values():
         for figure in workload.figures:
             best = best_peer(results, workload.name, figure) if figure.compared else None
-            for variant in ("services", "embedded"):
+            for variant in MODES:
                 cell = results.cell(workload.name, OURS, variant, figure.name)
                 if best is not None and cell is not None:
-                    name = f"{workload.name}.{figure.name}" + (".embedded" if variant == "embedded" else "")
+                    name = f"{workload.name}.{figure.name}" + ("" if variant == "services" else f".{variant}")
                     found[name] = round(ratio(cell.median, best[1], figure), 3)
     return found

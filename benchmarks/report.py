@@ -1,6 +1,6 @@
 """The tables of a session as Markdown, and the page that shows the newest one.
 
-    python -m benchmarks.report          # writes docs/benchmarks.md from the newest results
+python -m benchmarks.report          # writes docs/benchmarks.md from the newest results
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def tables(results: Results) -> str:
     titles = [(name, workload.title) for name, workload in CATALOGUE.items() if name in shown]
     parts += ["\n## Workloads\n", _markdown(("workload", "what"), titles)]
     if results.errors():
-        failed = [(one.workload, f"{one.system} {one.variant}", one.error.replace("|", "/")) for one in results.errors()]
+        failed = [
+            (one.workload, f"{one.system} {one.variant}", one.error.replace("|", "/")) for one in results.errors()
+        ]
         parts += ["\n## Failed\n", _markdown(("workload", "system", "why"), failed)]
     return "\n".join(parts)
 

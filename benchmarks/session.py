@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.catalogue import Mode
 from benchmarks.drive import Metrics
-from benchmarks.house import House, Mode
+from benchmarks.house import House
 from benchmarks.measure import Probe, Record, repeat
 from benchmarks.profiling import profiled
 from benchmarks.sizes import Sizes
@@ -39,7 +40,7 @@ class Session:
     Attributes:
         sizes: How big the workloads are.
         reps: Quiet runs of each.
-        modes: Treadle's deployments.
+        modes: Of Treadle, see `House`.
         slots, run_slots: Of the workers, where a workload does not say; None: the product's defaults.
         quiet: False: do not wait for a quiet machine, nor repeat noisy runs.
         big: True: 100,000 sleepers too.
@@ -63,6 +64,11 @@ class Session:
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="treadle-bench-")))
     records: list[Record] = field(default_factory=list)
     _houses: int = 0
+
+    @property
+    def deployments(self) -> list[Mode]:
+        """The modes that are deployments of their own: "queued" differs only where steps of a pool are the matter."""
+        return [mode for mode in self.modes if mode != "queued"]
 
     @contextlib.contextmanager
     def house(self, mode: Mode, **settings: Any) -> Iterator[House]:
@@ -95,27 +101,42 @@ class Session:
         *,
         steps: int = 0,
         reps: int | None = None,
+        spare: int = 1,
     ) -> list[Record]:
-        """Measure `work`, which may look at memory and replace processes."""
+        """Measure `work`, which may look at memory and replace processes; see `repeat` for `spare`."""
         with self._profile(house, workload):
             found = repeat(
                 Record(SYSTEM, house.mode, workload, 0, steps=steps),
                 house.groups(),
                 work,
-                reps=self.reps if reps is None else reps,
+                reps=self._reps(house.mode) if reps is None else reps,
                 say=say,
                 quiet=self.quiet,
+                spare=spare,
             )
         if found[-1].error:
             sys.stderr.write(house.last_words())
         self.keep(found)
         return found
 
+    def fresh(
+        self, mode: Mode, workload: str, make: Callable[[House], Callable[[Probe], Metrics]], *, steps: int = 0
+    ) -> None:
+        """Measure `make(house)` in a new deployment each time: memory that a process took once is not taken again."""
+        for rep in range(self.reps):
+            with self.house(mode) as house:
+                for record in self.probed(house, workload, make(house), steps=steps, reps=1, spare=0):
+                    record.rep = rep
+
     def keep(self, records: list[Record]) -> None:
         """Add records; they are written to the session's folder too, should it end before its time."""
         self.records += records
         with (self.folder / "records.jsonl").open("a") as file:
             file.writelines(json.dumps(record.to_json()) + "\n" for record in records)
+
+    def _reps(self, mode: Mode) -> int:
+        """What is shown beside the targets, and not judged, is measured twice at most."""
+        return min(self.reps, 2) if mode == "queued" else self.reps
 
     def _profile(self, house: House, workload: str) -> contextlib.AbstractContextManager[None]:
         if self.profile is None:

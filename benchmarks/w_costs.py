@@ -39,7 +39,11 @@ def _collector(folder: Path) -> Iterator[dict[str, str]]:
 
 def run(session: Session) -> None:
     """As in production, then with everysec, then with traces; each in a deployment of its own."""
-    for name, fsync, traced in (("production", "always", False), ("everysec", "everysec", False), ("traced", "always", True)):
+    for name, fsync, traced in (
+        ("production", "always", False),
+        ("everysec", "everysec", False),
+        ("traced", "always", True),
+    ):
         with contextlib.ExitStack() as stack:
             env = stack.enter_context(_collector(session.folder)) if traced else {}
             for letter, workflow in KINDS.items():

@@ -58,7 +58,7 @@ def run(session: Session) -> None:
     """200 runs of 10 steps of 50 ms, 50 at a time: undisturbed, and killed at half of that time."""
     sizes = session.sizes
     steps = sizes.crash_runs * sizes.crash_steps
-    for mode in session.modes:
+    for mode in session.deployments:
         for name, workflow, slots in (
             ("W5", slow_pool_chain, {"slots": sizes.crash_slots}),
             ("W5-local", slow_local_chain, {"run_slots": sizes.crash_slots}),

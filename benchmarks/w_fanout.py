@@ -28,10 +28,10 @@ def _gather(workflow: Any, width: int) -> Callable[[Client], Awaitable[Metrics]]
 def run(session: Session) -> None:
     """500 local steps; 500 and 10,000 of a pool."""
     fan = session.sizes.fan
-    series: list[tuple[str, Any, int, int]] = [("W3a", local_fan, fan, session.reps), ("W3b", pool_fan, fan, session.reps)]
-    if not session.short:
-        series.append(("W3b-10k", pool_fan, fan * 20, 1))
     for mode in session.modes:
         with session.house(mode) as house:
-            for name, workflow, width, reps in series:
-                session.series(house, name, _gather(workflow, width), steps=width, reps=reps)
+            if mode != "queued":
+                session.series(house, "W3a", _gather(local_fan, fan), steps=fan)
+            session.series(house, "W3b", _gather(pool_fan, fan), steps=fan)
+            if mode != "queued" and not session.short:
+                session.series(house, "W3b-10k", _gather(pool_fan, fan * 20), steps=fan * 20, reps=1)

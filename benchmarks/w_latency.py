@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.drive import Metrics, chains, latency
 from benchmarks.house import order
 from benchmarks.session import Session
-from benchmarks.w_throughput import KINDS
+from benchmarks.w_throughput import kinds
 from treadle.client import Client
 
 __all__ = ("one_at_a_time", "run")
@@ -32,7 +32,7 @@ def run(session: Session) -> None:
     sizes = session.sizes
     for mode in session.modes:
         with session.house(mode) as house:
-            for letter, workflow in KINDS.items():
+            for letter, workflow in kinds(mode).items():
                 work = one_at_a_time(workflow, 1, sizes.latency, chain=False)
                 session.series(house, f"W2{letter}", work, steps=sizes.latency)
                 work = one_at_a_time(workflow, sizes.chain, sizes.chains, chain=True)

@@ -19,7 +19,7 @@ def run(session: Session) -> None:
     """W1 with big results."""
     steps = session.sizes.steps
     kinds: dict[str, Any] = {"a": big_local_chain, "b": big_pool_chain}
-    for mode in session.modes:
+    for mode in session.deployments:
         for kib, full in _RUNS.items():
             runs = session.sizes.of(full)
             with session.house(mode) as house:

@@ -26,7 +26,7 @@ _MARKS = 400
 
 def run(session: Session) -> None:
     """W1(b) with 1, 2, 4 workers and 1, 2 servers; histories of 10 to 10,000 steps."""
-    for mode in session.modes:
+    for mode in session.deployments:
         for workers, servers in _TEAMS:
             if servers == 1 or mode == "services":  # one server alone has the broker in memory
                 with session.house(mode, workers=workers, servers=servers) as house:

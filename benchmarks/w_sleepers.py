@@ -25,7 +25,7 @@ async def _result(run: RunHandle[float]) -> float:
     return await run.result(timeout=900)
 
 
-def _sleep(house: House, runs: int, sleep_s: float, *, together: bool) -> Callable[[Probe], Metrics]:
+def _sleep(house: House, runs: int, sleep_s: float) -> Callable[[Probe], Metrics]:
     """The lag is what the workflow saw: the wall clock in a local step behind the sleep, less the instant that was due."""
 
     def work(probe: Probe) -> Metrics:
@@ -36,7 +36,7 @@ def _sleep(house: House, runs: int, sleep_s: float, *, together: bool) -> Callab
             def start(due: float) -> Awaitable[Any]:
                 return client.start(sleeper, due)
 
-            return await sleepers(start, _result, memory, runs=runs, sleep_s=sleep_s, together=together)
+            return await sleepers(start, _result, memory, runs=runs, sleep_s=sleep_s)
 
         found = house.run(drive)
         return {**found, "kib_durable": round(found["kib_redis_data"] + found["kib_server"], 2)}
@@ -55,7 +55,10 @@ def _idle(house: House, runs: int) -> Callable[[Probe], Metrics]:
             before = probe.cpu()
             await asyncio.sleep(_IDLE_S)
             used = {name: value - before[name] for name, value in probe.cpu().items()}
-            return {**{f"{name}_idle_percent": round(cpu / _IDLE_S * 100, 2) for name, cpu in used.items()}, "runs": runs}
+            return {
+                **{f"{name}_idle_percent": round(cpu / _IDLE_S * 100, 2) for name, cpu in used.items()},
+                "runs": runs,
+            }
 
         return house.run(drive)
 
@@ -65,12 +68,8 @@ def _idle(house: House, runs: int) -> Callable[[Probe], Metrics]:
 def run(session: Session) -> None:
     """2,000 sleepers in a fresh deployment each time; 10,000 that never wake; 100,000 with `--big`."""
     sizes = session.sizes
-    for mode in session.modes:
-        for rep in range(session.reps):
-            with session.house(mode) as house:
-                work = _sleep(house, sizes.sleepers, sizes.sleep_s, together=True)
-                for record in session.probed(house, "W4", work, reps=1):
-                    record.rep += rep * 2
+    for mode in session.deployments:
+        session.fresh(mode, "W4", lambda house: _sleep(house, sizes.sleepers, sizes.sleep_s))
         if not session.short:
             with session.house(mode) as house:
                 session.probed(house, "W4-idle", _idle(house, sizes.sleepers * 5), reps=1)
@@ -79,4 +78,4 @@ def run(session: Session) -> None:
                 runs = sizes.sleepers * 50
                 sleep_s = 30 + runs / 300  # starts included
                 sys.stderr.write(f"{runs:,} sleepers, {sleep_s:.0f} s\n")
-                session.probed(house, "W4-100k", _sleep(house, runs, sleep_s, together=True), reps=1)
+                session.probed(house, "W4-100k", _sleep(house, runs, sleep_s), reps=1)

@@ -50,8 +50,5 @@ def _storm(house: House, runs: int) -> Callable[[Probe], Metrics]:
 def run(session: Session) -> None:
     """20,000 runs of one local step, 500 starts under way at once, in a fresh deployment each time."""
     runs = session.sizes.of(20_000)
-    for mode in session.modes:
-        for rep in range(session.reps):
-            with session.house(mode) as house:
-                for record in session.probed(house, "W8", _storm(house, runs), steps=runs, reps=1):
-                    record.rep += rep * 2
+    for mode in session.deployments:
+        session.fresh(mode, "W8", lambda house: _storm(house, runs), steps=runs)

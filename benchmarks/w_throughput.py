@@ -6,15 +6,22 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from benchmarks.app import local_chain, pool_chain
+from benchmarks.catalogue import Mode
 from benchmarks.drive import Metrics, Result, Start, in_flight, throughput
 from benchmarks.house import order
 from benchmarks.session import Session
 from treadle.client import Client, RunHandle
 
-__all__ = ("KINDS", "flow", "run")
+__all__ = ("KINDS", "flow", "kinds", "run")
 
 KINDS: dict[str, Any] = {"a": local_chain, "b": pool_chain}
 """Letter of a workload -> the workflow."""
+
+
+def kinds(mode: Mode) -> dict[str, Any]:
+    """Return those that a mode runs: only steps of a pool are "queued"."""
+    return {letter: workflow for letter, workflow in KINDS.items() if mode != "queued" or letter == "b"}
+
 
 Shape = Callable[[Start, Result, int, int], Awaitable[Metrics]]
 
@@ -44,11 +51,12 @@ def run(session: Session) -> None:
         ("", throughput, sizes.runs, None),
         ("-flight", in_flight, sizes.runs, None),
     ]
-    if not session.short:
-        shapes.append(("-10k", in_flight, sizes.runs * 10, 1))
+    long: list[tuple[str, Shape, int, int | None]] = [] if session.short else [("-10k", in_flight, sizes.runs * 10, 1)]
     for mode in session.modes:
-        for letter, workflow in KINDS.items():
+        for letter, workflow in kinds(mode).items():
             with session.house(mode) as house:
-                for name, shape, runs, reps in shapes:
-                    work = flow(workflow, sizes.steps, order(), returns=sizes.steps, shape=shape, runs=runs, steps=sizes.steps)
+                for name, shape, runs, reps in shapes + ([] if mode == "queued" else long):
+                    work = flow(
+                        workflow, sizes.steps, order(), returns=sizes.steps, shape=shape, runs=runs, steps=sizes.steps
+                    )
                     session.series(house, f"W1{letter}{name}", work, steps=runs * sizes.steps, reps=reps)

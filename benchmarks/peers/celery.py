@@ -75,7 +75,12 @@ def throughput(runs: int, steps: int) -> Metrics:
     for result in results:
         result.get(timeout=_PATIENCE_S)
     wall = time.perf_counter() - began
-    return {"steps_per_s": round(runs * steps / wall, 1), "wall_s": round(wall, 3), "start_s": round(started, 3), "runs": runs}
+    return {
+        "steps_per_s": round(runs * steps / wall, 1),
+        "wall_s": round(wall, 3),
+        "start_s": round(started, 3),
+        "runs": runs,
+    }
 
 
 def one_at_a_time(runs: int, steps: int) -> Metrics:
@@ -104,7 +109,9 @@ def sleepers(probe: Probe, runs: int, sleep_s: float) -> Metrics:
     asleep = probe.memory()
     lags = [result.get(timeout=_PATIENCE_S) for result in results]
     grown = {f"kib_{name}": round((asleep[name] - before[name]) * 1024 / runs, 2) for name in asleep}
-    return durable({**{f"lag_{name}": value for name, value in spread(lags).items()}, **grown, "start_s": round(started, 2)})
+    return durable(
+        {**{f"lag_{name}": value for name, value in spread(lags).items()}, **grown, "start_s": round(started, 2)}
+    )
 
 
 def crash(stage: Stage, team: Team, at_s: float | None) -> Callable[[Probe], Metrics]:

@@ -182,7 +182,9 @@ def inproc(stage: Stage) -> None:
     launch(FAST_S, None)
     try:
         open_client = partial(connect, None, FAST_S, "")
-        measure(stage, "inproc", "a", stage.service_groups(), open_client, reach(stage.sizes, latency=200), sleeper=False)
+        measure(
+            stage, "inproc", "a", stage.service_groups(), open_client, reach(stage.sizes, latency=200), sleeper=False
+        )
     finally:
         DBOS.destroy()
 

@@ -73,7 +73,9 @@ def bench(stage: Stage) -> None:
         series("W2a", runs, lambda: drive.latency(call(1), runs))
         series("W2a-chain", 2 * sizes.chain, lambda: drive.chains(call(sizes.chain), 2, sizes.chain))
     else:
-        series("W3a-100", sizes.of(100), lambda: drive.fan_out(lambda _: fan(sizes.of(100), dict(ORDER)), sizes.of(100)))
+        series(
+            "W3a-100", sizes.of(100), lambda: drive.fan_out(lambda _: fan(sizes.of(100), dict(ORDER)), sizes.of(100))
+        )
 
 
 async def ten_at_once(call: Callable[[int], Awaitable[Any]], runs: int, steps: int) -> drive.Metrics:

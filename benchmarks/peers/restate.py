@@ -174,7 +174,9 @@ def start_service(stage: Stage, kind: str, admin: int) -> Team:
 def register(admin: int, uri: str) -> None:
     """Tell the server of the handlers; it takes a moment until it listens to that."""
     body = json.dumps({"uri": uri}).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{admin}/deployments", body, {"content-type": "application/json"})
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{admin}/deployments", body, {"content-type": "application/json"}
+    )
     end = time.monotonic() + 30
     while True:
         try:
@@ -199,7 +201,15 @@ def main() -> None:
                 called = variant.startswith("call")
                 open_client = partial(connect, ingress, "call" if called else "")
                 if stage.part != "W5":
-                    measure(stage, variant, "b" if called else "a", groups, open_client, reach(stage.sizes), sleeper=not called)
+                    measure(
+                        stage,
+                        variant,
+                        "b" if called else "a",
+                        groups,
+                        open_client,
+                        reach(stage.sizes),
+                        sleeper=not called,
+                    )
                 elif not called:  # its limit of invocations counts per partition, so the client bounds them
                     crashed(stage, variant, groups, open_client, team, lanes=stage.sizes.crash_slots)
 

@@ -42,9 +42,19 @@ def run_peer(peer: Peer, part: str, session: Session) -> list[Record]:
     with contextlib.ExitStack() as stack:
         services = {name: stack.enter_context(_SERVICES[name](folder)) for name in peer.services}
         command = [str(python), "-m", f"benchmarks.peers.{peer.name}", "--w", part, "--reps", str(session.reps)]
-        command += ["--scale", str(session.sizes.scale), "--out", str(out),]
+        command += [
+            "--scale",
+            str(session.sizes.scale),
+            "--out",
+            str(out),
+        ]
         command += [] if session.quiet else ["--busy"]
-        env = {**os.environ, "PYTHONPATH": str(_ROOT), "PEERS_HOME": str(home()), SERVICES_VARIABLE: json.dumps(services)}
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(_ROOT),
+            "PEERS_HOME": str(home()),
+            SERVICES_VARIABLE: json.dumps(services),
+        }
         if lock_is_inherited():
             env[LOCK_VARIABLE] = ""
         process = subprocess.Popen(command, cwd=_ROOT, env=env)
@@ -96,7 +106,18 @@ def _postgres(folder: Path) -> Iterator[Service]:
     programs = _postgres_programs()
     setup = [*as_user, str(programs / "initdb"), "-D", str(data / "data"), "-U", "postgres", "-A", "trust"]
     subprocess.run(setup, check=True, stdout=subprocess.DEVNULL, cwd=data)
-    command = [*as_user, programs / "postgres", "-D", data / "data", "-p", port, "-c", "listen_addresses=127.0.0.1", "-k", data]
+    command = [
+        *as_user,
+        programs / "postgres",
+        "-D",
+        data / "data",
+        "-p",
+        port,
+        "-c",
+        "listen_addresses=127.0.0.1",
+        "-k",
+        data,
+    ]
     server = spawn(command, folder / "postgres.log", cwd=data)
     try:
         wait_for_port(port, server)

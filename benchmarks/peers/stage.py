@@ -243,7 +243,9 @@ def measure(
         )
         stage.series(variant, f"W2{letter}-chain", groups, work, steps=size.chains * sizes.chain)
     elif part == "W3":
-        work = asynchronous(open_client, lambda client: drive.fan_out(lambda _: client.call("fan", sizes.fan), sizes.fan))
+        work = asynchronous(
+            open_client, lambda client: drive.fan_out(lambda _: client.call("fan", sizes.fan), sizes.fan)
+        )
         stage.series(variant, f"W3{letter}", groups, work, steps=sizes.fan)
     elif part == "W4" and sleeper:
         stage.series(variant, "W4", groups, _asleep(stage, open_client))
@@ -295,7 +297,9 @@ def crashed(stage: Stage, variant: str, groups: Groups, open_client: Open, team:
     killed(stage, variant, groups, slow)
 
 
-def killed(stage: Stage, variant: str, groups: Groups, slow: Callable[[float | None], Callable[[Probe], Metrics]]) -> None:
+def killed(
+    stage: Stage, variant: str, groups: Groups, slow: Callable[[float | None], Callable[[Probe], Metrics]]
+) -> None:
     """Measure `slow(None)`, then `slow(half of its time)`, and keep by how much that took longer."""
     steps = stage.sizes.crash_runs * stage.sizes.crash_steps
     calm = stage.series(variant, "W5-calm", groups, slow(None), steps=steps)

@@ -124,7 +124,15 @@ async def work(port: int, activities: int) -> None:
 def bench(stage: Stage, variant: str) -> None:
     """One workload with a fresh server."""
     port, crash, local = free_port(), stage.part == "W5", variant.endswith("local")
-    command: list[object] = [home() / "venv-temporal/bin/temporal", "server", "start-dev", "--port", port, "--ip", "127.0.0.1"]
+    command: list[object] = [
+        home() / "venv-temporal/bin/temporal",
+        "server",
+        "start-dev",
+        "--port",
+        port,
+        "--ip",
+        "127.0.0.1",
+    ]
     command += ["--headless", "--log-level", "error"]
     if variant.startswith("disk"):
         command += ["--db-filename", stage.folder / f"{variant}.db"]
