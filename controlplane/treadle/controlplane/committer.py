@@ -11,6 +11,7 @@ waited for, as long as somebody waits for the reply.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -24,6 +25,7 @@ from treadle.controlplane.machine.requests import Asked, Claimed, FireTimer, Rep
 from treadle.controlplane.replica import Replica
 from treadle.controlplane.store.cache import HotRuns
 from treadle.controlplane.store.port import Change, Committed, Loaded, Outcome, Store
+from treadle.protocol.eager import start_now
 from treadle.protocol.errors import Refused, RequestError, Unavailable
 from treadle.protocol.ids import RunKey
 from treadle.v1.worker_service_pb2 import (
@@ -73,8 +75,11 @@ class Committer:
         self._ready: dict[RunKey, None] = {}
         self._timers: dict[RunKey, None] = {}  # those of them that have a timer due
         self._busy: set[RunKey] = set()
-        self._work = asyncio.Event()
+        self._base = contextvars.copy_context()
+        self._flights: set[asyncio.Task[None]] = set()
         self._flying = 0
+        self._lifts = False  # at the next turn of the loop
+        self._works: asyncio.Future[None] | None = None
         self.commits = 0
         self.conflicts = 0
 
@@ -91,17 +96,47 @@ class Committer:
                 self._ready.pop(run, None)
             elif run not in self._timers:
                 self._ready[run] = None
-            self._work.set()
+            self._lift_soon()
 
     async def run(self) -> None:
         """Work for ever."""
-        async with asyncio.TaskGroup() as group:
-            while True:
-                await self._work.wait()
-                self._work.clear()
-                while self._flying < len(_TAKES_OFF_AT) and self._count() >= _TAKES_OFF_AT[self._flying]:
-                    self._flying += 1
-                    group.create_task(self._fly(self._take()))
+        self._works = asyncio.get_running_loop().create_future()
+        try:
+            self.lift()
+            await self._works
+        finally:
+            self._works = None
+            for flight in self._flights:
+                flight.cancel()
+            await asyncio.gather(*self._flights, return_exceptions=True)
+
+    def lift(self) -> None:
+        """Let batches take off now instead of in the next turn of the loop: all that belongs together was submitted."""
+        self._lifts = False
+        try:
+            while (
+                self._works is not None
+                and self._flying < len(_TAKES_OFF_AT)
+                and self._count() >= _TAKES_OFF_AT[self._flying]
+            ):
+                self._take_off()
+        except Exception as error:  # of the committer itself: whoever waits would wait for ever
+            if self._works is None or self._works.done():
+                raise
+            self._works.set_exception(error)
+
+    def _take_off(self) -> None:
+        batch = self._take()
+        self._flying += 1
+        flight = start_now(self._fly(batch), name="commit", context=self._base.copy())
+        if not flight.done():
+            self._flights.add(flight)
+            flight.add_done_callback(self._flights.discard)
+
+    def _lift_soon(self) -> None:
+        if self._works is not None and not self._lifts:
+            self._lifts = True
+            asyncio.get_running_loop().call_soon(self.lift, context=self._base)
 
     async def _fly(self, batch: dict[RunKey, list[Item]]) -> None:
         try:
@@ -141,7 +176,7 @@ class Committer:
             else:
                 self._waiting.pop(run, None)
         if self._ready or self._timers:
-            self._work.set()
+            self._lift_soon()  # what this batch did goes out first
 
     async def _batch(self, batch: dict[RunKey, list[Item]]) -> None:
         decided: list[tuple[RunKey, list[Item], Decision]] = []
