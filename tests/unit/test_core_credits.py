@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.unit.core_rig import Rig, completed, opened_rig, run_job, step_job
 
 from treadle.v1.worker_service_pb2 import (
@@ -28,14 +29,32 @@ def test_session_lane_states_free_slots_at_once() -> None:
     assert statements(rig) == []
 
 
-def test_amqp_lane_states_run_slots_that_were_free_for_50_ms_with_a_consumer() -> None:
-    rig = Rig().open()
+@pytest.mark.parametrize(("step_credits", "step_jobs"), [(True, 2), (False, 0)])
+def test_amqp_lane_states_slots_that_were_free_for_50_ms_with_a_consumer(step_credits: bool, step_jobs: int) -> None:
+    """Without step credits pool steps come by the broker alone."""
+    rig = Rig(step_credits=step_credits).open()
     (said,) = statements(rig)
     assert (said.run_jobs, said.step_jobs) == (0, 0)
     assert rig.core.next_due() == rig.now + 50
     rig.now += 50
     (said,) = statements(rig)
-    assert (said.run_jobs, said.step_jobs) == (2, 0)  # step jobs come by the broker
+    assert (said.run_jobs, said.step_jobs) == (2, step_jobs)
+
+
+@pytest.mark.parametrize(("step_credits", "said"), [(True, [0, 2]), (False, [0])])
+def test_a_step_slot_that_ripens_wakes_the_core_only_where_it_is_a_credit(step_credits: bool, said: list[int]) -> None:
+    rig = Rig(workflows=frozenset(), step_credits=step_credits).open()
+    rig.frames()
+    rig.pass_ms(900)  # `next_due` alone says when
+    assert [0, *(frame.credits.step_jobs for frame in rig.sent)] == said
+    assert rig.core.next_due() == rig.now - 900 + (50 if step_credits else 0) + 1000
+
+
+def test_a_worker_without_pool_steps_states_none() -> None:
+    rig = Rig(steps=frozenset()).open()
+    rig.frames()
+    rig.pass_ms(50)
+    assert [(frame.credits.run_jobs, frame.credits.step_jobs) for frame in rig.sent] == [(2, 0)]
 
 
 def test_deliveries_come_first() -> None:

@@ -10,9 +10,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from tests.unit.core_rig import opened_rig, step_job
 
 from treadle.worker import spans, step
-from treadle.worker.core.port import Report
+from treadle.worker.app import collect
+from treadle.worker.attempts import Attempts
+from treadle.worker.core.port import Report, StartAttempt
 from treadle.worker.current import StepInfo
 from treadle.worker.executors import Call, Executors
 from treadle.worker.spans import SpanFacts, Spans
@@ -103,6 +106,43 @@ def test_a_failure_in_a_thread_colours_its_span(exported: InMemorySpanExporter) 
     assert span.kind is SpanKind.INTERNAL and span.status.status_code is StatusCode.ERROR
     assert span.attributes is not None and span.attributes["error.type"] == "ValueError"
     assert "messaging.system" not in span.attributes
+
+
+@pytest.mark.parametrize("pushed", [False, True])
+def test_what_came_down_the_session_did_not_come_through_rabbitmq(exported: InMemorySpanExporter, pushed: bool) -> None:
+    """On a worker that takes steps both ways, the span of each attempt says which one it was."""
+
+    async def main() -> None:
+        rig = opened_rig(steps=frozenset({"good"}), right_ms=10**15)  # the rig's clock is not that of the worker
+        job = step_job(name="good", input=good.signature.encode_call((), {}))
+        if pushed:
+            rig.push(job, b"t")
+        else:
+            rig.deliver(job)
+            rig.go(rig.claims()[0], b"t")
+        (action,) = rig.of(StartAttempt)
+        executors = Executors("app.py", 1)
+        ended = asyncio.Event()
+        attempts = Attempts(
+            rig.core,
+            collect([good]),
+            executors,
+            ended.set,
+            namespace="default",
+            pool="p",
+            worker_id="w",
+            broker=("rabbit", 5672),
+        )
+        try:
+            attempts.start(action)
+            await ended.wait()
+        finally:
+            await executors.close()
+
+    asyncio.run(main())
+    (span,) = exported.get_finished_spans()
+    assert span.kind is SpanKind.CONSUMER and span.attributes is not None
+    assert ("messaging.system" in span.attributes, "server.address" in span.attributes) == (not pushed, not pushed)
 
 
 def test_broken_telemetry_fails_no_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,9 @@ from statistics import median
 from typing import Final
 
 from treadle.protocol.topology import queue_of
-from treadle.v1.job_pb2 import Job
 from treadle.worker.app import Registry
 from treadle.worker.clock import monotonic_ms
-from treadle.worker.core.port import Report, StartAttempt, StartLocal, WorkerCorePort
+from treadle.worker.core.port import Attempt, Report, StartAttempt, StartLocal, WorkerCorePort
 from treadle.worker.current import LazyInfo
 from treadle.worker.executors import Call, Executors, Running
 from treadle.worker.spans import SpanFacts
@@ -33,7 +32,7 @@ class Attempts:
         executors: What runs them.
         changed: Called after the core was told something.
         namespace, pool, worker_id: Of the worker.
-        broker: (host, port) of RabbitMQ on the AMQP lane.
+        broker: (host, port) of RabbitMQ, where deliveries come from; None on the session lane.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class Attempts:
             ended=ended,
             timeout_ms=job.timeout_ms,
             alone=attempt.alone,
-            facts=self._facts_of(job) if self._executors.spans.enabled else self._facts,
+            facts=self._facts_of(attempt) if self._executors.spans.enabled else self._facts,
         )
         running = self._executors.start(call)
         if not running.done:
@@ -158,11 +157,12 @@ class Attempts:
         if running is not None:
             running.cancel(reason)
 
-    def _facts_of(self, job: Job) -> SpanFacts:
+    def _facts_of(self, attempt: Attempt) -> SpanFacts:
+        job = attempt.job
         return SpanFacts(
             pool=self._pool,
             worker_id=self._worker_id,
             dispatch_id=job.dispatch_id,
             queue=queue_of(job).name,
-            broker=self._broker,
+            broker=None if attempt.pushed else self._broker,
         )

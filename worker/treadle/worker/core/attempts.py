@@ -91,6 +91,7 @@ class Attempts:
             number=grant.attempt,
             alone=grant.alone,
             traceparent=grant.trace.traceparent,
+            pushed=grant.push_number > 0,
         )
         self._shared.actions.append(StartAttempt(attempt))
 

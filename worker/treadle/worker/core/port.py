@@ -98,6 +98,7 @@ class Attempt:
         number: Number of the attempt over the step's life.
         alone: Execute in a child process of its own.
         traceparent: Context of the attempt's span; "" when there is none.
+        pushed: It came down the session, to a credit; else a delivery of the broker brought it.
     """
 
     token: bytes
@@ -105,6 +106,7 @@ class Attempt:
     number: int
     alone: bool
     traceparent: str
+    pushed: bool = False
 
 
 @dataclass(slots=True)
