@@ -922,6 +922,7 @@ class StepCompleted(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     LOCAL_FIELD_NUMBER: _builtins.int
     DURATION_MS_FIELD_NUMBER: _builtins.int
+    ENDED_MS_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The step."""
     attempt: _builtins.int
@@ -934,6 +935,10 @@ class StepCompleted(_message.Message):
     """True for a local step."""
     duration_ms: _builtins.int
     """How long user code ran, in milliseconds."""
+    ended_ms: _builtins.int
+    """Local steps whose result the code was fed before this event: the time it was told, in milliseconds since 1970. 0: that of
+    the event.
+    """
     @_builtins.property
     def result(self) -> _common_pb2.Payload:
         """Encoded result."""
@@ -948,10 +953,11 @@ class StepCompleted(_message.Message):
         digest: _builtins.int = ...,
         local: _builtins.bool = ...,
         duration_ms: _builtins.int = ...,
+        ended_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command_id", b"command_id", "digest", b"digest", "duration_ms", b"duration_ms", "local", b"local", "name", b"name", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command_id", b"command_id", "digest", b"digest", "duration_ms", b"duration_ms", "ended_ms", b"ended_ms", "local", b"local", "name", b"name", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -661,6 +661,7 @@ class OwnerRequest(_message.Message):
     CANCELLED_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
     DIVERGED_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     incarnation: _builtins.int
@@ -677,6 +678,10 @@ class OwnerRequest(_message.Message):
     """Revision of the event at `told`."""
     sent_ms: _builtins.int
     """Send time, by the worker's clock (ms): OK renews the right to start local steps until 4 s later."""
+    ahead: _builtins.bool
+    """The code was fed the result of the one checkpoint here before its event, and ended: the outcome counts if that event is all
+    that follows `seen`.
+    """
     @_builtins.property
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___Command]:
         """What the code asked for, in its order; known ids are skipped."""
@@ -728,10 +733,11 @@ class OwnerRequest(_message.Message):
         cancelled: Global___CancelledRun | None = ...,
         release: Global___ReleaseRun | None = ...,
         diverged: Global___DivergedRun | None = ...,
+        ahead: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "complete", b"complete", "diverged", b"diverged", "fail", b"fail", "final", b"final", "park", b"park", "release", b"release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "checkpoints", b"checkpoints", "commands", b"commands", "complete", b"complete", "diverged", b"diverged", "fail", b"fail", "final", b"final", "incarnation", b"incarnation", "park", b"park", "release", b"release", "run_id", b"run_id", "seen", b"seen", "sent_ms", b"sent_ms", "seq", b"seq", "token", b"token", "told", b"told", "told_revision", b"told_revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "cancelled", b"cancelled", "checkpoints", b"checkpoints", "commands", b"commands", "complete", b"complete", "diverged", b"diverged", "fail", b"fail", "final", b"final", "incarnation", b"incarnation", "park", b"park", "release", b"release", "run_id", b"run_id", "seen", b"seen", "sent_ms", b"sent_ms", "seq", b"seq", "token", b"token", "told", b"told", "told_revision", b"told_revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_final: _TypeAlias = _typing.Literal["park", "complete", "fail", "cancelled", "release", "diverged"]  # noqa: Y015
     _WhichOneofArgType_final: _TypeAlias = _typing.Literal["final", b"final"]  # noqa: Y015
@@ -922,6 +928,7 @@ class Checkpoint(_message.Message):
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     RETRY_FIELD_NUMBER: _builtins.int
     DURATION_MS_FIELD_NUMBER: _builtins.int
+    ENDED_MS_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The step."""
     digest: _builtins.int
@@ -936,6 +943,8 @@ class Checkpoint(_message.Message):
     """FAILED: the step asked for this wait (ms); 0 leaves it to the policy."""
     duration_ms: _builtins.int
     """How long user code ran (ms)."""
+    ended_ms: _builtins.int
+    """COMPLETED, where the code was fed the result before its event: the time it was told (ms since 1970)."""
     @_builtins.property
     def result(self) -> _common_pb2.Payload:
         """COMPLETED: encoded result."""
@@ -961,10 +970,11 @@ class Checkpoint(_message.Message):
         retry_after_ms: _builtins.int = ...,
         retry: _common_pb2.RetryPolicy | None = ...,
         duration_ms: _builtins.int = ...,
+        ended_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "result", b"result", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "digest", b"digest", "duration_ms", b"duration_ms", "failure", b"failure", "kind", b"kind", "name", b"name", "result", b"result", "retry", b"retry", "retry_after_ms", b"retry_after_ms", "try_number", b"try_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "digest", b"digest", "duration_ms", b"duration_ms", "ended_ms", b"ended_ms", "failure", b"failure", "kind", b"kind", "name", b"name", "result", b"result", "retry", b"retry", "retry_after_ms", b"retry_after_ms", "try_number", b"try_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
