@@ -31,11 +31,13 @@ from treadle.v1.worker_service_pb2 import (
     ANSWER_REWIND,
     ANSWER_SETTLED,
     ANSWER_UNKNOWN,
+    REPORT_KIND_COMPLETED,
     REPORT_KIND_FAILED,
     REPORT_KIND_LOST,
     CancelCommand,
     Command,
     OwnerRequest,
+    ReportKind,
 )
 
 LOCAL = "0/l#1"
@@ -258,6 +260,47 @@ def test_a_cancel_that_was_seen_too_late_is_shown(cancelled: bool) -> None:
         rig.cancel_run()
     owner.say(complete={})
     assert rig.last("run_completed").cancel_too_late is cancelled
+
+
+def _said_twice(rig: Rig, owner: Owner, *commands: Command, **more: Any) -> tuple[OwnerRequest, OwnerRequest]:
+    """Two requests that say the same under two numbers, the second not waiting for the answer to the first."""
+    owner.catch_up()
+    return owner.request(*commands, **more), owner.request(*commands, **more)
+
+
+@pytest.mark.parametrize("kind", [REPORT_KIND_COMPLETED, REPORT_KIND_FAILED, REPORT_KIND_LOST])
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_an_outcome_that_is_said_under_two_numbers_is_recorded_once(
+    kind: ReportKind.ValueType, has_begun: bool
+) -> None:
+    """A5: rows do not tell what is settled."""
+    rig, owner = announced() if has_begun else opened()
+    failure = Failure(type="Boom", final=True)
+    first, again = _said_twice(rig, owner, checkpoints=[rig.checkpoint(kind=kind, failure=failure, retry=POLICY)])
+    assert owner.send(first).answer == ANSWER_OK
+    length = rig.head.length
+    assert owner.send(again).answer == ANSWER_OK
+    assert rig.head.length == length and rig.head.open_commands == 0
+
+
+@pytest.mark.parametrize("command", [sleep(), schedule(), local()])
+def test_what_has_an_outcome_that_the_owner_was_not_fed_is_not_begun_again(command: Command) -> None:
+    """R7: rows do not tell what is settled."""
+    rig, owner = opened()
+    first, again = _said_twice(rig, owner, command)
+    owner.send(first)
+    if command.HasField("start_timer"):
+        rig.wait(10_000)
+        rig.fire("0/sleep#1")
+    elif command.HasField("schedule_step"):
+        rig.report(rig.hold().token)
+    else:
+        checkpoint = owner.request(checkpoints=[rig.checkpoint()])
+        checkpoint.seq, again.seq = again.seq, checkpoint.seq
+        owner.send(checkpoint)
+    kinds = rig.kinds()
+    assert owner.send(again).answer == ANSWER_OK
+    assert rig.kinds() == kinds and rig.head.open_commands == 0 and not rig.fields()
 
 
 # --- commands -------------------------------------------------------------------------------------------------------

@@ -52,6 +52,9 @@ from .view import HOUR_MS, RunView
 
 __all__ = ("asked", "lost_locals")
 
+_ENDS = frozenset(("complete", "fail", "cancelled"))
+_OUTCOMES = frozenset(("step_completed", "step_failed", "step_cancelled", "timer_fired", "timer_cancelled"))
+
 
 def asked(view: RunView, request: Asked) -> OwnerAnswer:
     """Take one request of the owner."""
@@ -126,12 +129,27 @@ def _renew(view: RunView, request: Asked) -> None:
 
 
 def _record(view: RunView, ask: OwnerRequest) -> None:
+    settled = _settled_unseen(view, ask.seen) if ask.commands or ask.checkpoints else ()
     for command in ask.commands:
-        _command(view, command)
+        if command.command_id not in settled:
+            _command(view, command)
     for checkpoint in ask.checkpoints:
-        _checkpoint(view, checkpoint)
+        if checkpoint.command_id not in settled:
+            _checkpoint(view, checkpoint)
     if ask.checkpoints or any(not c.HasField("start_local_step") for c in ask.commands):
         view.head.losses = 0
+
+
+def _settled_unseen(view: RunView, seen: int) -> set[str]:
+    """Return what has an outcome that the owner's code had not been fed when it spoke.
+
+    Rows tell what is open, so what is settled looks as if it had never been. An owner that is answered before it speaks
+    again cannot mean such a command; one that does not wait, or says a thing under two numbers, must not begin or end it
+    once more (A5, R7).
+    """
+    events = [*view.loaded_events(), *view.events]
+    kinds = [(event, event.WhichOneof("kind")) for event in events if event.position > seen]
+    return {getattr(event, kind).command_id for event, kind in kinds if kind in _OUTCOMES}
 
 
 def _command(view: RunView, command: Command) -> None:
@@ -228,6 +246,7 @@ def _completed(view: RunView, told: Checkpoint, attempt: int) -> None:
             digest=told.digest,
             local=True,
             duration_ms=told.duration_ms,
+            ended_ms=told.ended_ms,
         )
     )
 
@@ -247,7 +266,7 @@ def _last_word(view: RunView, ask: OwnerRequest, length: int) -> Answer.ValueTyp
     if final is None:
         return ANSWER_OK
     head = view.head
-    if final != "diverged" and (ask.seen < length or head.length > length):
+    if final != "diverged" and not _saw_all(view, ask, final, length):
         head.owner_seq = ask.seq
         return ANSWER_NEWS
     head.losses = 0
@@ -267,6 +286,16 @@ def _last_word(view: RunView, ask: OwnerRequest, length: int) -> Answer.ValueTyp
     return ANSWER_OK
 
 
+def _saw_all(view: RunView, ask: OwnerRequest, final: str, length: int) -> bool:
+    """R5. An outcome said `ahead` counts on the checkpoint beside it: its event must be all that follows `seen`."""
+    if ask.seen < length:
+        return False
+    if not ask.ahead or final not in _ENDS:
+        return view.head.length == length
+    alone = len(ask.checkpoints) == 1 and not ask.commands and view.head.length == length + 1
+    return alone and view.events[-1].HasField("step_completed")
+
+
 def _diverged(view: RunView, ask: OwnerRequest) -> None:
     lost_locals(view)  # cut off; the next owner must not start them again
     head = view.head
@@ -283,8 +312,7 @@ def _tell(view: RunView, ask: OwnerRequest, reply: OwnerAnswer, before: int) -> 
     """Bring the events behind `seen`: what was loaded, then what was appended, without a gap."""
     own = {c.command_id for c in ask.checkpoints if c.kind == REPORT_KIND_COMPLETED}
     last = ask.seen
-    for data in view.loaded.events:
-        event = HistoryEvent.FromString(data)
+    for event in view.loaded_events():
         if event.position == last + 1:
             reply.events.append(event)
             last += 1

@@ -111,13 +111,11 @@ def _parked_at(head: RunHead) -> tuple[int, int, int] | None:
     return head.length, head.last_revision, head.last_time_ms
 
 
-_trace_id = lru_cache(4096)(trace_id)
-
-
-@lru_cache(4096)
+@lru_cache(1024)
 def _anchor(namespace: str, run_id: str, incarnation: int, sampled: bool) -> str:
+    """Runs that are awake need it for each job; what is kept of those that sleep would be most of what they take."""
     span = span_id(namespace, run_id, incarnation, "anchor")
-    return f"00-{_trace_id(namespace, run_id, incarnation)}-{span}-{'01' if sampled else '00'}"
+    return f"00-{trace_id(namespace, run_id, incarnation)}-{span}-{'01' if sampled else '00'}"
 
 
 class RunView:
@@ -141,6 +139,7 @@ class RunView:
         self._stood = self.head.state, self.head.outcome
         self._was_active = self.head.state in _ACTIVE
         self._parked = _parked_at(self.head)
+        self._page: list[HistoryEvent] | None = None
         self._rows: dict[str, CommandRow | None] = {}
         self._touched: dict[str, None] = {}
         self._inputs: dict[str, Payload] = {}
@@ -186,6 +185,12 @@ class RunView:
         if command_id not in self._inputs:
             self._inputs[command_id] = Payload.FromString(self.loaded.fields[f"i:{command_id}"])
         return self._inputs[command_id]
+
+    def loaded_events(self) -> list[HistoryEvent]:
+        """Return the page of history that was loaded."""
+        if self._page is None:
+            self._page = [HistoryEvent.FromString(data) for data in self.loaded.events]
+        return self._page
 
     def parked_event(self) -> HistoryEvent | None:
         """Return the event that ended the loaded history, if that was the parking of a cached coroutine."""
@@ -288,9 +293,9 @@ class RunView:
     def trace(self, path: str) -> TraceContext:
         """Return the context of a span of this run."""
         head = self.head
-        trace = _trace_id(head.namespace, head.run_id, head.incarnation)
+        anchor = _anchor(head.namespace, head.run_id, head.incarnation, head.sampled)
         span = span_id(head.namespace, head.run_id, head.incarnation, path)
-        return TraceContext(traceparent=f"00-{trace}-{span}-{'01' if head.sampled else '00'}")
+        return TraceContext(traceparent=f"{anchor[:36]}{span}{anchor[-3:]}")
 
     def anchor(self) -> TraceContext:
         """Return the context of the span that all jobs of this run belong to."""
