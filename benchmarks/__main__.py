@@ -18,7 +18,18 @@ from pathlib import Path
 from tests.servers.rabbit_server import find_sbin
 from tests.servers.redis_server import redis_binary
 
-from benchmarks import w_costs, w_crash, w_fanout, w_latency, w_payloads, w_scale, w_sleepers, w_storm, w_throughput
+from benchmarks import (
+    w_costs,
+    w_crash,
+    w_fanout,
+    w_latency,
+    w_payloads,
+    w_profile,
+    w_scale,
+    w_sleepers,
+    w_storm,
+    w_throughput,
+)
 from benchmarks.accounting import machine
 from benchmarks.catalogue import MODES
 from benchmarks.house import clean_environment
@@ -44,6 +55,7 @@ PARTS: dict[str, Callable[[Session], None]] = {
     "W7": w_payloads.run,
     "W8": w_storm.run,
     "costs": w_costs.run,
+    "profile": w_profile.run,
 }
 
 

@@ -43,6 +43,7 @@ class Record:
         steps: By how many steps CPU is divided; 0: it is not.
         cpu_s: CPU seconds by group.
         peak_mib: Largest memory by group (PSS).
+        rooms: Of a profile: µs of CPU a step by part of the process.
         reference: How fast the machine was just before.
         others: Cores that other programs used meanwhile.
         stolen_s: CPU seconds that the hypervisor gave to others.
@@ -57,6 +58,7 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
     cpu_s: dict[str, float] = field(default_factory=dict)
     peak_mib: dict[str, float] = field(default_factory=dict)
+    rooms: dict[str, float] = field(default_factory=dict)
     reference: dict[str, float] = field(default_factory=dict)
     span_s: float = 0.0
     others: float = 0.0

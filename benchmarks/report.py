@@ -112,12 +112,24 @@ def tables(results: Results) -> str:
     shown = {key[0] for key in known}
     titles = [(name, workload.title) for name, workload in CATALOGUE.items() if name in shown]
     parts += ["\n## Workloads\n", _markdown(("workload", "what"), titles)]
+    sampled = [record for record in results.records if record.rooms]
+    if sampled:
+        parts += ["\n## Where the CPU of a step goes\n", _profile(sampled)]
     if results.errors():
         failed = [
             (one.workload, f"{one.system} {one.variant}", one.error.replace("|", "/")) for one in results.errors()
         ]
         parts += ["\n## Failed\n", _markdown(("workload", "system", "why"), failed)]
     return "\n".join(parts)
+
+
+def _profile(sampled: Sequence[Record]) -> str:
+    """µs of CPU a step by room, a column for each process; the largest rooms first."""
+    every = dict.fromkeys(room for record in sampled for room in record.rooms)
+    ordered = sorted(every, key=lambda room: -sum(record.rooms.get(room, 0.0) for record in sampled))
+    rows = [[room, *(number(record.rooms.get(room, 0.0)) for record in sampled)] for room in ordered]
+    rows.append(["all", *(number(sum(record.rooms.values())) for record in sampled)])
+    return _markdown(("µs a step", *(f"W1{record.workload.removeprefix('P-')}" for record in sampled)), rows)
 
 
 def page(results: Results, name: str) -> str:

@@ -89,9 +89,10 @@ class Session:
         *,
         steps: int = 0,
         reps: int | None = None,
+        spare: int = 1,
     ) -> list[Record]:
-        """Measure what `work` does with a client."""
-        return self.probed(house, workload, lambda _probe: house.run(work), steps=steps, reps=reps)
+        """Measure what `work` does with a client; see `repeat` for `spare`."""
+        return self.probed(house, workload, lambda _probe: house.run(work), steps=steps, reps=reps, spare=spare)
 
     def probed(
         self,
@@ -138,7 +139,7 @@ class Session:
         """What is shown beside the targets, and not judged, is measured twice at most."""
         return min(self.reps, 2) if mode == "queued" else self.reps
 
-    def _profile(self, house: House, workload: str) -> contextlib.AbstractContextManager[None]:
+    def _profile(self, house: House, workload: str) -> contextlib.AbstractContextManager[object]:
         if self.profile is None:
             return contextlib.nullcontext()
         return profiled(house.groups()[self.profile](), self.folder / f"{workload}-{house.mode}-{self.profile}")

@@ -9,6 +9,7 @@ import pytest
 from benchmarks.catalogue import CATALOGUE, Figure
 from benchmarks.measure import Record
 from benchmarks.peers import PEERS
+from benchmarks.profiling import rooms
 from benchmarks.ratios import best_peer, ratio, ratios_to_best_peer
 from benchmarks.report import number, page, tables
 from benchmarks.results import Results, newest, save
@@ -162,3 +163,28 @@ def test_every_peer_has_a_script_and_pinned_packages() -> None:
         assert (scripts / f"{peer.name}.py").is_file()
         pinned = [package for package in peer.packages if "==" in package]
         assert pinned, peer.name
+
+
+def test_samples_belong_to_the_innermost_room_and_waiting_does_not_count() -> None:
+    stacks = [
+        "main (controlplane/__main__.py:3);run (asyncio/runners.py:118);Committer._batch (controlplane/committer.py:193) 2",
+        "run (asyncio/runners.py:118);Committer._batch (controlplane/committer.py:193);encode_message (_message.abi3.so) 5",
+        "Committer._batch (controlplane/committer.py:193);decide (controlplane/machine/decide.py:94);malloc (libc.so.6) 1",
+        "0x7f26e953 (grpc/_cython/cygrpc.cpython-311-x86_64-linux-gnu.so);epoll_wait (libc.so.6) 90",
+        "rest (worker/beats.py:90);PyThread_acquire_lock_timed (libpython3.11.so.1.0);0x1 (libc.so.6);0x2 (libc.so.6) 90",
+        "main (somewhere.py:1) 2",
+    ]
+    assert rooms(stacks) == {"protobuf": 0.5, "committer, engine": 0.2, "else": 0.2, "decide": 0.1}
+
+
+def test_profile_has_a_column_for_each_process_and_the_largest_room_first() -> None:
+    server, worker = record("P-a-server", "treadle services"), record("P-a-worker", "treadle services")
+    server.rooms, worker.rooms = {"decide": 20.0, "protobuf": 30.0}, {"protobuf": 10.0}
+    table = tables(results(server, worker)).partition("## Where the CPU of a step goes\n\n")[2].splitlines()
+    assert table == [
+        "| µs a step | W1a-server | W1a-worker |",
+        "| --- | --- | --- |",
+        "| protobuf | 30 | 10 |",
+        "| decide | 20 | 0 |",
+        "| all | 50 | 10 |",
+    ]
