@@ -15,6 +15,7 @@ from tests.kill.relay import Relay
 from treadle.client import Client, NotFound, ResultTimeout, Unavailable
 from treadle.client import stream as stream_module
 from treadle.controlplane.machine.requests import StartRun
+from treadle.protocol.ids import RunKey
 from treadle.worker.workflows import workflow
 
 T = 20
@@ -95,11 +96,11 @@ def test_who_waits_no_longer_leaves_no_watch_behind() -> None:
             await client.start(double, 1, id="r")
             async with Client(host.address) as other:
                 tasks = [asyncio.create_task(other.run("r").result()) for _ in range(3)]
-                await until(lambda: len(host.run_service.ends._watches["default", "r"]) == 4)  # type: ignore[index]
+                await until(lambda: len(host.run_service.ends._of(RunKey("default", "r"))) == 4)
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-                await until(lambda: len(host.run_service.ends._watches["default", "r"]) == 1)  # type: ignore[index]
+                await until(lambda: len(host.run_service.ends._of(RunKey("default", "r"))) == 1)
                 with pytest.raises(NotFound):
                     await other.run("gone").result()
             await host.finish("r", result=b"2")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
+import pytest
 from tests.integration.shell_rig import House, house, said, until
 
 from treadle.controlplane.broker.memory import MemoryBroker
-from treadle.controlplane.duties.leases import LeaseChecker
+from treadle.controlplane.duties.leases import Holding, LeaseChecker
 from treadle.controlplane.duties.queues import QueueWatch
 from treadle.controlplane.duties.timers import TimerDuty
 from treadle.controlplane.engine import Engine
 from treadle.controlplane.machine.requests import Asked
 from treadle.controlplane.store.memory import MemoryStore
-from treadle.controlplane.store.port import Change
+from treadle.controlplane.store.port import Change, WorkerView
 from treadle.protocol.ids import SHARDS, RunKey
 from treadle.v1.state_pb2 import COMMAND_STATE_TIMER, RUN_STATE_PARKED, CommandRow, RunHead
 
@@ -72,6 +74,33 @@ def sleeper(here: House, run_id: str, due_ms: int) -> None:
     change = Change(run, 0, 7, head.SerializeToString(), {"c:c": row.SerializeToString()}, events=[b""])
     change.timers_set = {"c": due_ms, "": due_ms + 3_600_000}
     here.store.commit_now([change])
+
+
+def test_the_record_of_a_worker_is_read_once_however_many_of_its_leases_are_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        async with house() as here:
+            session = here.session()
+            holdings = []
+            for i in range(50):
+                await here.grant(session, f"r{i}")
+                head = here.head(f"r{i}")
+                holdings.append(Holding(RunKey("default", f"r{i}"), "", head.owner))
+            asked: list[str] = []
+            view_workers = here.store.view_workers
+
+            async def counted(worker_ids: Sequence[str]) -> list[WorkerView]:
+                asked.extend(worker_ids)
+                return await view_workers(worker_ids)
+
+            monkeypatch.setattr(here.store, "view_workers", counted)
+            before = here.engine.committer.commits
+            assert await here.leases.decide(holdings) == [None] * 50
+            assert here.engine.committer.commits - before == 50
+            assert asked == [session.worker_id]
+
+    asyncio.run(main())
 
 
 def test_a_run_that_closes_leaves_no_timer_of_its_lease() -> None:

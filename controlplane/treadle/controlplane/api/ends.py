@@ -110,7 +110,7 @@ class RunEnds:
         self._store = store
         self._hub = hub
         self._pace_s = pace_s
-        self._watches: dict[RunKey, list[Watch]] = {}
+        self._watches: dict[RunKey, Watch | tuple[Watch, ...]] = {}  # nearly all have one: it is there for each sleeper
         self._looks: dict[RunKey, None] = {}
         self._asked = asyncio.Event()
         self._rest: list[RunKey] = []
@@ -122,15 +122,23 @@ class RunEnds:
 
     def add(self, watch: Watch) -> None:
         """Watch from now on. Whether the run is closed already only `look` tells."""
-        self._watches.setdefault(watch.run, []).append(watch)
+        others = self._of(watch.run)
+        self._watches[watch.run] = (*others, watch) if others else watch
 
     def remove(self, watch: Watch) -> None:
         """Watch no longer; nothing happens when that was so before."""
-        others = self._watches.get(watch.run)
-        if others is not None and watch in others:
-            others.remove(watch)
-            if not others:
-                del self._watches[watch.run]
+        watches = self._of(watch.run)
+        others = tuple(other for other in watches if other is not watch)
+        if len(others) > 1:
+            self._watches[watch.run] = others
+        elif others:
+            self._watches[watch.run] = others[0]
+        elif watches:
+            del self._watches[watch.run]
+
+    def _of(self, run: RunKey) -> tuple[Watch, ...]:
+        found = self._watches.get(run, ())
+        return found if isinstance(found, tuple) else (found,)
 
     @contextmanager
     def watching(self, watch: Watch) -> Iterator[None]:
@@ -235,7 +243,7 @@ class RunEnds:
     # --- telling -------------------------------------------------------------------------------------------------------
     def _tell(self, run: RunKey, head: RunHead, last: HistoryEvent) -> bool:
         told = False
-        for watch in tuple(self._watches.get(run, ())):
+        for watch in self._of(run):
             if watch.incarnation is None:
                 watch.missed = True
             elif watch.incarnation not in (0, head.incarnation):
@@ -247,7 +255,7 @@ class RunEnds:
 
     def _tell_open(self, run: RunKey, head: RunHead | None) -> None:
         """The run is open, or not there: that is no end, but watches of another start of it are over."""
-        for watch in tuple(self._watches.get(run, ())):
+        for watch in self._of(run):
             if watch.incarnation is None:
                 continue
             if head is None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from sys import intern
 from typing import Final
 
 from treadle.controlplane.api import checks
@@ -107,7 +108,7 @@ class RunStream:
                 await self._room.wait()
 
     async def _take(self, frame: pb.StreamRunsRequest) -> None:
-        namespace = checks.namespace_of(frame.namespace)
+        namespace = intern(checks.namespace_of(frame.namespace))  # one for all runs that are watched
         for number in frame.unwatch:
             self._drop(number)
         for wanted in frame.watches:

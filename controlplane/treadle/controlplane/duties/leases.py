@@ -82,10 +82,13 @@ class LeaseChecker:
         """
         if not holdings:
             return []
-        views = await self._engine.store.view_workers([h.holder.worker_id for h in holdings])
+        ids = list({h.holder.worker_id for h in holdings})  # a record lists all that its worker holds: it is read once
+        views = dict(zip(ids, await self._engine.store.view_workers(ids), strict=True))
         asked = (
-            self._engine.ask(h.run, CheckLease(h.command_id, h.holder.token, h.holder.lease_set_ms, view))
-            for h, view in zip(holdings, views, strict=True)
+            self._engine.ask(
+                h.run, CheckLease(h.command_id, h.holder.token, h.holder.lease_set_ms, views[h.holder.worker_id])
+            )
+            for h in holdings
         )
         results = await asyncio.gather(*asked, return_exceptions=True)
         return [result if isinstance(result, Exception) else None for result in results]

@@ -47,8 +47,7 @@ def judge(holder: Holder, seen: WorkerView, settings: Settings) -> Loss | None:
             return Loss("silent", counted=False)
     if record is None or record.closed_ms or record.beat_sent_ms < holder.sent_ms + settings.right_ms:
         return None
-    listed = any(held.token == holder.token for held in record.held)
-    return None if listed else Loss("denied", counted=False)
+    return None if seen.lists(holder.token) else Loss("denied", counted=False)
 
 
 def check(view: RunView, request: CheckLease) -> None:
@@ -97,7 +96,7 @@ def _confirmed(holder: Holder, seen: WorkerView, settings: Settings) -> bool:
     record = seen.record
     if record is None or record.closed_ms or seen.time_ms - record.last_beat_ms >= settings.lease_ms:
         return False
-    return any(held.token == holder.token for held in record.held)
+    return seen.lists(holder.token)
 
 
 def _lose_step(view: RunView, row: CommandRow, loss: Loss) -> None:

@@ -225,6 +225,13 @@ class WorkerView:
     record: WorkerRecord | None
     round: ShardRound
     time_ms: int
+    _tokens: frozenset[bytes] | None = None
+
+    def lists(self, token: bytes) -> bool:
+        """Whether the worker said in its last list that it holds this. One view serves the checks of all that it holds."""
+        if self._tokens is None:
+            self._tokens = frozenset(held.token for held in self.record.held) if self.record else frozenset()
+        return token in self._tokens
 
 
 @dataclass(slots=True)
