@@ -15,6 +15,8 @@ from treadle.protocol.errors import NotFound, Refused, TreadleError, Unavailable
 __all__ = ("Admission", "Target")
 
 _NAMESPACES: Final = 1_000
+_POOLS: Final = 10_000
+"""So many of each are remembered: names come from callers, and there is no end of them."""
 
 Target = tuple[str, str]
 """What a start asks for: workflow, and pool or ""."""
@@ -69,7 +71,7 @@ class Admission:
         known = self._registry.get(namespace)
         if known is None:
             if len(self._registry) >= _NAMESPACES:
-                self._registry.clear()  # names come from callers, and there is no end of them
+                self._registry.clear()
             known = self._registry[namespace] = Fresh(partial(self._store.registry, namespace))
         registry = await known.get()
         if workflow not in registry:
@@ -97,4 +99,6 @@ class Admission:
         """Make a pool known that is only started into, so that it is listed and its queues are watched."""
         if (namespace, pool) not in self._pools:
             await self._store.register(namespace, pool, (), ())
+            if len(self._pools) >= _POOLS:
+                self._pools.clear()
             self._pools.add((namespace, pool))

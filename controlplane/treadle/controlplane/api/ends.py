@@ -234,9 +234,8 @@ class RunEnds:
             outcomes = await self._store.load([Want(run, event_at=head.length) for run, head in part])
             for (run, head), loaded in zip(part, outcomes, strict=True):
                 last = HistoryEvent.FromString(loaded.event) if loaded.event else None
-                if (
-                    last is not None and last.revision == head.last_revision
-                ):  # else it changed meanwhile: read again later
+                # Otherwise it changed meanwhile, and is read again later.
+                if last is not None and last.revision == head.last_revision:
                     told = self._tell(run, head, last) or told
         return told
 

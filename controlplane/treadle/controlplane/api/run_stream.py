@@ -66,7 +66,7 @@ class RunStream:
         self._starts, self._ends, self._wake, self._limits = starts, ends, wake, limits
         self._grantee = caller.get()
         self._watches: dict[int, Watch] = {}
-        self._put_off: list[RunKey] = []
+        self._put_off: dict[RunKey, None] = {}
         self._frames: deque[_Frame] = deque()
         self._waiting_bytes = 0
         self._undecided = 0
@@ -138,9 +138,8 @@ class RunStream:
         start.pool = pool
         watch = None
         if item.watch and len(self._watches) < self._limits.own_watches:
-            watch = self._open(
-                Watch(run, item.number, self, None)
-            )  # from now on: it may end before we know that it began
+            # From now on: it may end before we know that it began.
+            watch = self._open(Watch(run, item.number, self, None))
         self._undecided += 1
         self._starts.submit(run, start, partial(self._answered, item.number, run, start, watch))
 
@@ -220,14 +219,14 @@ class RunStream:
             self._waiting_bytes -= frame.size
             yield frame.message
         self._room.set()
-        put_off, self._put_off = self._put_off, []
+        put_off, self._put_off = self._put_off, {}
         for run in put_off:
             self._ends.look(run)
 
     def ended(self, watch: Watch, head: RunHead, last: HistoryEvent | None) -> bool:
         """See Watcher."""
         if self._full:
-            self._put_off.append(watch.run)
+            self._put_off[watch.run] = None
             return False
         self._watches.pop(watch.number, None)
         size = _ANSWER_BYTES + (last.ByteSize() if last is not None else 0)

@@ -73,7 +73,6 @@ class Publisher:
         self._unconfirmed = Unconfirmed()
         self._between: FrameFilter | None = None
         self._channel: HotChannel | None = None
-        self._begins: dict[str, bytes] = {}
         self._scheduled = False
         self._dropped = 0
         self._pause = _FIRST_PAUSE
@@ -113,7 +112,6 @@ class Publisher:
     async def _write(self, between: FrameFilter, hot: HotChannel) -> None:
         """Have a channel, for as long as this runs; look whether what was written is read and confirmed."""
         self._between, self._channel = between, hot
-        self._begins.clear()
         self._wake()
         stuck = 0.0
         try:
@@ -192,10 +190,8 @@ class Publisher:
             size += len(outgoing.body)
             outgoing.written, outgoing.at = True, written_at
             unconfirmed.append(outgoing)
-            begin = self._begins.get(outgoing.name)
-            if begin is None:
-                begin = self._begins[outgoing.name] = publish_frame(channel, EXCHANGE, outgoing.name)
-            frames.append(message_frames(begin, channel, _properties(outgoing.job, now), outgoing.body, frame_max))
+            begin, properties = _begin(channel, EXCHANGE, outgoing.name), _properties(outgoing.job, now)
+            frames.append(message_frames(begin, channel, properties, outgoing.body, frame_max))
         self._bytes -= size
         return frames
 
@@ -226,6 +222,9 @@ class Publisher:
         self._waiting.append(outgoing)
         self._known[outgoing.job.dispatch_id] = outgoing
         self._bytes += size
+
+
+_begin = lru_cache(maxsize=4096)(publish_frame)
 
 
 @lru_cache(maxsize=4096)
