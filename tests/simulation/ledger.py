@@ -41,7 +41,7 @@ class Ledger:
         self.windows: Counter[str] = Counter()
         self.starts: Counter[tuple[RunKey, str]] = Counter()
         self.repairs: Counter[str] = Counter()
-        self.closed = 0
+        self.closed = self.ahead = 0
 
     def record(self, run: RunKey) -> RunRecord:
         return self.runs.setdefault(run, RunRecord())
@@ -92,6 +92,20 @@ class Ledger:
         events = self.record(run).events
         if event.position > len(events) or events[event.position - 1].revision != event.revision:
             raise Broken(f"S4: {run} was fed position {event.position} that the history does not have")
+
+    def counts_on(self, run: RunKey, told: HistoryEvent) -> None:
+        """S4: what the code was told ahead stands in the history, as told, before anything that it asked for is taken."""
+        events = self.record(run).events
+        found = events[told.position - 1].step_completed if told.position <= len(events) else None
+        if found is None or (found.command_id, found.ended_ms, found.result) != (
+            told.step_completed.command_id,
+            told.step_completed.ended_ms,
+            told.step_completed.result,
+        ):
+            raise Broken(
+                f"S4: {run} went on from position {told.position}, which it was told ahead and does not stand so"
+            )
+        self.ahead += 1
 
     def heads(self) -> dict[RunKey, RunHead]:
         loaded = self._store.load_now([Want(run) for run in self.runs])

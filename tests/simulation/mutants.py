@@ -15,7 +15,9 @@ from treadle.controlplane.store.cache import RunCache
 from treadle.controlplane.store.port import Change, Committed, Outcome
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.state_pb2 import COMMAND_STATE_HELD, RUN_STATE_PARKED, Holder
-from treadle.v1.worker_service_pb2 import OwnerRequest, ReportAnswer
+from treadle.v1.worker_service_pb2 import Grant, OwnerRequest, ReportAnswer
+from treadle.worker.core import feed
+from treadle.worker.core.core import WorkerCore
 from treadle.worker.core.rights import Right, Session
 
 from .replica import SimReplica
@@ -98,14 +100,30 @@ def _silence_after_one_second() -> Patch:
     return patch.object(leases, "judge", judge)
 
 
-def _requests_are_applied_twice() -> Patch:
+@contextmanager
+def _requests_are_applied_twice() -> Iterator[None]:
+    """Neither their numbers nor what is settled behind `seen` is looked at."""
     original = owners.asked
 
     def asked(view: RunView, request: Asked) -> Any:
         view.head.owner_seq = min(view.head.owner_seq, request.request.seq - 1)
         return original(view, request)
 
-    return patch.object(owners, "asked", asked)
+    with patch.object(owners, "asked", asked), patch.object(owners, "_settled_unseen", lambda view, seen: set()):
+        yield
+
+
+def _an_outcome_said_ahead_counts_in_any_case() -> Patch:
+    original = owners._saw_all
+
+    def saw_all(view: RunView, ask: OwnerRequest, final: str, length: int) -> bool:
+        return ask.ahead or original(view, ask, final, length)
+
+    return patch.object(owners, "_saw_all", saw_all)
+
+
+def _what_was_told_ahead_is_not_compared() -> Patch:
+    return patch.object(feed, "_same", lambda found, told: True)
 
 
 def _checks_overlook_a_new_lease() -> Patch:
@@ -124,6 +142,16 @@ def _a_conflict_is_not_forgotten() -> Patch:
 
 def _what_is_outdated_decides() -> Patch:
     return patch.object(SimReplica, "may_be_outdated", lambda self, loaded, decision: False)
+
+
+def _a_push_gives_a_right_when_it_is_read() -> Patch:
+    original = WorkerCore._pushed
+
+    def pushed(self: WorkerCore, grant: Grant, now_ms: int) -> None:
+        grant.sent_ms = now_ms
+        original(self, grant, now_ms)
+
+    return patch.object(WorkerCore, "_pushed", pushed)
 
 
 @contextmanager
@@ -147,12 +175,15 @@ MUTANTS: dict[str, Callable[[], Patch]] = {
     "A4 a right never ends": _right_never_ends,
     "A4 a right survives its session": _right_survives_the_session,
     "A4 take-over before the right has ended": _silence_after_one_second,
+    "A4 the right of a push counts from when it is read": _a_push_gives_a_right_when_it_is_read,
     "A5 old tokens count": _old_tokens_count,
     "A5 a settled step is recorded again": _unsettled_twice,
     "A6 a check overlooks a new lease": _checks_overlook_a_new_lease,
     "A9 a lost at-most-once attempt runs again": _lost_charges_run_again,
     "R3 a parked run sleeps on": _parked_runs_sleep_on,
     "R5 close without having seen": _close_without_having_seen,
+    "R5 an outcome said ahead counts in any case": _an_outcome_said_ahead_counts_in_any_case,
+    "R4 what was told ahead is not compared": _what_was_told_ahead_is_not_compared,
     "R7 a request is applied twice": _requests_are_applied_twice,
     "cache: a conflict is not forgotten": _a_conflict_is_not_forgotten,
     "cache: an outdated view decides that nothing is to be done": _what_is_outdated_decides,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -33,6 +34,14 @@ def test_a_healthy_system_needs_no_repair(seed: int) -> None:
     world = simulate(seed, faults=False)
     assert not world.ledger.repairs
     assert set(world.ledger.windows) <= {"W4 (closed)"}
+
+
+def test_pool_steps_go_both_ways_and_collide() -> None:
+    """Workers with step credits and without, deliveries beside pushes in one worker, and pushes that find no slot."""
+    worlds = [simulate(seed) for seed in range(60)]
+    ways = sum((world.ways for world in worlds), Counter[str]())
+    assert min(ways["pushed"], ways["claimed"]) > 50 and ways["no slot"]
+    assert sum(1 for world in worlds if world.ways["pushed"] and world.ways["claimed"]) > 10
 
 
 def test_a_seed_replays_exactly() -> None:

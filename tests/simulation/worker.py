@@ -31,7 +31,7 @@ from treadle.worker.core.port import (
     StartLocal,
 )
 from treadle.worker.loop.execution import execution_factory
-from treadle.worker.loop.port import Execution, RunContext
+from treadle.worker.loop.port import Execution, RunContext, Turn
 
 from .broker import Connection
 from .workflows import EVERYTHING, STEPS
@@ -60,6 +60,7 @@ class Link:
 
     def send(self, frame: SessionRequest) -> None:
         """Up: in order, after a while."""
+        self.worker.world.ways["no slot"] += sum(report.reason == "no slot" for report in frame.reports)
         data = frame.SerializeToString()
         schedule = self.worker.schedule
         self._up_at = max(self._up_at, schedule.now + schedule.network_ms())
@@ -107,6 +108,7 @@ class SimWorker:
         self.draining = False
         self.worker_id = f"{self.name}{self.births}"
         self.offset = rng.randint(0, 10**9)
+        step_credits = rng.random() < 0.6  # else every pool step comes through the broker
         settings = CoreSettings(
             worker_id=self.worker_id,
             namespace="sim",
@@ -116,6 +118,7 @@ class SimWorker:
             steps=frozenset(name for name, s in _REGISTRY.steps.items() if s.pool),
             step_slots=self.world.step_slots,
             run_slots=self.world.run_slots,
+            step_credits=step_credits,
             wake_slots=self.world.wake_slots,
             always_replay=self.world.always_replay,
         )
@@ -368,6 +371,7 @@ class SimWorker:
             run, job.command_id, half_dead=self._half_dead(), at_most_once=_REGISTRY.steps[job.name].at_most_once
         )
         self.running[attempt.token] = (run, job.command_id)
+        self.world.ways["pushed" if attempt.pushed else "claimed"] += 1
         self.world.ambush(self)
         report = self._body(job.name, job.input, _REGISTRY.steps[job.name].at_most_once)
         self.later(self._duration(), lambda: self._end(attempt.token, report))
@@ -425,10 +429,26 @@ class Watched:
 
     def __init__(self, inner: Any, run: RunKey, world: World) -> None:
         self._inner, self._run, self._world = inner, run, world
+        self._ahead: HistoryEvent | None = None
 
     def feed(self, event: HistoryEvent) -> None:
-        self._world.ledger.fed(self._run, event)
+        self._stands()
+        if event.revision:
+            self._world.ledger.fed(self._run, event)
+        else:
+            self._ahead = event
         self._inner.feed(event)
+
+    def take(self) -> Turn:
+        self._stands()
+        turn: Turn = self._inner.take()
+        return turn
+
+    def _stands(self) -> None:
+        """Whatever the code does next counts on what it was told ahead."""
+        if self._ahead is not None:
+            self._world.ledger.counts_on(self._run, self._ahead)
+            self._ahead = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)

@@ -6,6 +6,7 @@ with the right result and that the four properties held at every commit and ever
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from random import Random
@@ -47,7 +48,12 @@ _LIMIT_MS = 600_000
 
 
 class World:
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        ways: Starts of pool steps by the way on which the job came: "pushed" to a credit, or "claimed" as a delivery; and
+            how many pushes were released because they found "no slot".
+    """
 
     def __init__(self, seed: int, *, trace: bool = False, faults: bool = True, always_replay: bool = False) -> None:
         self.seed = seed
@@ -72,6 +78,7 @@ class World:
         self.ambushes = 0.0
         self.ambush_with: Callable[[World, SimWorker, Random], None] = _freeze
         self.verdicts: set[tuple[str, str]] = set()
+        self.ways: Counter[str] = Counter()
         self.replicas = [SimReplica(self, "R"), SimReplica(self, "S")]
         self.workers = [SimWorker(self, name) for name in ("A", "B")[: rng.choice((1, 2, 2))]]
         self.expected: dict[RunKey, Any] = {}

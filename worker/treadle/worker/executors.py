@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import structlog
 
+from treadle.protocol.eager import start_now
 from treadle.protocol.errors import ConfigError, PayloadError
 from treadle.protocol.payloads import MAX_PAYLOAD_BYTES
 from treadle.v1.common_pb2 import Payload
@@ -23,7 +24,6 @@ from treadle.worker.child_wire import Run
 from treadle.worker.children import Child, ChildDied, Children
 from treadle.worker.core.port import Report
 from treadle.worker.current import STEP_INFO, StepInfo
-from treadle.protocol.eager import start_now
 from treadle.worker.spans import SpanFacts, Spans
 from treadle.worker.steps import Step
 from treadle.worker.threads import Job, StepThread, Threads

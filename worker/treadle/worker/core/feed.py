@@ -1,14 +1,15 @@
 """One coroutine and its place in the history (R4).
 
 Exactly the next position is fed, one event at a time; what comes out of order waits. The same path serves live news,
-pages of history and the worker's own results.
+pages of history and the worker's own results. One own result may be fed ahead of its event: until that is read, nothing
+that the code asked for counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.history_pb2 import HistoryEvent, StepCompleted
 
 from ..loop.port import ExecutionFactory, RunContext
 
@@ -19,6 +20,8 @@ class Feed:
     """Feeds an execution.
 
     Attributes:
+        fed: Position of the last event that was fed.
+        ahead: What stands next if nothing else has come between: the code was fed it before it was read.
         length: Length of the history as far as it is known.
         revision: Revision of the event that was fed last; 0 before the first.
         beside: The store has another event at the position that was fed last: the coroutine is of no use.
@@ -32,9 +35,11 @@ class Feed:
         "_buffer",
         "_kept",
         "_make",
+        "ahead",
         "beside",
         "context",
         "execution",
+        "fed",
         "fed_at_ms",
         "length",
         "revision",
@@ -45,7 +50,8 @@ class Feed:
     def __init__(self, make: ExecutionFactory, context: RunContext, *, always_replay: bool) -> None:
         self.context = context
         self.execution = make(context)
-        self.length = 0
+        self.fed = self.length = 0
+        self.ahead: HistoryEvent | None = None
         self.revision = self.size = 0
         self.beside = False
         self.time_ms = 0
@@ -54,10 +60,6 @@ class Feed:
         self._answered = (0, 0)
         self._buffer: dict[int, HistoryEvent] = {}
         self._kept: list[HistoryEvent] | None = [] if always_replay else None
-
-    @property
-    def fed(self) -> int:
-        return self.execution.fed
 
     @property
     def waits_to_be_fed(self) -> bool:
@@ -72,13 +74,12 @@ class Feed:
     @property
     def caught_up(self) -> bool:
         """Whether every event that is known to exist was fed."""
-        return self.execution.fed >= self.length
+        return self.fed >= self.length
 
     @property
     def told(self) -> tuple[int, int]:
         """Highest position that was fed or answered, and the revision of the event there."""
-        position = self.execution.fed
-        return self._answered if self._answered[0] > position else (position, self.revision)
+        return self._answered if self._answered[0] > self.fed else (self.fed, self.revision)
 
     def resume(self) -> None:
         """It was cached and has an owner again: only what was fed is known (R6)."""
@@ -88,7 +89,7 @@ class Feed:
 
     def learn(self, events: Iterable[HistoryEvent], length: int = 0) -> None:
         """Events came, in any order; known ones are skipped."""
-        fed = self.execution.fed
+        fed = self.fed
         for event in events:
             position = event.position
             if position > fed:
@@ -114,19 +115,34 @@ class Feed:
     def run(self, now_ms: int) -> Iterator[HistoryEvent]:
         """Feed all that is next, and yield each event after it was fed. A divergence ends it."""
         buffer = self._buffer
-        while buffer and self.execution.divergence is None and not self.beside:
-            event = buffer.pop(self.execution.fed + 1, None)
+        while buffer and (self.ahead is not None or self.execution.divergence is None) and not self.beside:
+            event = buffer.pop(self.fed + 1, None)
             if event is None:
                 return
-            if self._kept is None:
+            if self.ahead is not None:
+                if not _same(event.step_completed, self.ahead.step_completed):
+                    self.beside = True
+                    return
+                self.ahead = None
+            elif self._kept is None:
                 self.execution.feed(event)
             else:
                 self._replay(event)
+            self.fed = event.position
             self.revision = event.revision
             self.size += event.ByteSize()
             self.time_ms = event.time_ms
             self.fed_at_ms = now_ms
             yield event
+
+    def about(self, now_ms: int) -> int:
+        """Return the time of day, by the clock of Redis, as far as the event that was fed last tells it."""
+        return self.time_ms + now_ms - self.fed_at_ms
+
+    def go_ahead(self, completed: StepCompleted) -> None:
+        """Feed what will stand at the next position, unless something else comes first."""
+        self.ahead = HistoryEvent(position=self.fed + 1, step_completed=completed)
+        self.execution.feed(self.ahead)
 
     def _replay(self, event: HistoryEvent) -> None:
         assert self._kept is not None
@@ -137,3 +153,8 @@ class Feed:
             if self.execution.divergence is not None:
                 return
             self.execution.feed(known)
+
+
+def _same(found: StepCompleted, told: StepCompleted) -> bool:
+    """Whether the history has what the code was told (which attempt it was is not known before)."""
+    return found.command_id == told.command_id and found.ended_ms == told.ended_ms and found.result == told.result

@@ -317,8 +317,7 @@ class Owners:
         waits = feed.execution.waits()
         if waits.pool_steps or waits.local_steps or not waits.timers or waits.earliest_timer_ms is None:
             return False
-        about_now = feed.time_ms + now_ms - feed.fed_at_ms
-        return waits.earliest_timer_ms - about_now >= self._shared.settings.park_timers_ms
+        return waits.earliest_timer_ms - feed.about(now_ms) >= self._shared.settings.park_timers_ms
 
     def _next_to_park(self, run_waits: int, now_ms: int) -> tuple[int, Owner] | None:
         """Which rests for longest, and when it is parked."""

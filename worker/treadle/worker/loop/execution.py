@@ -97,8 +97,8 @@ class WorkflowExecution:
         if self._closed or self._ledger.divergence is not None:
             raise ValueError("nothing may be fed to an execution that is closed or has diverged")
         self.fed = position
-        self._loop.advance(event.time_ms)
         kind = event.WhichOneof("kind") or ""
+        self._loop.advance((event.step_completed.ended_ms if kind == "step_completed" else 0) or event.time_ms)
         if kind in _QUIET:
             _QUIET[kind](self, getattr(event, kind), position)
         elif kind in _HANDLERS:
