@@ -47,7 +47,7 @@ def test_more_starts_than_there_is_room_for_all_come_through() -> None:
 
             def counted(*args: Any) -> None:
                 nonlocal most
-                most = max(most, len(host.engine.committer._waiting))
+                most = max(most, host.engine.committer._backlog.runs)
                 submit(*args)
 
             host.engine.submit = counted  # type: ignore[method-assign, assignment]

@@ -2,26 +2,24 @@
 
 While a batch is in flight the next one collects, so a batch of one is taken at once when idle and batches grow under load;
 there is no window. A second batch takes off beside the first only when enough has collected: half-empty batches cost as
-much as full ones. Timers that are due come first, but for a part of each batch: what runs ask for once they are awake would
-else hold up those that still sleep, and a storm of timers everybody else. Per run there is at most one batch in flight; what
-arrives meanwhile is folded into the next. A commit that met another replica's is decided again; a store that is away is
-waited for, as long as somebody waits for the reply.
+much as full ones. A commit that met another replica's is decided again; a store that is away is waited for, as long as
+somebody waits for the reply.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import structlog
 
-from treadle.controlplane.batches import Item, fold
+from treadle.controlplane.backlog import Backlog
+from treadle.controlplane.batches import Item
 from treadle.controlplane.clock import StoreClock, monotonic_ms
 from treadle.controlplane.machine import Decision, Env, Request, decide
 from treadle.controlplane.machine.decide import want
-from treadle.controlplane.machine.requests import Asked, Claimed, FireTimer, Reply, Reported
+from treadle.controlplane.machine.requests import Asked, Claimed, Reply, Reported
 from treadle.controlplane.replica import Replica
 from treadle.controlplane.store.cache import HotRuns
 from treadle.controlplane.store.port import Change, Committed, Loaded, Outcome, Store
@@ -40,9 +38,6 @@ __all__ = ("Committer",)
 
 _log = structlog.stdlib.get_logger(__name__)
 
-_RUNS_A_BATCH = 50
-_TIMERS_A_BATCH = 38
-"""While others wait."""
 _TAKES_OFF_AT = (1, 24)
 """How many runs must be ready for a batch to take off, by how many are in flight; with as many as it has, none does."""
 _PATIENCE_MS = 10_000
@@ -71,10 +66,7 @@ class Committer:
     ) -> None:
         self._store, self._replica, self._clock, self._done = store, replica, clock, done
         self.runs = HotRuns(store)
-        self._waiting: dict[RunKey, deque[Item]] = {}
-        self._ready: dict[RunKey, None] = {}
-        self._timers: dict[RunKey, None] = {}  # those of them that have a timer due
-        self._busy: set[RunKey] = set()
+        self._backlog = Backlog()
         self._base = contextvars.copy_context()
         self._flights: set[asyncio.Task[None]] = set()
         self._flying = 0
@@ -89,13 +81,8 @@ class Committer:
         It is called exactly once: with a RequestError when the machine refused it, with Unavailable when the store stayed
         away, and before the effects of the commit (news, grants) are sent.
         """
-        self._waiting.setdefault(run, deque()).append(Item(request, settle, monotonic_ms()))
-        if run not in self._busy:
-            if isinstance(request, FireTimer) and request.command_id:
-                self._timers[run] = None
-                self._ready.pop(run, None)
-            elif run not in self._timers:
-                self._ready[run] = None
+        self._backlog.put(run, Item(request, settle, monotonic_ms()))
+        if self._backlog:
             self._lift_soon()
 
     async def run(self) -> None:
@@ -117,7 +104,7 @@ class Committer:
             while (
                 self._works is not None
                 and self._flying < len(_TAKES_OFF_AT)
-                and self._count() >= _TAKES_OFF_AT[self._flying]
+                and len(self._backlog) >= _TAKES_OFF_AT[self._flying]
             ):
                 self._take_off()
         except Exception as error:  # of the committer itself: whoever waits would wait for ever
@@ -126,7 +113,7 @@ class Committer:
             self._works.set_exception(error)
 
     def _take_off(self) -> None:
-        batch = self._take()
+        batch = self._backlog.take()
         self._flying += 1
         flight = start_now(self._fly(batch), name="commit", context=self._base.copy())
         if not flight.done():
@@ -149,34 +136,9 @@ class Committer:
                 _fail(items, error)
         finally:
             self._flying -= 1
-            self._release(batch)
-
-    def _count(self) -> int:
-        return len(self._ready) + len(self._timers)
-
-    def _take(self) -> dict[RunKey, list[Item]]:
-        batch: dict[RunKey, list[Item]] = {}
-        for ready, until in (
-            (self._timers, _TIMERS_A_BATCH),
-            (self._ready, _RUNS_A_BATCH),
-            (self._timers, _RUNS_A_BATCH),
-        ):
-            while ready and len(batch) < until:
-                run = next(iter(ready))
-                del ready[run]
-                self._busy.add(run)
-                batch[run] = fold(self._waiting[run])
-        return batch
-
-    def _release(self, batch: dict[RunKey, list[Item]]) -> None:
-        for run in batch:
-            self._busy.discard(run)
-            if self._waiting.get(run):
-                self._ready[run] = None
-            else:
-                self._waiting.pop(run, None)
-        if self._ready or self._timers:
-            self._lift_soon()  # what this batch did goes out first
+            self._backlog.release(batch)
+            if self._backlog:
+                self._lift_soon()  # what this batch did goes out first
 
     async def _batch(self, batch: dict[RunKey, list[Item]]) -> None:
         decided: list[tuple[RunKey, list[Item], Decision]] = []
@@ -195,7 +157,7 @@ class Committer:
             else:
                 self.conflicts += 1
                 self._replica.failed(decision)
-                self._waiting.setdefault(run, deque()).extendleft(reversed(items))
+                self._backlog.put_back(run, items)
         self._done(done)
         if any(outcome.outcome is Outcome.EARLY for outcome in outcomes):
             await asyncio.sleep(_EARLY_S)  # a refusal as too early must not spin
@@ -241,7 +203,7 @@ class Committer:
         except Exception:
             if len(items) > 1:
                 batch[run] = items[:1]
-                self._waiting.setdefault(run, deque()).extendleft(reversed(items[1:]))
+                self._backlog.put_back(run, items[1:])
         try:
             return self._try(found, run, items[:1], env)
         except Exception as error:
@@ -306,7 +268,7 @@ class Committer:
         for run, items in batch.items():
             young = [item for item in items if not item.settled and now - item.since_ms < _PATIENCE_MS]
             _fail([item for item in items if now - item.since_ms >= _PATIENCE_MS], error)
-            self._waiting.setdefault(run, deque()).extendleft(reversed(young))
+            self._backlog.put_back(run, young)
         await asyncio.sleep(0.2)
 
 
