@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from treadle.controlplane.tracing import attributes as a
-from treadle.controlplane.tracing.exporter import readable
 from treadle.controlplane.tracing.otlp_json import otlp_json
+from treadle.controlplane.tracing.otlp_proto import request_of
 from treadle.controlplane.tracing.span_data import HeadFacts, SpanData
 from treadle.controlplane.tracing.spans import SPANS_A_NAME, SPANS_A_RUN, project
 from treadle.controlplane.tracing.state import ProjectionState
@@ -282,7 +281,7 @@ LONG = history(
 
 
 def encoded(made: list[SpanData]) -> bytes:
-    return encode_spans([readable(span) for span in made]).SerializeToString()
+    return request_of(made).SerializeToString()
 
 
 def test_a_history_that_is_projected_twice_gives_equal_bytes() -> None:

@@ -1,7 +1,8 @@
 """Sends finished spans to an OTLP gRPC receiver, and says whether it took them.
 
 The SDK's exporter is called directly: a span processor would keep spans in a queue that is lost with the process and drops
-what does not fit. It blocks, so it has a thread of its own. Whatever could differ between two exports of a span, or between
+what does not fit. It blocks, so it has a thread of its own; requests are made on the event loop, a few spans at a time,
+because a thread that computes holds up the loop for longer. Whatever could differ between two exports of a span, or between
 two replicas, is left out: the resource and the scope are constants.
 """
 
@@ -10,31 +11,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export import SpanExportResult
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from treadle.controlplane.tracing import attributes as a
-from treadle.controlplane.tracing.span_data import SpanData, SpanLink
+from treadle.controlplane.tracing.otlp_proto import request_of
+from treadle.controlplane.tracing.span_data import SpanData
 from treadle.protocol.errors import ConfigError
 
-__all__ = ("SpanExporter", "SpanSink", "exporter_of", "readable")
+__all__ = ("SpanExporter", "SpanSink", "exporter_of")
 
 _log = structlog.stdlib.get_logger(__name__)
 
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
-_SCOPE: Final = InstrumentationScope(*a.SCOPE)
-_KINDS: Final = {"internal": SpanKind.INTERNAL, "producer": SpanKind.PRODUCER}
-_STATUS: Final = {"unset": StatusCode.UNSET, "ok": StatusCode.OK, "error": StatusCode.ERROR}
+_SLICE: Final = 16
+"""Spans that are encoded in one turn of the event loop."""
 
 
 class SpanSink(Protocol):
@@ -49,6 +44,19 @@ class SpanSink(Protocol):
         ...
 
 
+class _Sender(OTLPSpanExporter):
+    """The SDK's exporter with its settings, its channel and its retries, for requests that are made already."""
+
+    def send(self, request: ExportTraceServiceRequest) -> bool:
+        """Send, in this thread; False: it was refused, or could not be sent in time."""
+        made: Any = (request,)
+        return self._export(made) is SpanExportResult.SUCCESS
+
+    def _translate_data(self, data: Any) -> ExportTraceServiceRequest:
+        request: ExportTraceServiceRequest = data[0]
+        return request
+
+
 class SpanExporter:
     """The SpanSink over OTLP gRPC. All settings come from the `OTEL_EXPORTER_OTLP_*` variables unless `endpoint` is given.
 
@@ -58,26 +66,29 @@ class SpanExporter:
     """
 
     def __init__(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> None:
-        self._exporter = OTLPSpanExporter(endpoint=endpoint, timeout=timeout_s)
+        self._sender = _Sender(endpoint=endpoint, timeout=timeout_s)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="treadle-spans")
         self._closed = False
 
     async def export(self, spans: Sequence[SpanData]) -> bool:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._export, [readable(span) for span in spans])
+        request = ExportTraceServiceRequest()
+        for at in range(0, len(spans), _SLICE):
+            request.MergeFrom(request_of(spans[at : at + _SLICE]))
+            await asyncio.sleep(0)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._export, request, len(spans))
 
-    def _export(self, spans: list[ReadableSpan]) -> bool:
+    def _export(self, request: ExportTraceServiceRequest, spans: int) -> bool:
         try:
-            return self._exporter.export(spans) is SpanExportResult.SUCCESS
+            return self._sender.send(request)
         except Exception as error:  # the client library lets through what it did not foresee; the spans are kept
-            _log.warning("span_export_failed", error=f"{type(error).__name__}: {error}", spans=len(spans))
+            _log.warning("span_export_failed", error=f"{type(error).__name__}: {error}", spans=spans)
             return False
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._exporter.shutdown()  # also cancels the call that the thread may be in
+        self._sender.shutdown()  # also cancels the call that the thread may be in
         await asyncio.to_thread(self._thread.shutdown)
 
 
@@ -100,42 +111,3 @@ def exporter_of(environ: Mapping[str, str]) -> SpanExporter | None:
             "set it to 'grpc' and name the receiver's gRPC port (usually 4317)"
         )
     return SpanExporter()
-
-
-def readable(span: SpanData) -> ReadableSpan:
-    """Return the span in the form that the SDK's exporters take."""
-    context = _context(span.trace_id, span.span_id)
-    return ReadableSpan(
-        name=span.name,
-        context=context,
-        parent=_context(span.trace_id, span.parent_id) if span.parent_id else None,
-        resource=_resource(span.namespace),
-        attributes=dict(span.attributes),
-        events=[Event(event.name, dict(event.attributes), event.time_ns) for event in span.events],
-        links=[_link(link) for link in span.links],
-        kind=_KINDS[span.kind],
-        status=Status(_STATUS[span.status], span.description or None),
-        start_time=span.start_ns,
-        end_time=span.end_ns,
-        instrumentation_scope=_SCOPE,
-    )
-
-
-def _context(trace_id: str, span_id: str) -> SpanContext:
-    return SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=False, trace_flags=_SAMPLED)
-
-
-def _link(link: SpanLink) -> Link:
-    context = SpanContext(
-        int(link.trace_id, 16),
-        int(link.span_id, 16),
-        is_remote=link.remote,
-        trace_flags=TraceFlags(link.flags),
-        trace_state=TraceState.from_header([link.state]) if link.state else None,
-    )
-    return Link(context, dict(link.attributes))
-
-
-@cache
-def _resource(namespace: str) -> Resource:
-    return Resource(a.resource_of(namespace))

@@ -137,9 +137,8 @@ class TraceProjector:
         later = [shard for shard in shards if shard > self._last_shard]
         items = await self._engine.store.unprojected([*later, *(s for s in shards if s <= self._last_shard)], limit)
         if items:
-            self._last_shard = items[
-                -1
-            ].run.shard  # the next turn begins behind it, so that every shard comes first in turn
+            # The next turn begins behind it, so that every shard comes first in turn.
+            self._last_shard = items[-1].run.shard
         works = [_Work(item, self._remembered(item)) for item in items]
         await self._read(works)
         sent = await self._send(works)
@@ -165,6 +164,7 @@ class TraceProjector:
                 work.revision = found.revision
                 size += sum(map(len, found.events))
                 _take_or_drop(work, found.head, found.events, found.event)
+                await asyncio.sleep(0)  # who starts and executes runs does not wait for fifty of them to be folded
             for work in open_:
                 if work.item.left:
                     head, events = await self._engine.store.left(work.item, work.state.position)
