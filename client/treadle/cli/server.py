@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,33 +12,20 @@ from cyclopts import Parameter
 __all__ = ("server",)
 
 
-async def server(
-    *,
-    redis: str | None = None,
-    redis_cluster: Annotated[bool | None, Parameter(negative="")] = None,
-    amqp: str | None = None,
-    worker_amqp: str | None = None,
-    listen: str | None = None,
-    insecure: Annotated[bool | None, Parameter(negative="")] = None,
-    allow_volatile: Annotated[bool | None, Parameter(negative="")] = None,
-    tokens_file: Path | None = None,
-    tls_cert: Path | None = None,
-    tls_key: Path | None = None,
-    tls_ca: Path | None = None,
-    trace_endpoint: str | None = None,
-    log_level: str | None = None,
-) -> int:
-    """Run the control plane until SIGTERM. Each option has a variable TREADLE_…; see docs/operations.md.
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Options of `treadle server`; each has a variable TREADLE_….
 
     Parameters
     ----------
-    redis
+    redis_url
         redis://, rediss:// or unix:// (TREADLE_REDIS_URL).
     redis_cluster
         The address names any node of a Redis Cluster.
-    amqp
+    amqp_url
         amqp:// or amqps:// (TREADLE_AMQP_URL); "memory": no broker, for one server alone.
-    worker_amqp
+    worker_amqp_url
         What workers are told to consume from; without it they use the session lane.
     listen
         "host:port" of the gRPC API (TREADLE_LISTEN).
@@ -53,10 +41,31 @@ async def server(
         Its private key (PEM file).
     tls_ca
         Demand client certificates of this authority (PEM file).
-    trace_endpoint
-        Where traces go, as OTLP over gRPC (OTEL_EXPORTER_OTLP_ENDPOINT).
     log_level
         debug, info, warning or error.
+    """
+
+    redis_url: Annotated[str | None, Parameter(name="--redis")] = None
+    redis_cluster: Annotated[bool | None, Parameter(negative="")] = None
+    amqp_url: Annotated[str | None, Parameter(name="--amqp")] = None
+    worker_amqp_url: Annotated[str | None, Parameter(name="--worker-amqp")] = None
+    listen: str | None = None
+    insecure: Annotated[bool | None, Parameter(negative="")] = None
+    allow_volatile: Annotated[bool | None, Parameter(negative="")] = None
+    tokens_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
+    log_level: str | None = None
+
+
+async def server(*, options: ServerOptions | None = None, trace_endpoint: str | None = None) -> int:
+    """Run the control plane until SIGTERM. Each option has a variable TREADLE_…; see docs/operations.md.
+
+    Parameters
+    ----------
+    trace_endpoint
+        Where traces go, as OTLP over gRPC (OTEL_EXPORTER_OTLP_ENDPOINT).
     """
     from treadle.cli.output import note
     from treadle.controlplane.config import ServerConfig
@@ -64,19 +73,5 @@ async def server(
 
     if trace_endpoint is not None:
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = trace_endpoint
-    config = ServerConfig.from_env(
-        os.environ,
-        redis_url=redis,
-        redis_cluster=redis_cluster,
-        amqp_url=amqp,
-        worker_amqp_url=worker_amqp,
-        listen=listen,
-        insecure=insecure,
-        allow_volatile=allow_volatile,
-        tokens_file=tokens_file,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        tls_ca=tls_ca,
-        log_level=log_level,
-    )
+    config = ServerConfig.from_env(os.environ, **asdict(options or ServerOptions()))
     return await serve(config, ready=lambda address: note(f"treadle server: listening on {address}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import asdict, dataclass
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -11,40 +12,20 @@ from cyclopts import Parameter
 __all__ = ("worker",)
 
 
-def worker(
-    app: str,
-    /,
-    *,
-    pool: str | None = None,
-    server: str | None = None,
-    namespace: str | None = None,
-    amqp: str | None = None,
-    lane: Literal["auto", "amqp", "session"] | None = None,
-    token: str | None = None,
-    tls: Annotated[bool | None, Parameter(negative="")] = None,
-    tls_ca: str | None = None,
-    tls_cert: str | None = None,
-    tls_key: str | None = None,
-    insecure: Annotated[bool | None, Parameter(negative="")] = None,
-    slots: int | None = None,
-    run_slots: int | None = None,
-    grace: str | None = None,
-    reload: Annotated[bool, Parameter(negative="")] = False,
-    log_level: str | None = None,
-) -> int:
-    """Run one worker until SIGTERM, which drains it. Each option has a variable TREADLE_….
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """Options of `treadle worker`; each has a variable TREADLE_….
 
     Parameters
     ----------
-    app
-        "path/to/app.py", "package.module" or "package.module:name".
     pool
         Pool it serves. (default: default)
     server
         "host:port" of the control plane, or several with commas between them.
     namespace
         Tenant or environment.
-    amqp
+    amqp_url
         amqp:// or amqps:// of RabbitMQ; without it, what the server tells.
     lane
         Where step jobs come from: RabbitMQ, the session, or what fits.
@@ -66,34 +47,48 @@ def worker(
         Open runs at the same time.
     grace
         How long steps may run on after SIGTERM ("25s").
-    reload
-        Start again when a Python file in the app's folder changes.
     log_level
         debug, info, warning or error.
+    """
+
+    pool: str | None = None
+    server: str | None = None
+    namespace: str | None = None
+    amqp_url: Annotated[str | None, Parameter(name="--amqp")] = None
+    lane: Literal["auto", "amqp", "session"] | None = None
+    token: str | None = None
+    tls: Annotated[bool | None, Parameter(negative="")] = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    insecure: Annotated[bool | None, Parameter(negative="")] = None
+    slots: int | None = None
+    run_slots: int | None = None
+    grace: str | None = None
+    log_level: str | None = None
+
+
+def worker(
+    app: str,
+    /,
+    *,
+    options: WorkerOptions | None = None,
+    reload: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Run one worker until SIGTERM, which drains it. Each option has a variable TREADLE_….
+
+    Parameters
+    ----------
+    app
+        "path/to/app.py", "package.module" or "package.module:name".
+    reload
+        Start again when a Python file in the app's folder changes.
     """
     from treadle.cli.reload import tie_to_parent
     from treadle.worker.config import WorkerConfig
 
     tie_to_parent()
-    config = WorkerConfig.from_env(
-        os.environ,
-        app=app,
-        pool=pool,
-        server=server,
-        namespace=namespace,
-        amqp_url=amqp,
-        lane=lane,
-        token=token,
-        tls=tls,
-        tls_ca=tls_ca,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        insecure=insecure,
-        slots=slots,
-        run_slots=run_slots,
-        grace=grace,
-        log_level=log_level,
-    )
+    config = WorkerConfig.from_env(os.environ, app=app, **asdict(options or WorkerOptions()))
     if reload:
         return asyncio.run(_reloading(config.app, config.pool))
     from treadle.worker.logs import configure_logging
