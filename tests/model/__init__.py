@@ -1,0 +1,1 @@
+"""The run protocol as an explicit-state model, and its checker."""
