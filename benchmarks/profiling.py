@@ -19,6 +19,10 @@ _RATE: Final = 200
 
 _ROOMS: Final[tuple[tuple[str, str], ...]] = (
     ("protobuf", r"_message\.abi3|google/(protobuf|_upb)"),
+    (
+        "traces",
+        r"controlplane/tracing/|opentelemetry|/exporter\.py|trace/__init__\.py|attributes/__init__\.py|_internal/",
+    ),
     ("gRPC", r"grpc/|cygrpc"),
     ("JSON", r"msgspec|json/|_json"),
     ("decide", r"controlplane/machine/"),

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from benchmarks.app import local, local_chain, pool_chain, pooled
 from treadle.v1 import history_pb2 as history
 from treadle.v1.common_pb2 import Payload, TraceContext
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job, JobKind
@@ -44,7 +45,6 @@ from treadle.v1.worker_service_pb2 import (
     SessionResponse,
     SessionWelcome,
 )
-from treadle.worker import step, workflow
 from treadle.worker import worker as worker_module
 from treadle.worker.app import Registry
 from treadle.worker.clock import monotonic_ms
@@ -58,35 +58,6 @@ STEPS = 5
 INPUT = b'{"length":%d,"order":{"order":"A-1029","qty":3,"n":0}}'
 REVISION = 0x1234567812345678
 TRACE = TraceContext(traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01")
-
-
-Order = dict[str, Any]
-
-
-@step
-async def local(order: Order) -> Order:
-    order["n"] += 1
-    return order
-
-
-@step(pool="default")
-async def pooled(order: Order) -> Order:
-    order["n"] += 1
-    return order
-
-
-@workflow
-async def local_chain(length: int, order: Order) -> int:
-    for _ in range(length):
-        order = await local(order)
-    return int(order["n"])
-
-
-@workflow
-async def pool_chain(length: int, order: Order) -> int:
-    for _ in range(length):
-        order = await pooled(order)
-    return int(order["n"])
 
 
 class Run:
@@ -247,6 +218,7 @@ class Replica:
                 name=checkpoint.name,
                 digest=checkpoint.digest,
                 local=True,
+                ended_ms=checkpoint.ended_ms,
             )
             answer.events.append(run.event(step_completed=done))
             answer.result_omitted.append(checkpoint.command_id)
