@@ -8,11 +8,12 @@ from typing import cast
 
 import pytest
 
-from treadle.controlplane.api import admission
+from treadle.controlplane.api import admission, checks
 from treadle.controlplane.api.admission import Admission
 from treadle.controlplane.store.memory import MemoryStore
 from treadle.controlplane.store.port import Store
 from treadle.protocol.errors import FieldInvalid, NotFound, Refused, Unavailable
+from treadle.v1.common_pb2 import TraceContext
 
 
 class Watched:
@@ -96,3 +97,21 @@ def test_pools_that_callers_name_are_remembered_in_bounds(monkeypatch: pytest.Mo
         assert watched.asked.count("register") == 5, "what was forgotten is noted again"
 
     asyncio.run(main())
+
+
+PARENT = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (("", ""), ("", "")),
+        ((PARENT, "k=v"), (PARENT, "k=v")),
+        ((PARENT, "k=" + "v" * 510), (PARENT, "k=" + "v" * 510)),
+        ((PARENT, "k=" + "v" * 511), (PARENT, "")),
+        ((PARENT + "-" * 1000, "k=v"), ("", "k=v")),
+    ],
+)
+def test_a_callers_trace_context_goes_into_the_history_in_bounds(given: tuple[str, str], kept: tuple[str, str]) -> None:
+    found = checks.caller_of(TraceContext(traceparent=given[0], tracestate=given[1]))
+    assert (found.traceparent, found.tracestate) == kept

@@ -7,7 +7,7 @@ from typing import Final
 
 from treadle.protocol.errors import ConfigError, FieldInvalid, Refused
 from treadle.protocol.ids import RunKey, check_name, check_run_id
-from treadle.v1.common_pb2 import Payload
+from treadle.v1.common_pb2 import Payload, TraceContext
 from treadle.v1.run_service_pb2 import (
     CONFLICT_POLICY_REJECT,
     CONFLICT_POLICY_UNSPECIFIED,
@@ -21,6 +21,8 @@ __all__ = ("namespace_of", "pool_of", "policy_of", "request_id_of", "run_of", "s
 _POLICIES: Final = frozenset(ConflictPolicy.values())
 _WORD_LIMIT: Final = 200
 _TEXT_LIMIT: Final = 1_000
+_TRACEPARENT_LIMIT: Final = 128
+_TRACESTATE_LIMIT: Final = 512
 
 
 def namespace_of(namespace: str) -> str:
@@ -81,6 +83,16 @@ def statuses_of(statuses: Iterable[RunStatus.ValueType]) -> list[RunStatus.Value
         if status not in known:
             raise FieldInvalid(f"statuses: {status} is unknown to this server", field="statuses")
     return sorted(wanted) or known
+
+
+def caller_of(trace: TraceContext) -> TraceContext:
+    """Return the caller's trace context for the history. What is too long for W3C is left out: no start fails of it."""
+    if trace.ByteSize() <= _TRACEPARENT_LIMIT:
+        return trace
+    return TraceContext(
+        traceparent=trace.traceparent if len(trace.traceparent) <= _TRACEPARENT_LIMIT else "",
+        tracestate=trace.tracestate if len(trace.tracestate) <= _TRACESTATE_LIMIT else "",
+    )
 
 
 def check_payload(name: str, payload: Payload, limit: int) -> None:

@@ -67,7 +67,7 @@ class Starts:
             input=request.input,
             request_id=checks.request_id_of(request.request_id),
             policy=checks.policy_of(request),
-            caller=request.trace,
+            caller=checks.caller_of(request.trace),
         )
         return run, start
 
