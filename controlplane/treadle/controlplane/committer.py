@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from treadle.controlplane.ahead import Ahead
 from treadle.controlplane.backlog import Backlog
 from treadle.controlplane.batches import Item
 from treadle.controlplane.clock import StoreClock, monotonic_ms
@@ -55,6 +56,7 @@ class Committer:
 
     Attributes:
         runs: The runs, through the replica's cache.
+        ahead: Decisions that are made already.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Committer:
     ) -> None:
         self._store, self._replica, self._clock, self._done = store, replica, clock, done
         self.runs = HotRuns(store)
+        self.ahead = Ahead(replica)
         self._backlog = Backlog()
         self._base = contextvars.copy_context()
         self._flights: set[asyncio.Task[None]] = set()
@@ -142,9 +145,14 @@ class Committer:
 
     async def _batch(self, batch: dict[RunKey, list[Item]]) -> None:
         decided: list[tuple[RunKey, list[Item], Decision]] = []
-        again = await self._decide_each(batch, list(batch), decided, fresh=False)
-        if again:
-            await self._decide_each(batch, again, decided, fresh=True)
+        try:
+            again = await self._decide_each(batch, self._decided_ahead(batch, decided), decided, fresh=False)
+            if again:
+                await self._decide_each(batch, again, decided, fresh=True)
+        except BaseException:
+            for _, _, decision in decided:
+                self._replica.failed(decision)
+            raise
         changes = [d.change for _, _, d in decided if d.change is not None]
         outcomes = await self._commit(changes, decided)
         told = iter(outcomes)
@@ -161,6 +169,19 @@ class Committer:
         self._done(done)
         if any(outcome.outcome is Outcome.EARLY for outcome in outcomes):
             await asyncio.sleep(_EARLY_S)  # a refusal as too early must not spin
+
+    def _decided_ahead(
+        self, batch: dict[RunKey, list[Item]], decided: list[tuple[RunKey, list[Item], Decision]]
+    ) -> list[RunKey]:
+        """Take what is decided already; returns the other runs."""
+        others = []
+        for run, items in batch.items():
+            made = self.ahead.take(run, items)
+            if made is None:
+                others.append(run)
+            else:
+                decided.append((run, items, made))
+        return others
 
     async def _decide_each(
         self,

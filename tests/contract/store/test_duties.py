@@ -22,6 +22,12 @@ def test_timers_come_earliest_first_and_never_early(case: Case) -> None:
         assert found.next_due_ms == now + 60_000
         assert found.time_ms >= now
         assert (await store.due(ALL, 3)).due == found.due[:3]
+        ahead = await store.due(ALL, 1000, 60_010)
+        steps = [timer.due_ms - now for timer in ahead.due if timer.command_id]
+        assert [timer for timer in ahead.due if not timer.command_id] == found.due
+        assert steps == list(range(60_000, 60_000 + len(steps)))
+        assert len(steps) >= 11
+        assert ahead.next_due_ms == (now + 60_000 + len(steps) if len(steps) < 20 else None)
         other = [shard for shard in ALL if shard != runs[0].shard]
         assert runs[0] not in [timer.run for timer in (await store.due(other, 1000)).due]
 

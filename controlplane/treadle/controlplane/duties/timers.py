@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from treadle.controlplane.clock import monotonic_ms
 from treadle.controlplane.engine import Engine
+from treadle.controlplane.machine.decide import want
 from treadle.controlplane.machine.requests import FireTimer
 from treadle.controlplane.steady import steady
 from treadle.controlplane.store.port import Hint, Loaded, Timer, Want
@@ -41,6 +42,11 @@ _ROUND_MS = 1_000
 _LEASE_MS = 3_000
 _PAGE = 2_000
 _PART, _LANES = 100, 3
+_SEEN_MS, _READY_MS = 1_100, 700
+"""How far ahead timers are looked for, which is more than a round; and how long before they are due a storm is decided."""
+_STORM = 50
+"""So many are worth it."""
+_PARTS_AHEAD, _MARGIN_MS = 25, 20
 _DAMAGED_MS = 60_000
 _HINT_MS = 50
 """A hint of a commit shortens the sleep, at most so often."""
@@ -55,6 +61,7 @@ class TimerDuty:
         self.shards: list[int] = []
         self._failed: dict[tuple[RunKey, str], int] = {}
         self._turned_at = 0
+        self._looked_ms = 0
 
     async def run(self) -> None:
         """Work for ever, then give the shards up."""
@@ -110,16 +117,37 @@ class TimerDuty:
         engine.earliest_timer_ms = 2**62
         sent = self._turned_at = monotonic_ms()
         self._failed = {key: until for key, until in self._failed.items() if until > sent}
-        found = await engine.store.due(self.shards, _PAGE + len(self._failed))
+        ahead = engine.committer.ahead
+        ahead.clear()
+        found = await engine.store.due(self.shards, _PAGE + len(self._failed), _SEEN_MS)
         engine.clock.observe(found.time_ms, sent)
-        due = [timer for timer in found.due if (timer.run, timer.command_id) not in self._failed]
+        now_ms = found.time_ms
+        coming = [timer for timer in found.due if (timer.run, timer.command_id) not in self._failed]
+        due = [timer for timer in coming if timer.due_ms <= now_ms]
         if due:
             await self._fire(due)
             return 0
-        if found.next_due_ms is None:
-            return _ROUND_MS
-        engine.earliest_timer_ms = min(engine.earliest_timer_ms, found.next_due_ms)
-        return max(1, found.next_due_ms - found.time_ms)
+        later = [timer.due_ms for timer in found.due if timer.due_ms > now_ms] or [found.next_due_ms or 2**62]
+        engine.earliest_timer_ms = min(engine.earliest_timer_ms, later[0])
+        sleepers = [timer for timer in coming if timer.command_id and timer.due_ms > self._looked_ms]
+        if len(sleepers) >= _STORM:
+            early_ms = sleepers[0].due_ms - _READY_MS - now_ms
+            if early_ms > 0:
+                return min(early_ms, later[0] - now_ms)
+            await self._decide_ahead(sleepers)
+        return max(1, later[0] - engine.clock.now())
+
+    async def _decide_ahead(self, sleepers: Sequence[Timer]) -> None:
+        """Have wakes decided that will soon be due together, as far as there is time for it."""
+        engine = self._engine
+        self._looked_ms = sleepers[-1].due_ms  # what could not be decided is not tried again and again
+        for start in range(0, len(sleepers), _PARTS_AHEAD):
+            part = sleepers[start : start + _PARTS_AHEAD]
+            if engine.clock.now() + _MARGIN_MS >= sleepers[0].due_ms:
+                break
+            wants = [want(timer.run, [FireTimer(timer.command_id)]) for timer in part]
+            for timer, view in zip(part, await engine.committer.runs.load(wants), strict=True):
+                engine.committer.ahead.decide(timer, view)
 
     async def _pause(self, pause_ms: int) -> None:
         pause_ms = min(pause_ms, _ROUND_MS)
@@ -155,9 +183,12 @@ class TimerDuty:
 
     async def _fire_part(self, due: Sequence[Timer]) -> None:
         """Holders are checked, everything else is fired; one load for all."""
+        ahead = self._engine.committer.ahead
+        plain = [(timer, FireTimer(timer.command_id)) for timer in due if ahead.has(timer)]
+        due = [timer for timer in due if not ahead.has(timer)]
         wants = [Want(t.run, fields=[f"c:{t.command_id}", f"i:{t.command_id}"] if t.command_id else ()) for t in due]
         loaded = await self._engine.committer.runs.load(wants, fresh=True)
-        holdings, queued, plain = [], [], []
+        holdings, queued = [], []
         for timer, view in zip(due, loaded, strict=True):
             found = _what(timer, view)
             if isinstance(found, Holding):

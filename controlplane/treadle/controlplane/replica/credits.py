@@ -60,6 +60,11 @@ class Statement:
         """Credits that decisions hold whose commit is not done."""
         return self.run_jobs.reserved + self.step_jobs.reserved + self.parked_jobs.reserved
 
+    @property
+    def until_ms(self) -> int:
+        """Until when it is used."""
+        return self.received_ms + _USED_FOR_MS
+
     def account(self, kind: JobKind.ValueType, *, wakes: bool = False) -> _Account:
         """Return the credits of a kind; `wakes`: those of parked runs."""
         if kind != JOB_KIND_RUN:
@@ -68,7 +73,7 @@ class Statement:
 
     def free(self, kind: JobKind.ValueType, now_ms: int, *, wakes: bool = False) -> int:
         """Return how many more jobs of the kind may be given."""
-        if now_ms - self.received_ms > _USED_FOR_MS:
+        if now_ms > self.until_ms:
             return 0
         return self.account(kind, wakes=wakes).free
 

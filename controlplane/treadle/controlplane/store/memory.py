@@ -76,8 +76,8 @@ class MemoryStore(MemoryCore):
     async def let_go(self, replica_id: str, shards: Iterable[int]) -> None:
         self.let_go_now(replica_id, shards)
 
-    async def due(self, shards: Sequence[int], limit: int) -> DueTimers:
-        return self.due_now(shards, limit)
+    async def due(self, shards: Sequence[int], limit: int, ahead_ms: int = 0) -> DueTimers:
+        return self.due_now(shards, limit, ahead_ms)
 
     async def stale_outbox(self, shards: Sequence[int], older_than_ms: int, limit: int) -> list[StaleEntry]:
         return self.stale_outbox_now(shards, older_than_ms, limit)

@@ -196,14 +196,14 @@ class MemoryCore(MemoryCursors):
             if self._state.leases.get(shard, ("", 0))[0] == replica_id:
                 del self._state.leases[shard]
 
-    def due_now(self, shards: Sequence[int], limit: int) -> DueTimers:
+    def due_now(self, shards: Sequence[int], limit: int, ahead_ms: int = 0) -> DueTimers:
         """See DutyStore.due."""
         now = self._clock_ms()
         due: list[Timer] = []
         next_due_ms: int | None = None
         for shard in shards:
             for (run, command_id), due_ms in self._state.timers.get(shard, {}).items():
-                if due_ms <= now:
+                if due_ms <= now + ahead_ms:
                     due.append(Timer(run, command_id, due_ms))
                 elif next_due_ms is None or due_ms < next_due_ms:
                     next_due_ms = due_ms

@@ -320,8 +320,8 @@ class DutyStore(Protocol):
         """Give up the duty leases that this replica holds of `shards`."""
         ...
 
-    async def due(self, shards: Sequence[int], limit: int) -> DueTimers:
-        """The earliest timers of these shards that are due by the store's clock, at most `limit`.
+    async def due(self, shards: Sequence[int], limit: int, ahead_ms: int = 0) -> DueTimers:
+        """The earliest timers of these shards that are due by the store's clock, or will be in `ahead_ms`; at most `limit`.
 
         Fewer may be answered when more are due (at least 50, or all); none is left out that is due before the last of them.
         """

@@ -32,12 +32,12 @@ class RedisDuties(RedisPart):
     async def let_go(self, replica_id: str, shards: Iterable[int]) -> None:
         await self._per_group("let_go", list(shards), replica_id)
 
-    async def due(self, shards: Sequence[int], limit: int) -> DueTimers:
+    async def due(self, shards: Sequence[int], limit: int, ahead_ms: int = 0) -> DueTimers:
         due: list[Timer] = []
         next_due_ms: int | None = None
         time_ms, whole_ms = 0, 2**62
         a_shard = max(_DUE_A_SHARD, 2 * limit // max(1, len(shards)))  # not all of all shards, to use a few
-        for _, (now, first, whole, found) in await self._per_group("due", shards, a_shard):
+        for _, (now, first, whole, found) in await self._per_group("due", shards, a_shard, ahead_ms):
             time_ms = max(time_ms, int(now))
             if first is not None and (next_due_ms is None or first < next_due_ms):
                 next_due_ms = int(first)

@@ -26,7 +26,7 @@ class RedisPart:
         self._traced = False
 
     async def _now_ms(self) -> int:
-        return int((await self._link.run("due", self._route(0), 0))[0])
+        return int((await self._link.run("due", self._route(0), 0, 0))[0])
 
     def _groups(self, shards: Iterable[int]) -> list[list[int]]:
         """Return which positions of `shards` go into one call: all, or on a cluster those of one shard."""
