@@ -273,6 +273,12 @@ def test_settings_of_the_environment_are_overruled_by_what_is_given() -> None:
     assert config.grace_ms == 25_000
 
 
+def test_slots_are_few_by_default_only_where_each_would_be_a_process() -> None:
+    default = WorkerConfig(app="x")
+    assert (default.step_slots(processes=False), default.step_slots(processes=True)) == (200, 50)
+    assert WorkerConfig(app="x", slots=7).step_slots(processes=True) == 7
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [

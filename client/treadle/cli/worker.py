@@ -42,7 +42,7 @@ class WorkerOptions:
     insecure
         Allow plaintext to another machine.
     slots
-        Attempts of steps at the same time.
+        Attempts of steps at the same time (200, or 50 where a step needs a process).
     run_slots
         Open runs at the same time.
     grace

@@ -20,6 +20,7 @@ LaneChoice = Literal["auto", "amqp", "session"]
 """How step jobs come. "auto": from RabbitMQ when there is an address of one, and down the session, which is faster, while slots
 are free; without an address only down the session. "amqp": only from RabbitMQ. "session": only down the session."""
 
+_SLOTS, _SLOTS_WITH_PROCESSES = 200, 50
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -38,7 +39,8 @@ class WorkerConfig:
         tls_ca, tls_cert, tls_key: PEM files. `tls_ca` alone encrypts, with certificate and key it is mTLS.
         tls: True: encrypt with the authorities that gRPC ships, without naming any file.
         insecure: True: plaintext to other machines too.
-        slots: Attempts of pool steps at the same time; also how many threads local sync steps get.
+        slots: Attempts of pool steps at the same time; also how many threads local sync steps get. None: 200, or 50 where a
+            step needs a process.
         run_slots: Open runs at the same time. Up to 5 times as many are kept in memory when they are parked (6 to 9 KiB
             each, and what they hold of at most 64 MiB of history), and wake beside them.
         grace: How long steps may run on after SIGTERM. Default "25s", below the 30 s of Kubernetes.
@@ -61,7 +63,7 @@ class WorkerConfig:
     tls_key: str | None = None
     tls: bool = False
     insecure: bool = False
-    slots: int = 50
+    slots: int | None = None
     run_slots: int = 2_000
     grace: Duration = "25s"
     always_replay: bool = False
@@ -76,7 +78,8 @@ class WorkerConfig:
             raise ConfigError(f"lane {self.lane!r}: use {', '.join(get_args(LaneChoice))}")
         if self.log_level not in _LEVELS:
             raise ConfigError(f"log_level {self.log_level!r}: use {', '.join(_LEVELS)}")
-        _check_range("slots", self.slots, 1, 10_000)
+        if self.slots is not None:
+            _check_range("slots", self.slots, 1, 10_000)
         _check_range("run_slots", self.run_slots, 1, 100_000)
         to_ms(self.grace, name="grace")
         if self.amqp_url:
@@ -98,6 +101,10 @@ class WorkerConfig:
     @property
     def grace_ms(self) -> int:
         return to_ms(self.grace, name="grace")
+
+    def step_slots(self, *, processes: bool) -> int:
+        """Attempts of pool steps at the same time; `processes`: some of them need one each."""
+        return self.slots or (_SLOTS_WITH_PROCESSES if processes else _SLOTS)
 
     def credentials(self) -> Tls | None:
         """How the connection is encrypted; None: it is not."""

@@ -50,6 +50,7 @@ from treadle.worker.intake import Intake, broker_address
 from treadle.worker.loop.execution import execution_factory
 from treadle.worker.loop_watch import LoopWatch
 from treadle.worker.session import Endpoint, GrpcEndpoint
+from treadle.worker.steps import Step
 
 __all__ = ("Worker", "served")
 
@@ -82,6 +83,11 @@ def served(registry: Registry, pool: str) -> tuple[list[str], list[str]]:
     return workflows, steps
 
 
+def _in_processes(registry: Registry, pools: tuple[str | None, ...]) -> list[Step[..., Any]]:
+    """Return the steps of these pools (None: local ones) that are executed in processes of their own."""
+    return [step for step in registry.steps.values() if step.pool in pools and step.executor == "process"]
+
+
 class Worker:
     """One worker of one pool. `run` it once.
 
@@ -106,6 +112,7 @@ class Worker:
         self._endpoint = endpoint or GrpcEndpoint(config)
         self._beat_channel = beats or GrpcBeats(tls=config.credentials(), token=config.token)
         workflows, steps = served(registry, config.pool)
+        self._slots = config.step_slots(processes=bool(_in_processes(registry, (config.pool, None))))
         self._request = RegisterRequest(
             namespace=config.namespace,
             worker_id=self.worker_id,
@@ -113,11 +120,11 @@ class Worker:
             workflows=workflows,
             steps=steps,
             host=f"{socket.gethostname()}:{os.getpid()}",
-            step_slots=config.slots,
+            step_slots=self._slots,
             run_slots=config.run_slots,
         )
         self._executors = Executors(
-            config.app, config.slots, child_arguments=("--log-level", config.log_level, "--service", config.pool)
+            config.app, self._slots, child_arguments=("--log-level", config.log_level, "--service", config.pool)
         )
         self._base = contextvars.copy_context()
         self._pumping = False
@@ -196,7 +203,7 @@ class Worker:
             lane=lane,
             workflows=frozenset(self._request.workflows),
             steps=frozenset(self._request.steps),
-            step_slots=config.slots,
+            step_slots=self._slots,
             run_slots=config.run_slots,
             step_credits=config.lane != "amqp",
             wake_slots=_KEPT * config.run_slots,
@@ -221,7 +228,7 @@ class Worker:
                 self._changed,
                 namespace=config.namespace,
                 pool=config.pool,
-                slots=config.slots,
+                slots=self._slots,
                 short=lambda: self._attempts.short,
             )
         self._connection = Connection(
@@ -243,12 +250,12 @@ class Worker:
             broker=self._intake.address if self._intake else "",
             workflows=list(self._request.workflows),
             steps=list(self._request.steps),
-            slots=config.slots,
+            slots=self._slots,
         )
 
     async def _prewarm(self) -> None:
         """A step of this pool that wants a process finds one that has imported the app."""
-        wanted = [s for s in self._registry.steps.values() if s.pool == self.config.pool and s.executor == "process"]
+        wanted = _in_processes(self._registry, (self.config.pool,))
         if wanted:
             try:
                 await self._executors.prewarm()
