@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from treadle.protocol.errors import NotDeterministic
+from treadle.worker.loop import asyncio_timeout
 from treadle.worker.loop.durable_loop import DurableLoop, TimerCall
 from treadle.worker.loop.refusals import REFUSED
 
@@ -317,3 +318,68 @@ def test_other_loops_are_as_before() -> None:
         return sorted(values) + [t.result() for t in done]
 
     assert asyncio.run(code()) == [0, 1, 2, 3, 4, 9]
+
+
+# --- timeouts of early 3.11 --------------------------------------------------------------------------------------------
+async def _times_out_after_a_failed_group() -> str:
+    async def fail() -> None:
+        await asyncio.sleep(0.01)
+        raise ValueError
+
+    with pytest.raises(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+    try:
+        async with asyncio.timeout(0.01):
+            await asyncio.sleep(60)
+    except TimeoutError:
+        return "timed out"
+    return "went on"
+
+
+async def _is_cancelled_inside_a_timeout() -> str:
+    async def waits() -> None:
+        async with asyncio.timeout(60):
+            await asyncio.sleep(120)
+
+    task = asyncio.create_task(waits())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        return "cancelled"
+    return "went on"
+
+
+async def _leave_of_3_11_2(self: Any, kind: Any, _error: Any, _traceback: Any) -> None:
+    states = type(self._state)
+    if self._timeout_handler is not None:
+        self._timeout_handler.cancel()
+        self._timeout_handler = None
+    if self._state is states.EXPIRING:
+        self._state = states.EXPIRED
+        if self._task.uncancel() == 0 and kind is asyncio.CancelledError:
+            raise TimeoutError
+    else:
+        self._state = states.EXITED
+
+
+def test_a_timeout_after_a_failed_group_is_a_timeout(clock: Clock) -> None:
+    """On the Python that the tests run on, whichever it is."""
+    assert clock.run(_times_out_after_a_failed_group()) == "timed out"
+
+
+def test_timeouts_of_3_11_2_are_corrected(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asyncio.Timeout, "__aexit__", _leave_of_3_11_2)
+    with pytest.raises(asyncio.CancelledError):
+        Clock().run(_times_out_after_a_failed_group())
+    entered, left = asyncio_timeout.corrected(asyncio.Timeout.__aenter__, asyncio.Timeout.__aexit__)
+    monkeypatch.setattr(asyncio.Timeout, "__aenter__", entered)
+    monkeypatch.setattr(asyncio.Timeout, "__aexit__", left)
+    assert clock.run(_times_out_after_a_failed_group()) == "timed out"
+    assert Clock().run(_is_cancelled_inside_a_timeout()) == "cancelled"
+
+
+def test_a_cancel_inside_a_timeout_is_a_cancel(clock: Clock) -> None:
+    assert clock.run(_is_cancelled_inside_a_timeout()) == "cancelled"

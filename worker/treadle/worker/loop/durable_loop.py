@@ -26,7 +26,7 @@ from types import AsyncGeneratorType
 from typing import Any, Final, NoReturn, Protocol, TypeVarTuple, Unpack
 
 from treadle.protocol.errors import NotDeterministic
-from treadle.worker.loop import asyncio_order, guard
+from treadle.worker.loop import asyncio_order, asyncio_timeout, guard
 from treadle.worker.loop.future import DurableFuture, DurableTask
 from treadle.worker.loop.refusals import REFUSED
 
@@ -40,6 +40,7 @@ _MAX_CALLBACKS: Final = 500_000
 _RUNNING, _FINISHING, _CLOSING, _OUTSIDE = range(4)
 
 asyncio_order.install()
+asyncio_timeout.install()
 
 _log = logging.getLogger("treadle.worker.workflow")
 _swap_current_task: Callable[[Any, Any], Any] | None = getattr(asyncio.tasks, "_swap_current_task", None)
