@@ -11,7 +11,8 @@
         house.open("g")
         house.check({"r1": 9})
 
-When a test fails inside, what each process said last is printed (`house` and `build` of conftest.py see to it too).
+When a test fails inside, what each process said last is printed, and how its runs stand (`house` and `build` of conftest.py
+see to it too).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tests.kill.staff import DevProcess, ServerProcess, WorkerProcess
 from tests.servers.rabbit_server import RabbitServer
 from tests.servers.redis_server import RedisServer, free_port
 from treadle.client.sync import SyncClient, SyncRunHandle
-from treadle.protocol.errors import Unavailable
+from treadle.protocol.errors import TreadleError, Unavailable
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.pool_service_pb2 import WORKER_STATE_LIVE
 
@@ -42,6 +43,7 @@ Lane = Literal["amqp", "session"]
 
 APP = Path(__file__).with_name("app.py")
 _SHOWN = 6_000
+_RUNS_SHOWN, _EVENTS_SHOWN = 20, 10
 
 
 class House:
@@ -97,6 +99,13 @@ class House:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
+            if kind is not None:
+                self.show()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        try:
             for client in self._clients.values():
                 client.close()
             for process in self.processes():
@@ -106,8 +115,6 @@ class House:
         finally:
             if self._own_redis:
                 self.redis.stop()
-            if kind is not None:
-                self.show()
 
     # --- building ------------------------------------------------------------------------------------------------------
     def server(self, *, redis_url: str = "", amqp_url: str = "", wait: bool = True, **settings: str) -> ServerProcess:
@@ -333,7 +340,20 @@ class House:
         yield from self.others
 
     def show(self) -> None:
-        """Print what each process said last, and the ledger's end."""
+        """Print how the runs stand, what each process said last, and the ledger's end."""
+        print("--- runs ---", *self._runs_stand(), sep="\n")  # noqa: T201
         for process in self.processes():
             print(f"--- {process.name} ---\n{process.said_ever[-_SHOWN:]}")  # noqa: T201
         print(f"--- ledger ---\n{self.ledger_path.read_text()[-_SHOWN:]}")  # noqa: T201
+
+    def _runs_stand(self) -> Iterator[str]:
+        """A run that has failed, or that needs attention, says nothing by itself. The first call without an answer ends it."""
+        if not any(server.running for server in self.servers):
+            return
+        try:
+            for info in self.client.list(limit=_RUNS_SHOWN):
+                events = list(self.client.run(info.id).history())[-_EVENTS_SHOWN:]
+                last = ", ".join(f"{event.time_ms} {event.WhichOneof('kind')}" for event in events)
+                yield f"{info.id}: {info.status} {info.reason} {info.failure or ''} of {info.length} events: {last}"
+        except TreadleError as error:
+            yield f"not known: {error}"
