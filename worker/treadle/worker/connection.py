@@ -1,19 +1,22 @@
 """Keeping a session open: registration, hello, the next replica when one goes, frames in both directions.
 
-Frames form by themselves: one is written at a time, and what the core has to say meanwhile goes into the next one.
+Frames form by themselves: one is written at a time, and what the core has to say meanwhile goes into the next one. While
+none is under way, a frame is begun by whoever has something to say: it does not wait for a turn of the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import secrets
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from itertools import cycle
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
+from treadle.protocol.eager import start_now
 from treadle.protocol.errors import Unavailable
 from treadle.v1.worker_service_pb2 import (
     Lane,
@@ -60,15 +63,25 @@ async def register(endpoint: Endpoint, addresses: tuple[str, ...], request: Regi
 
 
 class Line:
-    """One session: its id, the stream, where it leads; whether there may be something to send, and whether it has ended."""
+    """One session: its id, the stream, where it leads.
+
+    Attributes:
+        idle: It is served, and no frame is being written.
+        writing: Writes frames, or has written the last one.
+        broken: Why writing failed.
+        ended: The session has ended.
+    """
 
     def __init__(self, address: str, port: SessionPort, stack: AsyncExitStack) -> None:
         self.id = secrets.token_hex(16)
         self.address = address
         self.port = port
         self.stack = stack
-        self.to_say = asyncio.Event()
+        self.idle = False
+        self.writing: asyncio.Task[None] | None = None
+        self.broken: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self.ended = asyncio.Event()
+        self.context = contextvars.copy_context()
 
 
 class Connection:
@@ -114,9 +127,14 @@ class Connection:
         self._retiring: set[asyncio.Task[None]] = set()
 
     def wake(self) -> None:
-        """There may be something to send."""
-        if self._line is not None:
-            self._line.to_say.set()
+        """There may be something to send: its writing begins at once, or follows what is being written."""
+        line = self._line
+        if line is None or not line.idle:
+            return
+        frame = self._frame()
+        if frame is not None or self._leaving:
+            line.idle = False
+            line.writing = start_now(self._write(line, frame), name="session-write", context=line.context)
 
     def reopen(self, reason: str) -> None:
         """Open another session; the present one serves until that one is open."""
@@ -157,7 +175,7 @@ class Connection:
         line = self._line
         if line is None:
             return
-        line.to_say.set()
+        self.wake()
         try:
             async with asyncio.timeout(1):
                 await line.ended.wait()
@@ -274,30 +292,36 @@ class Connection:
     # --- serving ---------------------------------------------------------------------------------------------------
     async def _serve(self, line: Line) -> None:
         """Carry frames until the stream ends. What the callbacks raise is raised here."""
-        sender = asyncio.create_task(self._send(line))
         receiver = asyncio.create_task(self._receive(line))
         try:
-            done, _ = await asyncio.wait({sender, receiver}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            line.idle = True
+            self.wake()
+            ends: list[asyncio.Future[Any]] = [receiver, line.broken]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if line.broken.done():
+                raise line.broken.result()
+            receiver.result()
         except SessionBroken as error:
             _log.info("session_broken", address=line.address, error=str(error))
         finally:
-            sender.cancel()
-            receiver.cancel()
-            await asyncio.gather(sender, receiver, return_exceptions=True)
+            line.idle = False
+            tasks = [receiver] if line.writing is None else [receiver, line.writing]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _send(self, line: Line) -> None:
-        line.to_say.set()
-        while True:
-            await line.to_say.wait()
-            line.to_say.clear()
-            # What a session is not open for any more must stay with the core, which says it again.
-            while self._line is line and (frame := self._frame()) is not None:
+    async def _write(self, line: Line, frame: SessionRequest | None) -> None:
+        try:
+            while frame is not None:
                 await line.port.send(frame)
-            if self._leaving:
-                await line.port.send(SessionRequest(goodbye=True))
-                await asyncio.Event().wait()  # the replica ends the stream
+                # What a session is not open for any more must stay with the core, which says it again.
+                frame = self._frame() if self._line is line else None
+            if not self._leaving:
+                line.idle = True
+            elif self._line is line:
+                await line.port.send(SessionRequest(goodbye=True))  # the last word: the replica ends the stream
+        except Exception as error:
+            line.broken.set_result(error)
 
     async def _receive(self, line: Line) -> None:
         while (response := await line.port.receive()) is not None and self._line is line:

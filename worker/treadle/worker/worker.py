@@ -1,7 +1,8 @@
 """A worker process: the core, and around it the session, the beats, the consumers and the executors.
 
 One pump: whatever comes in is told to the core at once; then what the core wants done is done: after each frame that comes
-down, and once in a turn of the event loop for all else. What it wants said goes into the next frame.
+down, and once in a turn of the event loop for all else. What it wants said goes into the next frame, which is on its way
+before timers are looked at.
 """
 
 from __future__ import annotations
@@ -283,7 +284,8 @@ class Worker:
     def _received(self, response: SessionResponse) -> None:
         self._core.receive(response, monotonic_ms())
         self._act()
-        self._connection.wake()
+        self._connection.wake()  # what answers goes out before anything else is looked at
+        self._changed()
 
     def _ended(self) -> None:
         self._beats.session_ended()
@@ -293,7 +295,7 @@ class Worker:
     def _frame(self) -> SessionRequest | None:
         frame = self._core.frame(monotonic_ms())
         if frame is not None:
-            self._act()
+            self._changed()
         return frame
 
     def _beats_ended(self, error: BaseException) -> None:
@@ -316,6 +318,7 @@ class Worker:
         try:
             self._act()
             self._connection.wake()
+            self._schedule()
         except Exception as error:
             self._fail(error)
 
@@ -323,7 +326,6 @@ class Worker:
         while actions := self._core.actions():
             for action in actions:
                 self._HANDLERS[type(action)](self, action)
-        self._schedule()
 
     def _schedule(self) -> None:
         due = self._core.next_due()

@@ -120,15 +120,14 @@ class WorkerCore:
         if self._unsettled:
             self._settle(now_ms)
         room = Room()
-        frame = SessionRequest()
-        frame.claims.extend(self._claims.frame(room, now_ms))
-        frame.reports.extend(self._attempts.reports.take(room, now_ms))
-        frame.requests.extend(self._owners.frame(room, now_ms))
-        full = bool(frame.claims or frame.reports or frame.requests)
+        claims = list(self._claims.frame(room, now_ms)) if self._claims.outbox.waiting else None
+        reports = list(self._attempts.reports.take(room, now_ms)) if self._attempts.reports.waiting else None
+        requests = self._owners.frame(room, now_ms)
+        full = bool(claims or reports or requests)
         credits = self._credits.statement(now_ms, self._claims.run_waits > 0, goes_along=full)
-        if credits is not None:
-            frame.credits.CopyFrom(credits)
-        return frame if full or credits is not None else None
+        if not full and credits is None:
+            return None
+        return SessionRequest(claims=claims, reports=reports, requests=requests, credits=credits)
 
     # --- GO --------------------------------------------------------------------------------------------------------
     def _decided(self, verdict: ClaimVerdict, now_ms: int) -> None:

@@ -61,6 +61,11 @@ class Outbox(Generic[K, M]):
     def __len__(self) -> int:
         return len(self._unsent) + len(self._sent)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether something is to be sent."""
+        return bool(self._unsent)
+
     def put(self, key: K, message: M) -> None:
         self._unsent[key] = message
 
