@@ -300,6 +300,8 @@ class SimWorker:
         if link is not None and link.session is not None:
             while (frame := self.core.frame(self.now)) is not None:
                 link.send(frame)
+            if self.core.may_go_ahead and self.schedule.rng.random() < 0.8:
+                self.core.go_ahead()
         due = self.core.next_due()
         if due is not None and (self._tick_at <= self.now or due < self._tick_at):
             self._tick_at = max(due, self.now + 1)

@@ -296,7 +296,15 @@ class Worker:
         frame = self._core.frame(monotonic_ms())
         if frame is not None:
             self._changed()
+            if self._core.may_go_ahead:
+                self._loop.call_soon(self._go_ahead, context=self._base)  # the sender writes the frame first
         return frame
+
+    def _go_ahead(self) -> None:
+        try:
+            self._core.go_ahead()
+        except Exception as error:
+            self._fail(error)
 
     def _beats_ended(self, error: BaseException) -> None:
         """On the beat thread: it ended by an error."""

@@ -129,6 +129,13 @@ class WorkerCore:
             return None
         return SessionRequest(claims=claims, reports=reports, requests=requests, credits=credits)
 
+    @property
+    def may_go_ahead(self) -> bool:
+        return bool(self._owners.foretold)
+
+    def go_ahead(self) -> None:
+        self._owners.go_ahead()
+
     # --- GO --------------------------------------------------------------------------------------------------------
     def _decided(self, verdict: ClaimVerdict, now_ms: int) -> None:
         """A verdict on a claim: ack whatever it is, unless the question was given up (A3)."""

@@ -48,6 +48,7 @@ class Owner:
     Attributes:
         feed: The coroutine; None when it was refused or dropped, and only the release is left.
         flying: The unanswered request.
+        foretold: A result in it that the code may be fed ahead of its event.
         word: Its last word: "", "park", "outcome", "diverged" or "release".
         park: It is to be parked if it still rests.
         empty: A request is wanted even if there is nothing to say: to confirm, to ask, to renew the right.
@@ -78,6 +79,7 @@ class Owner:
         "empty",
         "feed",
         "flying",
+        "foretold",
         "idle_since",
         "job",
         "locals",
@@ -101,6 +103,7 @@ class Owner:
         self.feed: Feed | None = None
         self.locals = LocalSteps(shared, token)
         self.flying: OwnerRequest | None = None
+        self.foretold: StepCompleted | None = None
         self.word = ""
         self.park = False
         self.empty = False
@@ -261,7 +264,9 @@ class Owner:
         self._seq += 1
         feed = self.feed
         if feed is not None and self._may_go_ahead(feed):
-            self._go_ahead(feed, now_ms)
+            self._tell_ahead(feed, now_ms)
+            if self._shared.ends.get(self.job.name) == feed.fed + 1:
+                self.go_ahead()  # runs of the workflow end here: the end can go along
         word = self._last_word()
         fed, told, told_revision = (0, 0, 0) if feed is None else (feed.fed, *feed.told)
         request = OwnerRequest(
@@ -302,22 +307,25 @@ class Owner:
         waits = feed.execution.waits()
         return (waits.pool_steps, waits.local_steps, waits.timers) == (0, 1, 0)
 
-    def _go_ahead(self, feed: Feed, now_ms: int) -> None:
-        """Should the code end by this result, one commit takes both; else it is ready when the event comes."""
+    def _tell_ahead(self, feed: Feed, now_ms: int) -> None:
         checkpoint = self._checkpoints[0]
         checkpoint.ended_ms = feed.about(now_ms)
-        feed.go_ahead(
-            StepCompleted(
-                command_id=checkpoint.command_id,
-                attempt=checkpoint.try_number,
-                result=checkpoint.result,
-                name=checkpoint.name,
-                digest=checkpoint.digest,
-                local=True,
-                duration_ms=checkpoint.duration_ms,
-                ended_ms=checkpoint.ended_ms,
-            )
+        self.foretold = StepCompleted(
+            command_id=checkpoint.command_id,
+            result=checkpoint.result,
+            name=checkpoint.name,
+            digest=checkpoint.digest,
+            local=True,
+            ended_ms=checkpoint.ended_ms,
         )
+
+    def go_ahead(self) -> None:
+        """Let the code run on by a result whose event is not here yet, unless it has come meanwhile, or anything else."""
+        foretold, self.foretold = self.foretold, None
+        feed = self.feed
+        if foretold is None or feed is None or feed.waits_to_be_fed or not feed.caught_up or feed.beside:
+            return
+        feed.go_ahead(foretold)
 
     def _load(self, request: OwnerRequest) -> None:
         """Move commands and checkpoints into the request, in order, as far as there is room."""
@@ -352,6 +360,7 @@ class Owner:
     def _say_outcome(self, request: OwnerRequest) -> None:
         assert self.feed is not None
         request.ahead = self.feed.ahead is not None
+        self._shared.ends[self.job.name] = self.feed.fed + request.ahead
         outcome = self.feed.execution.outcome
         assert outcome is not None
         if outcome.cancelled:
@@ -399,7 +408,7 @@ class Owner:
     def _landed(self) -> OwnerRequest:
         request = self.flying
         assert request is not None
-        self.flying = None
+        self.flying = self.foretold = None
         return request
 
     def _learn(self, feed: Feed, answer: OwnerAnswer) -> None:

@@ -58,6 +58,7 @@ class Owners:
         "_pressed_until",
         "_ready",
         "_shared",
+        "foretold",
         "open",
         "requests",
         "slots",
@@ -80,6 +81,7 @@ class Owners:
         self.open = 0  # those that hold a slot
         self.slots, self.wakes = slots, wakes
         self.requests: Outbox[bytes, OwnerRequest] = Outbox()
+        self.foretold: list[Owner] = []
 
     def __len__(self) -> int:
         return len(self._by_token)
@@ -241,7 +243,14 @@ class Owners:
         for token, owner in tuple(islice(self._ready.items(), room.entries)):
             del self._ready[token]
             self.requests.put(token, owner.build(now_ms))
+            if owner.foretold is not None:
+                self.foretold.append(owner)
         return list(self.requests.take(room, now_ms))
+
+    def go_ahead(self) -> None:
+        """Let code run on by results that are on their way up, while nothing else is to be done."""
+        while self.foretold:
+            self.foretold.pop().go_ahead()
 
     def _touch(self, owner: Owner, now_ms: int) -> None:
         """Something about this run changed: let its code run on, and see where it stands now."""

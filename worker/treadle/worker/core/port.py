@@ -236,6 +236,15 @@ class WorkerCorePort(Protocol):
         """The batch that should go up now (None: nothing). Its contents count as sent at `now_ms`."""
         ...
 
+    @property
+    def may_go_ahead(self) -> bool:
+        """Whether code may run on by results whose frame was just taken: call `go_ahead` once that is on its way."""
+        ...
+
+    def go_ahead(self) -> None:
+        """Feed these results ahead of their events (R4). Not calling it costs time, nothing else."""
+        ...
+
     # --- the broker (AMQP lane) --------------------------------------------------------------------------------
     def delivered(self, tag: int, job: Job | None, body: bytes, now_ms: int) -> None:
         """A message of one of the pool's queues came; job None: it is no job."""

@@ -52,9 +52,9 @@ class HeldList:
 
 
 class Shared:
-    """Handed to every part of the core."""
+    """Handed to every part of the core. `ends`: by workflow, the position in the history by which the code ended last."""
 
-    __slots__ = ("actions", "drain_over", "draining", "held", "random64", "session", "settings")
+    __slots__ = ("actions", "drain_over", "draining", "ends", "held", "random64", "session", "settings")
 
     def __init__(self, settings: CoreSettings, random64: Callable[[], int]) -> None:
         self.settings = settings
@@ -64,6 +64,7 @@ class Shared:
         self.actions: list[Action] = []
         self.draining = False
         self.drain_over = False
+        self.ends: dict[str, int] = {}
 
     def right(self, sent_ms: int) -> Right:
         """The right that the answer to a request sent at `sent_ms`, read in this session, gives."""
