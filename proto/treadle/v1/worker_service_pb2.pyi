@@ -36,7 +36,7 @@ class _LaneEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Lane.ValueType],
     LANE_SESSION: _Lane.ValueType  # 1
     """Step jobs come down the session, to credits."""
     LANE_AMQP: _Lane.ValueType  # 2
-    """Step jobs come from RabbitMQ; run jobs from both."""
+    """There is a consumer on RabbitMQ; jobs come from there, and down the session to credits."""
 
 class Lane(_Lane, metaclass=_LaneEnumTypeWrapper):
     """How a worker gets its jobs."""
@@ -46,7 +46,7 @@ LANE_UNSPECIFIED: Lane.ValueType  # 0
 LANE_SESSION: Lane.ValueType  # 1
 """Step jobs come down the session, to credits."""
 LANE_AMQP: Lane.ValueType  # 2
-"""Step jobs come from RabbitMQ; run jobs from both."""
+"""There is a consumer on RabbitMQ; jobs come from there, and down the session to credits."""
 Global___Lane: _TypeAlias = Lane  # noqa: Y015
 
 class _Verdict:
@@ -1253,7 +1253,7 @@ class CreditStatement(_message.Message):
     run_jobs: _builtins.int
     """Run jobs."""
     step_jobs: _builtins.int
-    """Step jobs (session lane only)."""
+    """Step jobs; 0 from a worker that takes them from RabbitMQ alone."""
     read: _builtins.int
     """`push_number` of the last pushed grant that was read: later ones already use these credits up."""
     run_waiting: _builtins.bool
