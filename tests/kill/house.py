@@ -38,8 +38,8 @@ from treadle.v1.pool_service_pb2 import WORKER_STATE_LIVE
 
 __all__ = ("DevProcess", "House", "Lane", "ServerProcess", "WorkerProcess")
 
-Lane = Literal["amqp", "session"]
-"""How step jobs come to the workers."""
+Lane = Literal["amqp", "session", "auto"]
+"""How step jobs come to the workers; "auto": from RabbitMQ, and down the session while slots are free."""
 
 APP = Path(__file__).with_name("app.py")
 _SHOWN = 6_000
@@ -179,7 +179,7 @@ class House:
         lane = lane or self.lane
         command = [sys.executable, "-m", "treadle.worker", str(app), "--pool", pool, "--server", server]
         command += ["--namespace", self.namespace, "--lane", lane, *options]
-        if lane == "amqp":
+        if lane != "session":
             assert self.rabbit is not None
             command += ["--amqp-url", amqp_url or self.rabbit.url]
         process = WorkerProcess(name, command, self.folder / f"{name}.log", self._env(**env), pool)
