@@ -16,9 +16,7 @@ COMPONENTS = {
     "worker": {"worker"},
     "controlplane": {"controlplane"},
 }
-PACKAGES = [
-    (component, package) for component, packages in COMPONENTS.items() for package in sorted(packages)
-]
+PACKAGES = [(component, package) for component, packages in COMPONENTS.items() for package in sorted(packages)]
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -45,11 +43,7 @@ def test_package_is_regular_and_typed(component: str, package: str) -> None:
     folder = ROOT / component / "treadle" / package
     assert (folder / "__init__.py").is_file()
     assert (folder / "py.typed").is_file()
-    bare = [
-        sub
-        for sub in folder.rglob("*")
-        if sub.is_dir() and sub.name != "__pycache__" and list(sub.glob("*.py"))
-    ]
+    bare = [sub for sub in folder.rglob("*") if sub.is_dir() and sub.name != "__pycache__" and list(sub.glob("*.py"))]
     assert all((sub / "__init__.py").is_file() for sub in bare)
 
 

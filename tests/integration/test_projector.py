@@ -169,9 +169,7 @@ def test_the_duty_exports_by_itself(play: Play) -> None:
 def test_a_run_whose_spans_are_refused_holds_up_no_other(play: Play) -> None:
     async def body(here: World) -> None:
         await here.start("poison")
-        head = await here.engine.run_record(RunKey("default", "poison"))
-        assert head is not None
-        poisoned = trace_id("default", "poison", head.incarnation)
+        poisoned = trace_id("default", "poison", (await here.head("poison")).incarnation)
 
         def refuse(span: Span) -> bool:
             return span.trace_id.hex() == poisoned

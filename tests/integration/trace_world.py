@@ -21,7 +21,7 @@ from treadle.protocol.ids import SHARDS, RunKey
 from treadle.v1.common_pb2 import Payload, TraceContext
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_ALLOW_CLOSED
-from treadle.v1.state_pb2 import CommandRow
+from treadle.v1.state_pb2 import CommandRow, RunHead
 from treadle.v1.worker_service_pb2 import (
     ANSWER_OK,
     REPORT_KIND_COMPLETED,
@@ -93,10 +93,15 @@ class World:
         assert verdict.verdict == VERDICT_GO
         return verdict.grant
 
+    async def head(self, run_id: str) -> RunHead:
+        """Return the record of a run that was started."""
+        loaded = (await self.store.load([Want(RunKey("default", run_id))]))[0]
+        assert loaded.head, f"there is no run {run_id}"
+        return RunHead.FromString(loaded.head)
+
     async def open(self, run_id: str) -> OwnerRequest:
         """Claim the queued run; returns what its owner may say."""
-        head = await self.engine.run_record(RunKey("default", run_id))
-        assert head is not None
+        head = await self.head(run_id)
         job = Job(
             namespace="default",
             run_id=run_id,

@@ -43,7 +43,9 @@ class DecisionCounter:
             if kind in ("attempt_lost", "run_owner_lost"):
                 metrics.count("treadle.lease.expired", namespace=namespace)
             if kind == "step_completed":
-                metrics.observe("treadle.attempt.duration", event.step_completed.duration_ms / 1000, namespace=namespace)
+                metrics.observe(
+                    "treadle.attempt.duration", event.step_completed.duration_ms / 1000, namespace=namespace
+                )
             if kind in _RUNS and decision.head is not None:
                 workflow = decision.head.workflow
                 metrics.count("treadle.runs", namespace=namespace, workflow=workflow, outcome=_RUNS[kind])

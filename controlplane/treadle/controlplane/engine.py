@@ -113,11 +113,6 @@ class Engine:
         self.committer.submit(run, request, settle)
         return await future
 
-    async def run_record(self, run: RunKey) -> RunHead | None:
-        """Return the head of a run; None when there is no such run."""
-        loaded = (await self.store.load([Want(run)]))[0]
-        return RunHead.FromString(loaded.head) if loaded.head else None
-
     async def events(self, run: RunKey, after: int) -> tuple[list[HistoryEvent], int]:
         """Return a page of history behind `after`, in order, and the length of the history (0: no such run)."""
         loaded = (await self.store.load([Want(run, events_after=after)]))[0]

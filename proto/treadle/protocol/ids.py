@@ -77,9 +77,7 @@ def check_run_id(run_id: str) -> str:
         FieldInvalid: It is empty, too long or has control characters.
     """
     if not run_id or len(run_id) > _RUN_ID_LIMIT or not run_id.isprintable():
-        raise FieldInvalid(
-            f"run_id {run_id[:40]!r}: give 1 to {_RUN_ID_LIMIT} printable characters", field="run_id"
-        )
+        raise FieldInvalid(f"run_id {run_id[:40]!r}: give 1 to {_RUN_ID_LIMIT} printable characters", field="run_id")
     return run_id
 
 

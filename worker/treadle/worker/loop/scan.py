@@ -71,7 +71,6 @@ _METHODS: Final[dict[tuple[Any, str], str]] = {
     (datetime.datetime, "today"): _CLOCK,
     (datetime.date, "today"): _CLOCK,
 }
-_SAFE_RANDOM: Final = ("Random",)
 _HTTP: Final = {
     "requests": frozenset(("get", "post", "put", "patch", "delete", "head", "options", "request", "Session")),
     "httpx": frozenset(("get", "post", "put", "patch", "delete", "head", "request", "stream", "Client", "AsyncClient")),
