@@ -210,3 +210,26 @@ def test_a_register_wakes_only_what_waits() -> None:
     rig.terminate()
     rig.register(STEP)
     assert rig.decision.change is None
+
+
+@pytest.mark.parametrize(
+    ("since", "counts"), [(0, True), (400, True), (5_000, True), (5_001, False), (-300, True), (-5_001, False)]
+)
+def test_a_sleep_counts_from_when_its_code_asked(since: int, counts: bool) -> None:
+    rig = Rig()
+    rig.start()
+    owner = rig.open().catch_up()
+    command = sleep()
+    command.start_timer.from_ms = rig.now - since
+    owner.send(owner.request(command))
+    (fire_at,) = [e.timer_started.fire_at_ms for e in rig.history() if e.HasField("timer_started")]
+    assert fire_at == (rig.now - since if counts else rig.now) + command.start_timer.delay_ms
+
+
+def test_a_worker_that_names_no_time_sleeps_from_the_commit() -> None:
+    rig = Rig()
+    rig.start()
+    owner = rig.open().catch_up()
+    owner.send(owner.request(sleep()))
+    (fire_at,) = [e.timer_started.fire_at_ms for e in rig.history() if e.HasField("timer_started")]
+    assert fire_at == rig.now + sleep().start_timer.delay_ms

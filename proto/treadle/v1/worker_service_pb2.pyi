@@ -850,16 +850,22 @@ class StartTimer(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DELAY_MS_FIELD_NUMBER: _builtins.int
+    FROM_MS_FIELD_NUMBER: _builtins.int
     delay_ms: _builtins.int
-    """From the commit to the firing (ms), >= 0."""
+    """How long (ms), >= 0."""
+    from_ms: _builtins.int
+    """Since when: the time that the code saw when it asked (ms since 1970, by the clock of Redis). Of no account if that is not
+    within 5 s of the commit, which counts then.
+    """
     def __init__(
         self,
         *,
         delay_ms: _builtins.int = ...,
+        from_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delay_ms", b"delay_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delay_ms", b"delay_ms", "from_ms", b"from_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,6 +52,9 @@ from .view import HOUR_MS, RunView
 
 __all__ = ("asked", "lost_locals")
 
+_FROM_WITHIN_MS = 5_000
+"""A sleep counts from when its code asked, not from when many others' commits let it through; a worker that stood still for
+longer would make pauses shorter than whoever wrote them wants."""
 _ENDS = frozenset(("complete", "fail", "cancelled"))
 _OUTCOMES = frozenset(("step_completed", "step_failed", "step_cancelled", "timer_fired", "timer_cancelled"))
 
@@ -175,7 +178,9 @@ def _command(view: RunView, command: Command) -> None:
 
 
 def _start_timer(view: RunView, command: Command) -> None:
-    due = view.now + command.start_timer.delay_ms
+    spec = command.start_timer
+    known = abs(view.now - spec.from_ms) <= _FROM_WITHIN_MS
+    due = (spec.from_ms if known else view.now) + spec.delay_ms
     view.put(CommandRow(command_id=command.command_id, state=COMMAND_STATE_TIMER, digest=command.digest, due_ms=due))
     view.event(timer_started=TimerStarted(command_id=command.command_id, digest=command.digest, fire_at_ms=due))
 

@@ -283,6 +283,7 @@ class WorkflowExecution:
         if self._loop.finishing:
             return
         ask = self._ledger.ask(path, name, Kind.TIMER, b"%d" % delay_ms)
+        ask.asked_ms = round(self._loop.time() * 1000)
         ask.call = call
         call.ask = ask
         if self._ledger.early_outcome(ask) is not None:

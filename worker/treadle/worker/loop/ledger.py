@@ -45,10 +45,12 @@ class Ask:
         cancel_known: Its cancellation was handed out, or is recorded.
         call_wanted: Local steps: a try is to be started that was not handed out yet.
         try_number: Local steps: 1 + recorded failures.
+        asked_ms: Timers: what time it was for the code.
         fire_at_ms: Timers: when it fires; None until recorded.
     """
 
     __slots__ = (
+        "asked_ms",
         "call",
         "call_wanted",
         "cancel_known",
@@ -81,13 +83,14 @@ class Ask:
         self.cancel_known = False
         self.call_wanted = kind is Kind.LOCAL_STEP
         self.try_number = 1
+        self.asked_ms = 0
         self.fire_at_ms: int | None = None
 
     def command(self) -> Command:
         """The command that asks for it."""
         command = Command(command_id=self.command_id, digest=self.digest)
         if self.kind is Kind.TIMER:
-            command.start_timer.CopyFrom(StartTimer(delay_ms=int(self.data)))
+            command.start_timer.CopyFrom(StartTimer(delay_ms=int(self.data), from_ms=self.asked_ms))
         elif self.step is not None:
             step = self.step
             schedule = ScheduleStep(
