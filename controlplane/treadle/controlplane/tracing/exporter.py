@@ -11,16 +11,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import structlog
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace.export import SpanExportResult
 
 from treadle.controlplane.tracing.otlp_proto import request_of
 from treadle.controlplane.tracing.span_data import SpanData
 from treadle.protocol.errors import ConfigError
+from treadle.protocol.otlp import RequestSender
 
 __all__ = ("SpanExporter", "SpanSink", "exporter_of")
 
@@ -44,19 +43,6 @@ class SpanSink(Protocol):
         ...
 
 
-class _Sender(OTLPSpanExporter):
-    """The SDK's exporter with its settings, its channel and its retries, for requests that are made already."""
-
-    def send(self, request: ExportTraceServiceRequest) -> bool:
-        """Send, in this thread; False: it was refused, or could not be sent in time."""
-        made: Any = (request,)
-        return self._export(made) is SpanExportResult.SUCCESS
-
-    def _translate_data(self, data: Any) -> ExportTraceServiceRequest:
-        request: ExportTraceServiceRequest = data[0]
-        return request
-
-
 class SpanExporter:
     """The SpanSink over OTLP gRPC. All settings come from the `OTEL_EXPORTER_OTLP_*` variables unless `endpoint` is given.
 
@@ -66,7 +52,7 @@ class SpanExporter:
     """
 
     def __init__(self, endpoint: str | None = None, *, timeout_s: float | None = None) -> None:
-        self._sender = _Sender(endpoint=endpoint, timeout=timeout_s)
+        self._sender = RequestSender(endpoint=endpoint, timeout=timeout_s)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="treadle-spans")
         self._closed = False
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import Final
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
 from treadle.controlplane.tracing import attributes as a
-from treadle.controlplane.tracing.span_data import Attributes, SpanData, SpanEvent, SpanLink
+from treadle.controlplane.tracing.span_data import SpanData, SpanEvent, SpanLink
+from treadle.protocol.otlp import key_values
 
 __all__ = ("request_of",)
 
@@ -20,7 +21,6 @@ _KINDS: Final = {"internal": Span.SPAN_KIND_INTERNAL, "producer": Span.SPAN_KIND
 _STATUS: Final = {"unset": Status.STATUS_CODE_UNSET, "ok": Status.STATUS_CODE_OK, "error": Status.STATUS_CODE_ERROR}
 _LOCAL, _REMOTE = 0x100, 0x300  # flags: it is known whether the context came from another process, and it did
 _SCOPE: Final = InstrumentationScope(name=a.SCOPE[0], version=a.SCOPE[1])
-_SHORT: Final = 64
 
 
 def request_of(spans: Sequence[SpanData]) -> ExportTraceServiceRequest:
@@ -45,7 +45,7 @@ def _span(span: SpanData) -> Span:
         kind=_KINDS[span.kind],
         start_time_unix_nano=span.start_ns,
         end_time_unix_nano=span.end_ns,
-        attributes=_attributes(span.attributes),
+        attributes=key_values(span.attributes),
         events=[_event(event) for event in span.events],
         links=[_link(link) for link in span.links],
         status=Status(code=_STATUS[span.status], message=span.description),
@@ -54,37 +54,18 @@ def _span(span: SpanData) -> Span:
 
 
 def _event(event: SpanEvent) -> Span.Event:
-    return Span.Event(name=event.name, time_unix_nano=event.time_ns, attributes=_attributes(event.attributes))
+    return Span.Event(name=event.name, time_unix_nano=event.time_ns, attributes=key_values(event.attributes))
 
 
 def _link(link: SpanLink) -> Span.Link:
     return Span.Link(
         trace_id=bytes.fromhex(link.trace_id),
         span_id=bytes.fromhex(link.span_id),
-        attributes=_attributes(link.attributes),
+        attributes=key_values(link.attributes),
         flags=_REMOTE if link.remote else _LOCAL,
     )
 
 
 @cache
 def _resource(namespace: str) -> Resource:
-    return Resource(attributes=_attributes(a.resource_of(namespace)))
-
-
-def _attributes(values: Attributes) -> list[KeyValue]:
-    return [
-        _new(key, value) if isinstance(value, str) and len(value) > _SHORT else _known(key, value)
-        for key, value in values.items()
-    ]
-
-
-def _new(key: str, value: str | int | bool) -> KeyValue:
-    if isinstance(value, bool):
-        return KeyValue(key=key, value=AnyValue(bool_value=value))
-    if isinstance(value, int):
-        return KeyValue(key=key, value=AnyValue(int_value=value))
-    return KeyValue(key=key, value=AnyValue(string_value=value))
-
-
-_known = lru_cache(maxsize=4096, typed=True)(_new)
-"""Most attributes are those of many spans. (Typed: True is no 1.)"""
+    return Resource(attributes=key_values(a.resource_of(namespace)))
