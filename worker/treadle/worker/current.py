@@ -47,6 +47,11 @@ class StepInfo:
     try_number: int = 1
     traceparent: str = ""
 
+    @property
+    def made_here(self) -> bool:
+        """Whether `traceparent` is made when it is asked for: it is well formed, and costs something."""
+        return False
+
 
 class LazyInfo(StepInfo):
     """The same; what must be hashed is made when somebody asks for it, which most steps never do."""
@@ -78,6 +83,10 @@ class LazyInfo(StepInfo):
     @property
     def idempotency_key(self) -> str:  # type: ignore[override]
         return idempotency_key(self.namespace, self.run_id, self._incarnation, self.command_id)
+
+    @property
+    def made_here(self) -> bool:
+        return self._traceparent is None
 
     @property
     def traceparent(self) -> str:  # type: ignore[override]

@@ -6,6 +6,7 @@ raises is logged once and forgotten. Without a configured provider nothing is ma
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,15 +15,21 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from treadle.protocol.topology import EXCHANGE
-from treadle.worker.current import STEP_INFO
+from treadle.worker.current import STEP_INFO, StepInfo
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
     from opentelemetry.trace import Span, Tracer
+
+    from treadle.worker.span_exporter import StepExporter
+    from treadle.worker.step_span import StepSpan
 
 __all__ = ("SpanFacts", "Spans", "set_up")
 
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_SCOPE: Final = "treadle.worker"
+_TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _log = structlog.stdlib.get_logger(__name__)
 
 
@@ -69,6 +76,7 @@ class Spans:
 
     def __init__(self) -> None:
         self._tracer = _tracer()
+        self._direct = _direct() if self._tracer is not None else None
         self._complained = False
 
     @property
@@ -78,7 +86,44 @@ class Spans:
 
     def process(self, facts: SpanFacts) -> AbstractContextManager[Outcome]:
         """A span around user code; current inside. Call it where `STEP_INFO` is set."""
-        return _NOTHING if self._tracer is None else self._process(self._tracer, facts)
+        if self._tracer is None:
+            return _NOTHING
+        info = STEP_INFO.get()
+        direct = self._direct
+        if (
+            info is None
+            or direct is None
+            or not direct.alone
+            or not (info.made_here or _TRACEPARENT.fullmatch(info.traceparent))
+        ):
+            return self._process(self._tracer, facts)
+        return self._noted(self._tracer, direct, info, facts)
+
+    @contextmanager
+    def _noted(self, tracer: Tracer, direct: StepExporter, info: StepInfo, facts: SpanFacts) -> Iterator[Outcome]:
+        """A span that is made only if somebody touches it."""
+        from opentelemetry import context as otel_context
+        from opentelemetry.trace import set_span_in_context
+
+        from treadle.worker.step_span import StepSpan
+
+        def make(info: StepInfo, facts: SpanFacts, start_ns: int) -> Span:
+            from opentelemetry.trace import INVALID_SPAN
+
+            return self._start(tracer, info, facts, start_ns) or INVALID_SPAN
+
+        outcome = Outcome()
+        span = StepSpan(info, facts, outcome, make)
+        token = otel_context.attach(set_span_in_context(span, otel_context.Context()))
+        try:
+            yield outcome
+        finally:
+            otel_context.detach(token)
+            touched = span.finish()
+            if touched is None:
+                direct.put(span)
+            else:
+                self._close(touched, outcome)
 
     @contextmanager
     def _process(self, tracer: Tracer, facts: SpanFacts) -> Iterator[Outcome]:
@@ -123,22 +168,28 @@ class Spans:
 
     def _open(self, tracer: Tracer, facts: SpanFacts) -> tuple[Span, Context] | None:
         info = STEP_INFO.get()
-        if info is None:
+        span = None if info is None else self._start(tracer, info, facts)
+        if info is None or span is None:
             return None
+        from opentelemetry.trace import set_span_in_context
+
+        return span, set_span_in_context(span, _remote(info.traceparent))
+
+    def _start(self, tracer: Tracer, info: StepInfo, facts: SpanFacts, start_ns: int | None = None) -> Span | None:
         try:
-            from opentelemetry.trace import Link, SpanKind, get_current_span, set_span_in_context
+            from opentelemetry.trace import Link, SpanKind, get_current_span
 
             parent = _remote(info.traceparent)
             creation = get_current_span(parent).get_span_context()
             links = [Link(creation, {"treadle.link.type": "creation_context"})] if creation.is_valid else []
-            span = tracer.start_span(
+            return tracer.start_span(
                 f"process {info.step}",
                 context=parent,
                 kind=SpanKind.CONSUMER if facts.dispatch_id else SpanKind.INTERNAL,
-                attributes=_attributes(facts),
+                attributes=_attributes(info, facts),
                 links=links,
+                start_time=start_ns,
             )
-            return span, set_span_in_context(span, parent)
         except Exception as error:
             self._complain(error)
             return None
@@ -193,6 +244,8 @@ def set_up(environ: Mapping[str, str], *, service: str, worker_id: str) -> Calla
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(_step_ids())
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    if _as_the_sdk_would(environ):
+        _add_direct(provider)
     trace.set_tracer_provider(provider)
     return provider.shutdown
 
@@ -213,6 +266,38 @@ def _step_ids() -> Any:
     return StepIds()
 
 
+def _as_the_sdk_would(environ: Mapping[str, str]) -> bool:
+    """Whether spans can be made without the SDK: it samples as the parent says, and cuts nothing short."""
+    sampler = environ.get("OTEL_TRACES_SAMPLER", "parentbased_")
+    return sampler.startswith("parentbased_") and not any(
+        name.startswith("OTEL_") and name.endswith("_LIMIT") for name in environ
+    )
+
+
+def _add_direct(provider: TracerProvider) -> None:
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+    from treadle.protocol.otlp import RequestSender
+    from treadle.worker.span_exporter import StepExporter
+
+    direct = StepExporter(provider.resource, InstrumentationScope(_SCOPE, ""), _said, RequestSender())
+    provider.add_span_processor(direct)
+    provider.treadle_direct = direct  # type: ignore[attr-defined]  # the app may have set another provider before
+    add = provider.add_span_processor
+
+    def added(span_processor: SpanProcessor) -> None:
+        direct.alone = False  # it is to see all spans
+        add(span_processor)
+
+    provider.add_span_processor = added  # type: ignore[method-assign]
+
+
+def _direct() -> StepExporter | None:
+    from opentelemetry import trace
+
+    return getattr(trace.get_tracer_provider(), "treadle_direct", None)
+
+
 def _tracer() -> Tracer | None:
     try:
         from opentelemetry import trace
@@ -221,7 +306,7 @@ def _tracer() -> Tracer | None:
     provider = trace.get_tracer_provider()
     if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
         return None
-    return provider.get_tracer("treadle.worker")
+    return provider.get_tracer(_SCOPE)
 
 
 def _remote(traceparent: str) -> Context:
@@ -231,9 +316,16 @@ def _remote(traceparent: str) -> Context:
     return TraceContextTextMapPropagator().extract({"traceparent": traceparent} if traceparent else {}, Context())
 
 
-def _attributes(facts: SpanFacts) -> dict[str, str | int]:
-    info = STEP_INFO.get()
-    assert info is not None, "a span is made inside an attempt only"
+def _said(span: StepSpan) -> dict[str, str | int]:
+    """All that a span nobody touched says."""
+    said = _attributes(span.info, span.facts)
+    said["treadle.attempt.outcome"] = span.outcome.name
+    if span.outcome.error_type:
+        said["error.type"] = span.outcome.error_type
+    return said
+
+
+def _attributes(info: StepInfo, facts: SpanFacts) -> dict[str, str | int]:
     attributes: dict[str, str | int] = {
         "treadle.span.source": "worker",
         "treadle.namespace": info.namespace,
