@@ -18,7 +18,7 @@ from treadle.v1.worker_service_pb2 import (
     OwnerRequest,
     RunGrant,
 )
-from treadle.worker.core.port import Ack, CancelLocal, Report, StartLocal
+from treadle.worker.core.port import Ack, CancelLocal, Note, Report, StartLocal
 from treadle.worker.loop.port import Divergence, Outcome, Waits
 
 
@@ -205,6 +205,36 @@ def test_the_outcome_is_the_last_word(outcome: Outcome, final: str) -> None:
     assert script.closed and rig.held() == set() and rig.core.counts() == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("outcome", "notes"),
+    [
+        (Outcome(result=None), []),
+        (Outcome(cancelled=True), []),
+        (
+            Outcome(failure=Failure(type="ValueError", message="no" * 200)),
+            [
+                Note(
+                    "info",
+                    "run_failed",
+                    (("run", "r"), ("workflow", "flow"), ("type", "ValueError"), ("message", "no" * 100)),
+                )
+            ],
+        ),
+    ],
+)
+def test_a_failure_is_noted_once_it_was_taken(outcome: Outcome, notes: list[Note]) -> None:
+    rig = opened_rig(ends(2, outcome))
+    rig.granted_run()
+    rig.answer(rig.request(), ANSWER_NEWS, events=[event(3)])  # it was said, and not taken
+    request = rig.request()
+    rig.drained()
+    assert all(note.event == "session_opened" for note in rig.notes)
+    rig.notes.clear()
+    rig.answer(request)
+    rig.drained()
+    assert rig.notes == notes
+
+
 def test_r8_what_had_returned_stays_returned_and_completes_again_after_news() -> None:
     rig = opened_rig(ends(2, Outcome(result=Payload(data=b"7"))))
     script = rig.granted_run()
@@ -251,6 +281,9 @@ def test_r7_a_divergence_is_the_last_word_and_nothing_more_is_fed() -> None:
     assert (request.diverged.expected, request.diverged.found) == ("a", "b")
     rig.answer(request)
     assert script.closed and rig.held() == set()
+    rig.drained()
+    words = (("run", "r"), ("workflow", "flow"), ("expected", "a"), ("found", "b"))
+    assert rig.notes[-1] == Note("error", "run_diverged", words)
 
 
 def test_r6_a_cached_coroutine_goes_on_where_it_was() -> None:

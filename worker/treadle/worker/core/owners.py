@@ -35,6 +35,9 @@ from .slots import Slots
 
 __all__ = ("Owners",)
 
+_MESSAGE_LIMIT = 200
+"""Characters of a failure's message in a log line; the history has it whole."""
+
 
 class Owners:
     """Owners by token.
@@ -195,7 +198,16 @@ class Owners:
         if owner.word == "park" and request.park.cached and owner.feed is not None and not owner.feed.beside:
             self._cache.put(owner.feed)
             owner.feed = None
+        elif owner.word == "diverged":
+            said = request.diverged
+            self._note_end("error", "run_diverged", owner, expected=said.expected, found=said.found)
+        elif owner.word == "outcome" and request.HasField("fail"):
+            failure = request.fail.failure
+            self._note_end("info", "run_failed", owner, type=failure.type, message=failure.message[:_MESSAGE_LIMIT])
         self._forget(owner, "closed", now_ms)
+
+    def _note_end(self, level: str, event: str, owner: Owner, **fields: object) -> None:
+        self._shared.note(level, event, run=owner.job.run_id, workflow=owner.job.name, **fields)
 
     def _forget(self, owner: Owner, reason: str, now_ms: int) -> None:
         owner.drop_code(reason, "")
