@@ -99,6 +99,21 @@ def test_returns_are_told_from_confirms_in_one_batch(rabbit_url: str) -> None:
     asyncio.run(scenario())
 
 
+def test_a_job_that_cannot_be_encoded_does_not_shift_what_confirms_are_about(rabbit_url: str) -> None:
+    async def scenario() -> None:
+        ear, missing, there, taker = Ear(), fresh_queue(), fresh_queue(), Taker(ack=True)
+        async with started(RabbitBroker(rabbit_url), ear) as broker:
+            await broker.declare(there)
+            await broker.consume(there, 10, taker)
+            broker.publish([job(there, "a"), job(there, "x" * 256), job(missing, "lost"), job(there, "b")])
+            await until(lambda: len(ear.returned_ids) >= 1 and len(ear.confirmed_ids) >= 2)
+            assert ear.returned_ids == ["lost"]
+            assert sorted(ear.confirmed_ids) == ["a", "b"]
+            await taker.wait(2)
+
+    asyncio.run(scenario())
+
+
 def test_a_broker_that_does_not_read_is_not_written_to(rabbit: RabbitServer) -> None:
     async def scenario() -> None:
         ear, queue = Ear(), fresh_queue()

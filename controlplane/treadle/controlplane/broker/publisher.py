@@ -188,10 +188,16 @@ class Publisher:
                 break
             outgoing = waiting.popleft()
             size += len(outgoing.body)
+            try:
+                begin, properties = _begin(channel, EXCHANGE, outgoing.name), _properties(outgoing.job, now)
+                encoded = message_frames(begin, channel, properties, outgoing.body, frame_max)
+            except ValueError as error:  # it must not be counted: confirms name messages by their number
+                del self._known[outgoing.job.dispatch_id]
+                _log.error("job_not_encodable", queue=outgoing.name, run=outgoing.job.run_id, error=str(error))
+                continue
+            frames.append(encoded)
             outgoing.written, outgoing.at = True, written_at
             unconfirmed.append(outgoing)
-            begin, properties = _begin(channel, EXCHANGE, outgoing.name), _properties(outgoing.job, now)
-            frames.append(message_frames(begin, channel, properties, outgoing.body, frame_max))
         self._bytes -= size
         return frames
 
