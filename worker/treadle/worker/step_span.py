@@ -78,6 +78,8 @@ class StepSpan(Span):
         )
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # what copies and pickles look for, on an object that has nothing yet
+            raise AttributeError(name)
         return getattr(self._touched(), name)
 
     def get_span_context(self) -> SpanContext:
