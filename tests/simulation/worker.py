@@ -461,7 +461,7 @@ class Watched:
 class EndsAnywhere(dict[str, int]):
     """A worker that expects each result to be the last: it waits for what the code does with it before it says it."""
 
-    def get(self, *_: object) -> Any:  # type: ignore[override]
+    def get(self, *_: object) -> Any:
         return _Anywhere()
 
 
