@@ -183,8 +183,8 @@ def repeat(
     say: Callable[[Record], None],
     quiet: bool = True,
     spare: int = 1,
-) -> list[Record]:
-    """Measure until there are `reps` quiet runs, or `spare` more than that in all.
+) -> Iterator[Record]:
+    """Measure until there are `reps` quiet runs, or `spare` more than that in all; each when its record is asked for.
 
     Args:
         record: System, variant, workload and steps of the series.
@@ -194,7 +194,7 @@ def repeat(
         say: Gets each record.
         quiet: False: neither wait for a quiet machine nor repeat noisy runs (for smoke runs).
     """
-    found: list[Record] = []
+    quiet_ones = 0
     for rep in range(reps + (spare if quiet else 0)):
         one = Record(record.system, record.variant, record.workload, rep, steps=record.steps)
         probe = Probe(groups)
@@ -207,7 +207,7 @@ def repeat(
             except Exception as error:
                 one.error = f"{type(error).__name__}: {error}"
         say(one)
-        found.append(one)
-        if one.error or sum(each.others <= NOISY for each in found) >= reps:
-            break
-    return found
+        quiet_ones += one.others <= NOISY
+        yield one
+        if one.error or quiet_ones >= reps:
+            return

@@ -7,8 +7,9 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class Session:
         spare: int = 1,
     ) -> list[Record]:
         """Measure what `work` does with a client; see `repeat` for `spare`."""
-        return self.probed(house, workload, lambda _probe: house.run(work), steps=steps, reps=reps, spare=spare)
+        return self.probed(house, workload, house.measured(work), steps=steps, reps=reps, spare=spare)
 
     def probed(
         self,
@@ -105,8 +106,39 @@ class Session:
         spare: int = 1,
     ) -> list[Record]:
         """Measure `work`, which may look at memory and replace processes; see `repeat` for `spare`."""
+        found = list(self._each(house, workload, work, steps, reps, spare))
+        self.keep(found)
+        return found
+
+    def in_turn(
+        self,
+        houses: Sequence[House],
+        workload: str,
+        work: Callable[[Client], Awaitable[Metrics]],
+        *,
+        steps: int = 0,
+        reps: int | None = None,
+    ) -> None:
+        """Measure `work` in one house after the other, run by run: a machine that gets slower does so for all of them.
+
+        The houses that are not measured idle. What they use counts as of "others".
+        """
+        each = [self._each(house, workload, house.measured(work), steps, reps, spare=1) for house in houses]
+        for turn in zip_longest(*each):
+            self.keep([record for record in turn if record is not None])
+
+    def _each(
+        self,
+        house: House,
+        workload: str,
+        work: Callable[[Probe], Metrics],
+        steps: int,
+        reps: int | None,
+        spare: int,
+    ) -> Iterator[Record]:
+        """Measure one run whenever the next record is asked for."""
         with self._profile(house, workload):
-            found = repeat(
+            for record in repeat(
                 Record(SYSTEM, house.mode, workload, 0, steps=steps),
                 house.groups(),
                 work,
@@ -114,11 +146,10 @@ class Session:
                 say=say,
                 quiet=self.quiet,
                 spare=spare,
-            )
-        if found[-1].error:
-            sys.stderr.write(house.last_words())
-        self.keep(found)
-        return found
+            ):
+                if record.error:
+                    sys.stderr.write(house.last_words())
+                yield record
 
     def fresh(
         self, mode: Mode, workload: str, make: Callable[[House], Callable[[Probe], Metrics]], *, steps: int = 0

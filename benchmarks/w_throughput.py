@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -45,18 +46,24 @@ def flow(
 
 
 def run(session: Session) -> None:
-    """1,000 runs, all started and then awaited; the same with 100 in flight; 10,000 runs with 100 in flight."""
+    """1,000 runs, all started and then awaited; the same with 100 in flight; 10,000 runs with 100 in flight.
+
+    Modes that are compared take turns, run by run.
+    """
     sizes = session.sizes
     shapes: list[tuple[str, Shape, int, int | None]] = [
         ("", throughput, sizes.runs, None),
         ("-flight", in_flight, sizes.runs, None),
     ]
     long: list[tuple[str, Shape, int, int | None]] = [] if session.short else [("-10k", in_flight, sizes.runs * 10, 1)]
-    for mode in session.modes:
-        for letter, workflow in kinds(mode).items():
-            with session.house(mode) as house:
-                for name, shape, runs, reps in shapes + ([] if mode == "queued" else long):
+    compared: list[Mode] = session.deployments
+    shown: list[Mode] = [mode for mode in session.modes if mode not in compared]
+    for modes, wanted in ((compared, shapes + long), (shown, shapes)):
+        for letter, workflow in KINDS.items():
+            with contextlib.ExitStack() as stack:
+                houses = [stack.enter_context(session.house(mode)) for mode in modes if letter in kinds(mode)]
+                for name, shape, runs, reps in wanted if houses else []:
                     work = flow(
                         workflow, sizes.steps, order(), returns=sizes.steps, shape=shape, runs=runs, steps=sizes.steps
                     )
-                    session.series(house, f"W1{letter}{name}", work, steps=runs * sizes.steps, reps=reps)
+                    session.in_turn(houses, f"W1{letter}{name}", work, steps=runs * sizes.steps, reps=reps)

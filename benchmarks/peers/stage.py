@@ -123,7 +123,7 @@ class Stage:
     ) -> list[Record]:
         """Measure; unless told otherwise, the records are kept at once."""
         record = Record(self.peer, variant, workload, 0, steps=steps)
-        found = repeat(record, groups, work, reps=self.reps, say=_say, quiet=self.quiet)
+        found = list(repeat(record, groups, work, reps=self.reps, say=_say, quiet=self.quiet))
         if keep:
             self.keep(found)
         return found
