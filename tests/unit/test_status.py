@@ -68,6 +68,13 @@ def test_a_status_of_somebody_else_is_read_by_its_code(code: grpc.StatusCode, ki
     assert type(from_rpc_error(rpc_error(code, "boom"))) is kind
 
 
+@pytest.mark.parametrize("text", ["Internal error from Core", "Received RST_STREAM with error code 2"])
+def test_a_connection_that_breaks_under_a_call_is_no_error_of_the_server(text: str) -> None:
+    back = from_rpc_error(rpc_error(grpc.StatusCode.INTERNAL, text), target="localhost:7430")
+    assert isinstance(back, errors.Unavailable) and "localhost:7430" in str(back)
+    assert type(from_rpc_error(rpc_error(grpc.StatusCode.INTERNAL, "a bug"))) is errors.RequestError
+
+
 def test_nobody_there_names_the_address_and_the_remedy() -> None:
     back = from_rpc_error(rpc_error(grpc.StatusCode.UNAVAILABLE, "refused"), target="localhost:7430")
     assert isinstance(back, errors.Unavailable)

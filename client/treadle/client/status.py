@@ -41,6 +41,9 @@ RETRY_AFTER_S: Final = 1
 
 _DETAILS = "grpc-status-details-bin"
 
+_BROKEN: Final = ("Internal error from Core", "Received RST_STREAM")
+"""gRPC's own words for a call whose connection broke while something was being written; no server of ours says them."""
+
 # Errors without a reason of their own: class -> (code, reason).
 _PLAIN: Final[dict[type[TreadleError], tuple[str, str]]] = {
     PayloadError: ("RESOURCE_EXHAUSTED", "PAYLOAD_TOO_LARGE"),
@@ -128,7 +131,7 @@ def from_rpc_error(error: grpc.RpcError, *, target: str = "") -> TreadleError:
             return from_status(Status.FromString(value))
     code, text = error.code().name, error.details() or ""
     at = f" at {target}" if target else ""
-    if code == "UNAVAILABLE":
+    if code == "UNAVAILABLE" or (code == "INTERNAL" and text.startswith(_BROKEN)):
         why = text.rpartition(": ")[2].rstrip("]")  # gRPC puts the addresses that it tried before the cause
         return Unavailable(
             f"no control plane answers{at}: {why}",
