@@ -21,6 +21,7 @@ from treadle.protocol.errors import ConfigError
 from treadle.v1.worker_service_pb2 import (
     LANE_AMQP,
     LANE_SESSION,
+    Lane,
     RegisterRequest,
     RegisterResponse,
     SessionRequest,
@@ -197,21 +198,7 @@ class Worker:
         lane = LANE_AMQP if url else LANE_SESSION
         if response.max_payload_bytes:
             self._executors.max_payload_bytes = response.max_payload_bytes
-        settings = CoreSettings(
-            worker_id=self.worker_id,
-            namespace=config.namespace,
-            pool=config.pool,
-            lane=lane,
-            workflows=frozenset(self._request.workflows),
-            steps=frozenset(self._request.steps),
-            step_slots=self._slots,
-            run_slots=config.run_slots,
-            step_credits=config.lane != "amqp",
-            wake_slots=_KEPT * config.run_slots,
-            cache_runs=_KEPT * config.run_slots,
-            always_replay=config.always_replay,
-        )
-        self._core = WorkerCore(settings, execution_factory(self._registry), lambda: secrets.randbits(64))
+        self._core = WorkerCore(self._settings(lane), execution_factory(self._registry), lambda: secrets.randbits(64))
         self._attempts = Attempts(
             self._core,
             self._registry,
@@ -252,6 +239,23 @@ class Worker:
             workflows=list(self._request.workflows),
             steps=list(self._request.steps),
             slots=self._slots,
+        )
+
+    def _settings(self, lane: Lane.ValueType) -> CoreSettings:
+        config = self.config
+        return CoreSettings(
+            worker_id=self.worker_id,
+            namespace=config.namespace,
+            pool=config.pool,
+            lane=lane,
+            workflows=frozenset(self._request.workflows),
+            steps=frozenset(self._request.steps),
+            step_slots=self._slots,
+            run_slots=config.run_slots,
+            step_credits=config.lane != "amqp",
+            wake_slots=_KEPT * config.run_slots,
+            cache_runs=_KEPT * config.run_slots,
+            always_replay=config.always_replay,
         )
 
     async def _prewarm(self) -> None:
