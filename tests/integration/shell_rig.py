@@ -149,12 +149,14 @@ def said(grant: Grant, seq: int = 1) -> OwnerRequest:
 
 
 @asynccontextmanager
-async def house(**given: Any) -> AsyncIterator[House]:
-    """Run an engine and its timers while inside; it must still run at the end."""
+async def house(*, timers: bool = True, **given: Any) -> AsyncIterator[House]:
+    """Run an engine and, unless the test fires them itself, its timers while inside; it must still run at the end."""
     made = House(**given)
     await made.broker.start(made.engine)
     await made.engine.prepare()
-    tasks = [asyncio.create_task(made.engine.run()), asyncio.create_task(made.timers.run())]
+    tasks = [asyncio.create_task(made.engine.run())]
+    if timers:
+        tasks.append(asyncio.create_task(made.timers.run()))
     try:
         yield made
         assert not any(task.done() for task in tasks), [task for task in tasks if task.done()]

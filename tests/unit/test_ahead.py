@@ -55,13 +55,13 @@ def granted(session: Session) -> int:
 
 def test_what_was_decided_ahead_is_committed_when_it_is_due() -> None:
     async def main() -> None:
-        async with house() as here:
+        async with house(timers=False) as here:
             session = worker(here)
             timer = sleeper(here, "r", here.store.now_ms() + SOON_MS)
             await decide_ahead(here, timer)
             assert here.engine.committer.ahead.has(timer)
             assert free(here) == 99
-            await until(lambda: here.store.now_ms() >= timer.due_ms)
+            await until(lambda: here.engine.clock.now() >= timer.due_ms)
             here.store.loads.clear()
             await here.engine.ask(timer.run, FireTimer("c"))
             assert not here.store.loads
@@ -74,7 +74,7 @@ def test_what_was_decided_ahead_is_committed_when_it_is_due() -> None:
 
 def test_what_was_decided_ahead_is_refused_before_it_is_due() -> None:
     async def main() -> None:
-        async with house() as here:
+        async with house(timers=False) as here:
             session = worker(here)
             timer = sleeper(here, "r", here.store.now_ms() + 3_600_000)
             await decide_ahead(here, timer)
@@ -89,13 +89,13 @@ def test_what_was_decided_ahead_is_refused_before_it_is_due() -> None:
 
 def test_a_run_that_changed_meanwhile_is_decided_anew() -> None:
     async def main() -> None:
-        async with house() as here:
+        async with house(timers=False) as here:
             session = worker(here)
             timer = sleeper(here, "r", here.store.now_ms() + SOON_MS)
             await decide_ahead(here, timer)
             await here.engine.ask(timer.run, CancelRun("", "once"))  # wakes it by itself
             assert granted(session) == 1
-            await until(lambda: here.store.now_ms() >= timer.due_ms)
+            await until(lambda: here.engine.clock.now() >= timer.due_ms)
             await here.engine.ask(timer.run, FireTimer("c"))
             assert not len(here.engine.committer.ahead)
             assert granted(session) == 0, "it is awake already"
@@ -107,12 +107,12 @@ def test_a_run_that_changed_meanwhile_is_decided_anew() -> None:
 
 def test_a_decision_ends_with_the_session_of_its_credit() -> None:
     async def main() -> None:
-        async with house() as here:
+        async with house(timers=False) as here:
             worker(here)
             timer = sleeper(here, "r", here.store.now_ms() + SOON_MS)
             await decide_ahead(here, timer)
             session = worker(here)
-            await until(lambda: here.store.now_ms() >= timer.due_ms)
+            await until(lambda: here.engine.clock.now() >= timer.due_ms)
             await here.engine.ask(timer.run, FireTimer("c"))
             assert granted(session) == 1
             assert free(here) == 99
@@ -122,7 +122,7 @@ def test_a_decision_ends_with_the_session_of_its_credit() -> None:
 
 def test_a_decision_that_nobody_asks_for_gives_its_credit_back(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with house() as here:
+        async with house(timers=False) as here:
             worker(here)
             await decide_ahead(here, sleeper(here, "r", here.store.now_ms() + 3_600_000))
             ahead = here.engine.committer.ahead
@@ -138,7 +138,7 @@ def test_a_decision_that_nobody_asks_for_gives_its_credit_back(monkeypatch: pyte
 
 def test_without_a_credit_nothing_is_kept() -> None:
     async def main() -> None:
-        async with house() as here:
+        async with house(timers=False) as here:
             worker(here, wakes=1)
             due_ms = here.store.now_ms() + 3_600_000
             await decide_ahead(here, sleeper(here, "r1", due_ms), sleeper(here, "r2", due_ms))
