@@ -6,15 +6,16 @@ import asyncio
 import os
 import sys
 
-from treadle.controlplane.config import ServerConfig
-from treadle.controlplane.serve import EXIT_REFUSED, serve
-from treadle.protocol.errors import ConfigError
 from treadle.protocol.grpc_polling import poll_directly
 
 
 def main() -> int:
     """Run the server; returns its exit code."""
     poll_directly()
+    from treadle.controlplane.config import ServerConfig
+    from treadle.controlplane.serve import EXIT_REFUSED, serve
+    from treadle.protocol.errors import ConfigError
+
     try:
         config = ServerConfig.from_env(os.environ)
     except ConfigError as error:

@@ -7,11 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from treadle.protocol.errors import TreadleError
 from treadle.protocol.grpc_polling import poll_directly
-from treadle.worker.config import WorkerConfig
-from treadle.worker.logs import configure_logging
-from treadle.worker.runtime import run_worker
 
 __all__ = ("main",)
 
@@ -39,6 +35,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a worker until it has drained; returns the exit code of `run_worker`."""
     poll_directly()
+    from treadle.protocol.errors import TreadleError
+    from treadle.worker.config import WorkerConfig
+    from treadle.worker.logs import configure_logging
+    from treadle.worker.runtime import run_worker
+
     given = vars(_parser().parse_args(argv))
     try:
         config = WorkerConfig.from_env(os.environ, **given)
