@@ -108,13 +108,16 @@ def _settings(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _measure(options: argparse.Namespace, session: Session) -> None:
-    """Workload by workload, Treadle and the peers in turn."""
+    """Workload by workload; Treadle and the peers take turns, so that a machine that gets slower does so for all."""
     for part in options.w:
-        if not options.without_treadle:
-            _run(part, session)
-        for peer in options.peers:
-            if part in PEERS[peer].workloads:
-                session.keep(run_peer(PEERS[peer], part, session))
+        peers = [PEERS[name] for name in options.peers if part in PEERS[name].workloads]
+        session.turns = session.reps if peers and not options.without_treadle else 1
+        for turn in range(session.turns):
+            session.turn = turn
+            if not options.without_treadle:
+                _run(part, session)
+            for peer in peers:
+                session.keep(run_peer(peer, part, session))
 
 
 def _run(part: str, session: Session) -> None:

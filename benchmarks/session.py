@@ -41,6 +41,8 @@ class Session:
     Attributes:
         sizes: How big the workloads are.
         reps: Quiet runs of each.
+        turns: In so many parts they are taken, each with fresh deployments: peers come between them.
+        turn: The part that it is, from 0. What is run once only is run in the first.
         modes: Of Treadle, see `House`.
         slots, run_slots: Of the workers, where a workload does not say; None: the product's defaults.
         quiet: False: do not wait for a quiet machine, nor repeat noisy runs.
@@ -64,7 +66,14 @@ class Session:
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="treadle-bench-")))
     records: list[Record] = field(default_factory=list)
+    turns: int = 1
+    turn: int = 0
     _houses: int = 0
+
+    @property
+    def each(self) -> int:
+        """Quiet runs of each in this turn."""
+        return self.reps * (self.turn + 1) // self.turns - self.reps * self.turn // self.turns
 
     @property
     def deployments(self) -> list[Mode]:
@@ -106,7 +115,7 @@ class Session:
         spare: int = 1,
     ) -> list[Record]:
         """Measure `work`, which may look at memory and replace processes; see `repeat` for `spare`."""
-        found = list(self._each(house, workload, work, steps, reps, spare))
+        found = list(self._each(house, workload, work, steps, self._reps(house.mode, reps), spare))
         self.keep(found)
         return found
 
@@ -123,7 +132,10 @@ class Session:
 
         The houses that are not measured idle. What they use counts as of "others".
         """
-        each = [self._each(house, workload, house.measured(work), steps, reps, spare=1) for house in houses]
+        each = [
+            self._each(house, workload, house.measured(work), steps, self._reps(house.mode, reps), spare=1)
+            for house in houses
+        ]
         for turn in zip_longest(*each):
             self.keep([record for record in turn if record is not None])
 
@@ -133,16 +145,18 @@ class Session:
         workload: str,
         work: Callable[[Probe], Metrics],
         steps: int,
-        reps: int | None,
+        reps: int,
         spare: int,
     ) -> Iterator[Record]:
         """Measure one run whenever the next record is asked for."""
+        if not reps:
+            return
         with self._profile(house, workload):
             for record in repeat(
                 Record(SYSTEM, house.mode, workload, 0, steps=steps),
                 house.groups(),
                 work,
-                reps=self._reps(house.mode) if reps is None else reps,
+                reps=reps,
                 say=say,
                 quiet=self.quiet,
                 spare=spare,
@@ -155,20 +169,27 @@ class Session:
         self, mode: Mode, workload: str, make: Callable[[House], Callable[[Probe], Metrics]], *, steps: int = 0
     ) -> None:
         """Measure `make(house)` in a new deployment each time: memory that a process took once is not taken again."""
-        for rep in range(self.reps):
+        for _ in range(self.each):
             with self.house(mode) as house:
-                for record in self.probed(house, workload, make(house), steps=steps, reps=1, spare=0):
-                    record.rep = rep
+                found = list(self._each(house, workload, make(house), steps, 1, spare=0))
+                self.keep(found)
 
     def keep(self, records: list[Record]) -> None:
-        """Add records; they are written to the session's folder too, should it end before its time."""
-        self.records += records
+        """Add records, numbered within their series; they are written to the session's folder too, should it end early."""
+        for record in records:
+            series = (record.workload, record.system, record.variant)
+            record.rep = sum((one.workload, one.system, one.variant) == series for one in self.records)
+            self.records.append(record)
         with (self.folder / "records.jsonl").open("a") as file:
             file.writelines(json.dumps(record.to_json()) + "\n" for record in records)
 
-    def _reps(self, mode: Mode) -> int:
-        """What is shown beside the targets, and not judged, is measured twice at most."""
-        return min(self.reps, 2) if mode == "queued" else self.reps
+    def _reps(self, mode: Mode, reps: int | None) -> int:
+        """How often to measure in this turn. What is shown beside the targets, and not judged, is measured twice at most."""
+        if reps is not None:
+            return reps if self.turn == 0 else 0
+        if mode != "queued":
+            return self.each
+        return min(self.each, 2 if self.turns == 1 else int(self.turn < 2))
 
     def _profile(self, house: House, workload: str) -> contextlib.AbstractContextManager[object]:
         if self.profile is None:

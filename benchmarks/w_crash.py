@@ -69,7 +69,7 @@ def run(session: Session) -> None:
                     continue
                 wall = percentile([record.metrics["wall_s"] for record in calm], 50)
                 kills = session.probed(house, name, _slow(session, house, workflow, wall / 2), steps=steps)
-                own = percentile([worker_start(house) for _ in range(session.reps)], 50)
+                own = percentile([worker_start(house) for _ in range(session.each)], 50)
             for record in kills:
                 if not record.error:
                     extra = record.metrics["wall_s"] - wall

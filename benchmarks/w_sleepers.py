@@ -70,10 +70,10 @@ def run(session: Session) -> None:
     sizes = session.sizes
     for mode in session.deployments:
         session.fresh(mode, "W4", lambda house: _sleep(house, sizes.sleepers, sizes.sleep_s))
-        if not session.short:
+        if not session.short and session.turn == 0:
             with session.house(mode) as house:
                 session.probed(house, "W4-idle", _idle(house, sizes.sleepers * 5), reps=1)
-        if session.big:
+        if session.big and session.turn == 0:
             with session.house(mode) as house:
                 runs = sizes.sleepers * 50
                 sleep_s = 30 + runs / 300  # starts included

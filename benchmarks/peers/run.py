@@ -41,7 +41,7 @@ def run_peer(peer: Peer, part: str, session: Session) -> list[Record]:
     out.touch()
     with contextlib.ExitStack() as stack:
         services = {name: stack.enter_context(_SERVICES[name](folder)) for name in peer.services}
-        command = [str(python), "-m", f"benchmarks.peers.{peer.name}", "--w", part, "--reps", str(session.reps)]
+        command = [str(python), "-m", f"benchmarks.peers.{peer.name}", "--w", part, "--reps", str(session.each)]
         command += [
             "--scale",
             str(session.sizes.scale),
