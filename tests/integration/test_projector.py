@@ -11,6 +11,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.integration.trace_world import ALL, CALLER, Killed, World, world
 from tests.servers.redis_server import RedisServer, external_url
+from treadle.controlplane.store.cursors import RIPE_MS
 from treadle.controlplane.store.memory import MemoryStore
 from treadle.controlplane.store.port import Change, Store, Want
 from treadle.controlplane.store.redis import RedisStore
@@ -80,7 +81,7 @@ def test_a_run_is_one_trace(play: Play) -> None:
         assert b"secret" not in b"".join(request.SerializeToString() for request in here.receiver.requests)
         (resource,) = {str(r.resource) for request in here.receiver.requests for r in request.resource_spans}
         assert "treadle-history" in resource
-        assert await here.store.unprojected(ALL, 10) == []
+        assert await here.store.unprojected(ALL, 10, RIPE_MS) == []
 
     play(body)
 
@@ -90,7 +91,7 @@ def test_a_crash_between_export_and_cursor_repeats_the_same_bytes(play: Play) ->
         await here.whole("order-1")
         async with here.projector(dies=True) as projector:
             with pytest.raises(Killed):
-                await projector.turn(ALL)
+                await projector.turn(ALL, RIPE_MS)
         async with here.projector() as projector:
             await here.settle(projector)
         first, second = here.receiver.requests
@@ -121,12 +122,12 @@ def test_a_commit_during_the_export_is_not_lost(play: Play) -> None:
         await here.start("order-1")
         here.receiver.hold.clear()
         async with here.projector() as projector:
-            turn = asyncio.create_task(projector.turn(ALL))
+            turn = asyncio.create_task(projector.turn(ALL, RIPE_MS))
             await here.receiver.until(lambda: len(here.receiver.requests) == 1)
             await here.terminate("order-1")
             here.receiver.hold.set()
             await turn
-            assert len(await here.store.unprojected(ALL, 10)) == 1
+            assert len(await here.store.unprojected(ALL, 10, RIPE_MS)) == 1
             await here.settle(projector)
         assert here.receiver.names() == ["run orders", "execute orders"]
 
@@ -139,7 +140,7 @@ def test_a_receiver_that_was_down_gets_everything_in_order(play: Play) -> None:
         async with here.projector(timeout_s=0.3) as projector:
             working = asyncio.create_task(projector.run())
             await here.whole("order-1")
-            await projector.turn(ALL)
+            await projector.turn(ALL, RIPE_MS)
             assert here.receiver.spans == []
             await here.whole("order-2")
             await here.receiver.start()
@@ -179,10 +180,10 @@ def test_a_run_whose_spans_are_refused_holds_up_no_other(play: Play) -> None:
             await here.start(f"order-{n}")
         async with here.projector() as projector:
             for _ in range(200):
-                await projector.turn(ALL)
+                await projector.turn(ALL, RIPE_MS)
                 if len({span.trace_id for span in here.receiver.spans}) == 5:
                     break
-            assert [item.run.run_id for item in await here.store.unprojected(ALL, 10)] == ["poison"]
+            assert [item.run.run_id for item in await here.store.unprojected(ALL, 10, RIPE_MS)] == ["poison"]
             here.receiver.refuse = None
             await here.settle(projector)
         assert _names_of(here, "poison") == ["run orders"]
@@ -193,7 +194,7 @@ def test_a_run_whose_spans_are_refused_holds_up_no_other(play: Play) -> None:
 def test_an_unsampled_run_exports_nothing(play: Play) -> None:
     async def body(here: World) -> None:
         await here.start("order-1", sampled=False)
-        assert await here.store.unprojected(ALL, 10) == [], "its commits cost nothing"
+        assert await here.store.unprojected(ALL, 10, RIPE_MS) == [], "its commits cost nothing"
         await here.start("order-2")
         async with here.projector() as projector:
             await here.settle(projector)
@@ -267,7 +268,7 @@ def test_a_store_that_went_back_is_not_trusted_to_have_what_is_remembered() -> N
                 await here.settle(projector)
                 lost = store.snapshot()
                 await here.step(owner, "charge")
-                await projector.turn(ALL)
+                await projector.turn(ALL, RIPE_MS)
                 store.restore(lost)
                 await here.terminate("order-1")
                 await here.settle(projector)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from tests.servers.otlp_receiver import OtlpReceiver
@@ -13,10 +13,10 @@ from treadle.controlplane.duties.queues import QueueWatch
 from treadle.controlplane.duties.timers import TimerDuty
 from treadle.controlplane.engine import Engine
 from treadle.controlplane.machine.requests import Asked, Claimed, Reported, Request, RunReply, StartRun, TerminateRun
+from treadle.controlplane.store.cursors import RIPE_MS
 from treadle.controlplane.store.port import Store, Want
 from treadle.controlplane.tracing.exporter import SpanExporter
 from treadle.controlplane.tracing.projector import TraceProjector
-from treadle.controlplane.tracing.span_data import SpanData
 from treadle.protocol.ids import SHARDS, RunKey
 from treadle.v1.common_pb2 import Payload, TraceContext
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job
@@ -51,8 +51,8 @@ class Killed(Exception):
 class DyingExporter(SpanExporter):
     """Dies after the spans were taken, before anybody heard of it."""
 
-    async def export(self, spans: Sequence[SpanData]) -> bool:
-        assert await super().export(spans)
+    async def export(self, request: bytes, spans: int) -> bool:
+        assert await super().export(request, spans)
         raise Killed
 
 
@@ -183,10 +183,10 @@ class World:
             await exporter.close()
 
     async def settle(self, projector: TraceProjector) -> None:
-        """Take turns until nothing is noted."""
+        """Take turns until nothing is noted; what is not due yet, too."""
         for _ in range(100):
-            await projector.turn(ALL)
-            if not await self.store.unprojected(ALL, 1):
+            await projector.turn(ALL, RIPE_MS)
+            if not await self.store.unprojected(ALL, 1, RIPE_MS):
                 return
         raise AssertionError("the projector does not come to an end")
 

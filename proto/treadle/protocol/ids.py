@@ -6,6 +6,7 @@ Nothing here draws randomness: callers pass in what must be random, so that a si
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import NamedTuple
 from zlib import crc32
@@ -21,6 +22,7 @@ __all__ = (
     "idempotency_key",
     "shard_of",
     "span_id",
+    "span_ids",
     "trace_id",
     "worker_shard",
 )
@@ -30,6 +32,8 @@ SHARDS = 64
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _RUN_ID_LIMIT = 200
+_SPANS = b"treadle-otel-v1"
+_NO_SPAN, _FIRST_SPAN = bytes(8), bytes(7) + b"\x01"
 
 
 class RunKey(NamedTuple):
@@ -87,7 +91,7 @@ def digest(key: bytes, data: bytes) -> int:
 
 
 def _hash(size: int, *parts: str) -> bytes:
-    return blake2b("\x1f".join(parts).encode(), digest_size=size, person=b"treadle-otel-v1").digest()
+    return blake2b("\x1f".join(parts).encode(), digest_size=size, person=_SPANS).digest()
 
 
 def trace_id(namespace: str, run_id: str, incarnation: int) -> str:
@@ -98,6 +102,19 @@ def trace_id(namespace: str, run_id: str, incarnation: int) -> str:
 def span_id(namespace: str, run_id: str, incarnation: int, path: str) -> str:
     """Return the span id, 16 hex digits, of `path` in the run ("anchor", "step/0/validate#1/2")."""
     return (_hash(8, namespace, run_id, str(incarnation), path).hex()).replace("0" * 16, "0" * 15 + "1")
+
+
+def span_ids(namespace: str, run_id: str, incarnation: int) -> Callable[[str], bytes]:
+    """Return what makes the span ids of one run, as bytes, of their paths: those of `span_id`, for less."""
+    begun = blake2b(f"{namespace}\x1f{run_id}\x1f{incarnation}\x1f".encode(), digest_size=8, person=_SPANS)
+
+    def id_of(path: str) -> bytes:
+        made = begun.copy()
+        made.update(path.encode())
+        found = made.digest()
+        return found if found != _NO_SPAN else _FIRST_SPAN
+
+    return id_of
 
 
 def idempotency_key(namespace: str, run_id: str, incarnation: int, command_id: str) -> str:

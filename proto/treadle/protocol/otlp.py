@@ -1,52 +1,41 @@
-"""What both halves of a trace need to send spans over OTLP gRPC: attributes as messages, and a sender of made requests.
+"""What both halves of a trace need to send spans over OTLP gRPC: a sender of requests that are made already.
 
 Only for processes that export: it needs the SDK's exporter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, Final
 
+import grpc
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.sdk.trace.export import SpanExportResult
 
-__all__ = ("RequestSender", "key_values")
+__all__ = ("RequestSender",)
 
-_SHORT: Final = 64
+_METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+
+
+class _Bytes:
+    """The service, for requests that are encoded already. The answer is not read: it has nothing that could be done."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.Export: Any = channel.unary_unary(_METHOD)
 
 
 class RequestSender(OTLPSpanExporter):
-    """The SDK's exporter with its settings, its channel and its retries, for requests that are made already."""
+    """The SDK's exporter with its settings, its channel and its retries, for requests as bytes."""
 
-    def send(self, request: ExportTraceServiceRequest) -> bool:
+    def __init__(self, endpoint: str | None = None, *, timeout: float | None = None) -> None:
+        super().__init__(endpoint=endpoint, timeout=timeout)
+        channel: Any = self._channel
+        self._stub: Any = _Bytes  # also for the channel that it opens when this one broke
+        self._client: Any = _Bytes(channel)
+
+    def send(self, request: bytes) -> bool:
         """Send, in this thread; False: it was refused, or could not be sent in time."""
         made: Any = (request,)
         return self._export(made) is SpanExportResult.SUCCESS
 
-    def _translate_data(self, data: Any) -> ExportTraceServiceRequest:
-        request: ExportTraceServiceRequest = data[0]
-        return request
-
-
-def key_values(values: Mapping[str, str | int | bool]) -> list[KeyValue]:
-    """Return attributes as messages, which others may have, too: do not change them."""
-    return [
-        _new(key, value) if isinstance(value, str) and len(value) > _SHORT else _known(key, value)
-        for key, value in values.items()
-    ]
-
-
-def _new(key: str, value: str | int | bool) -> KeyValue:
-    if isinstance(value, bool):
-        return KeyValue(key=key, value=AnyValue(bool_value=value))
-    if isinstance(value, int):
-        return KeyValue(key=key, value=AnyValue(int_value=value))
-    return KeyValue(key=key, value=AnyValue(string_value=value))
-
-
-_known = lru_cache(maxsize=4096, typed=True)(_new)
-"""Most attributes are those of many spans. (Typed: True is no 1.)"""
+    def _translate_data(self, data: Any) -> Any:
+        return data[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.contract.store.cases import ALL, RUN, Case, change, commit
-from treadle.controlplane.store.cursors import LEFT_PAGE, Projected, Unprojected
+from treadle.controlplane.store.cursors import LEFT_PAGE, RIPE_MS, Projected, Unprojected
 from treadle.controlplane.store.port import Outcome, Store
 from treadle.protocol.ids import RunKey
 
@@ -25,7 +25,7 @@ def done(
 
 
 async def noted(store: Store, limit: int = 100) -> list[Unprojected]:
-    return sorted(await store.unprojected(ALL, limit), key=lambda item: (item.run, item.left))
+    return sorted(await store.unprojected(ALL, limit, 2 * RIPE_MS), key=lambda item: (item.run, item.left))
 
 
 def test_only_sampled_runs_that_grow_are_noted_and_only_where_traces_are_wanted(case: Case) -> None:
@@ -77,16 +77,42 @@ def test_a_note_of_a_run_that_is_no_more_can_go(case: Case) -> None:
     case.run(body)
 
 
-def test_some_are_given_and_each_time_others(case: Case) -> None:
+def test_some_are_given_and_what_could_not_be_exported_goes_behind_others(case: Case) -> None:
     async def body(store: Store) -> None:
         store.trace()
         runs = [RunKey("default", f"r{n}") for n in range(30)]
-        await commit(store, *(change(run, events=[b"e"], traced=True) for run in runs))
-        assert sorted(item.run for item in await store.unprojected(ALL, 100)) == sorted(runs)
-        assert len(await store.unprojected(ALL, 7)) == 7
+        await commit(store, *(change(run, events=[b"e"], traced=True, ended=True) for run in runs))
+        some = await store.unprojected(ALL, 7)
+        assert len(some) == 7 and some == await store.unprojected(ALL, 7)
         shard = runs[0].shard
         assert {item.run for item in await store.unprojected([shard], 100)} == {r for r in runs if r.shard == shard}
         assert await store.unprojected([], 10) == []
+        await store.postpone([*some, Unprojected(OTHER)])
+        rest = await store.unprojected(ALL, 100)
+        assert sorted(item.run for item in some + rest) == sorted(runs)
+        assert {item.run for item in await noted(store)} == set(runs)
+
+    case.run(body)
+
+
+def test_an_open_run_may_wait_until_there_is_more_and_a_closed_one_does_not(case: Case) -> None:
+    async def body(store: Store) -> None:
+        store.trace()
+        ripe = 2 * RIPE_MS
+        await commit(store, change(events=[b"e"], traced=True))
+        assert await store.unprojected(ALL, 10) == []
+        assert await store.unprojected(ALL, 10, ripe) == [Unprojected(RUN)]
+        await commit(store, change(expect=1, revision=2, events=[b"e"], traced=True))
+        await store.projected([done(position=1, revision=1)])
+        assert await store.unprojected(ALL, 10) == [], "it went on meanwhile, and is open"
+        ended = change(expect=2, revision=3, events=[b"e"], traced=True, ended=True)
+        await commit(store, ended, change(OTHER, events=[b"e"], traced=True))
+        assert await store.unprojected(ALL, 10) == [Unprojected(RUN, b"", BIG, 1)]
+        assert (await store.unprojected([RUN.shard, OTHER.shard], 1, ripe))[0].run == RUN, "closed ones come first"
+        await store.projected([done(position=2, revision=2)])
+        assert await store.unprojected(ALL, 10) == [Unprojected(RUN, b"", BIG, 2)], "it was closed meanwhile"
+        await store.projected([done(position=2, revision=3, more=True)])
+        assert await store.unprojected(ALL, 10) == [Unprojected(RUN, b"", BIG, 2)], "there is more"
 
     case.run(body)
 

@@ -1,4 +1,4 @@
-"""Sends the notes of steps that did not touch their span as messages of OTLP, from a thread, a few at a time."""
+"""Sends the notes of steps that did not touch their span as spans of OTLP, from a thread, a few at a time."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import INVALID_SPAN_CONTEXT
 
-from treadle.protocol.otlp import RequestSender, key_values
+from treadle.protocol import otlp_wire as wire
+from treadle.protocol.otlp import RequestSender
 from treadle.worker.step_span import StepSpan
 
-if TYPE_CHECKING:
-    from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
-
-__all__ = ("StepExporter", "message_of")
+__all__ = ("StepExporter", "entry_of")
 
 _QUEUE: Final = 16_384
 _BATCH: Final = 512
@@ -32,7 +28,9 @@ _PAUSE_S: Final = 0.000_5
 """After each slice: a thread that computes keeps the event loop from the interpreter."""
 _DELAY_S: Final = 5.0
 _JOIN_S: Final = 15.0
-_REMOTE: Final = 0x300  # flags: it is known whether the context came from another process, and it did
+_INTERNAL, _CONSUMER = 1, 5
+_LINKED: Final = wire.link_attributes({"treadle.link.type": "creation_context"})
+_PLAIN, _RED = wire.status(0, flags=wire.REMOTE), wire.status(2, flags=wire.REMOTE)
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -57,8 +55,12 @@ class StepExporter(SpanProcessor):
         sender: RequestSender,
     ) -> None:
         empty = ReadableSpan("", context=INVALID_SPAN_CONTEXT, resource=resource, instrumentation_scope=scope)
-        self._frame = encode_spans([empty])
-        self._frame.resource_spans[0].scope_spans[0].ClearField("spans")
+        of = encode_spans([empty]).resource_spans[0]
+        by = of.scope_spans[0]
+        by.ClearField("spans")
+        in_scope = by.SerializeToString()
+        of.ClearField("scope_spans")
+        self._frame = of.SerializeToString(), in_scope
         self._attributes = attributes
         self._sender = sender
         self._queue: deque[StepSpan] = deque()
@@ -111,27 +113,27 @@ class StepExporter(SpanProcessor):
         well = True
         with self._sending:
             while self._queue:
-                request = ExportTraceServiceRequest()
-                request.CopyFrom(self._frame)
                 try:
-                    spans = request.resource_spans[0].scope_spans[0].spans
-                    self._fill(spans)
+                    spans = self._some()
                     if spans:
-                        well = self._sender.send(request) and well
+                        well = self._sender.send(wire.request([(*self._frame, spans)])) and well
                 except Exception as error:  # telemetry fails nobody; the thread goes on
                     well = False
                     _log.warning("span_export_failed", error=f"{type(error).__name__}: {error}")
         return well
 
-    def _fill(self, spans: RepeatedCompositeFieldContainer[Span]) -> None:
+    def _some(self) -> list[bytes]:
+        """Take what goes into a request from the queue."""
+        spans: list[bytes] = []
         for number in range(_BATCH):
             if not self._queue:
-                return
-            message = message_of(self._queue.popleft(), self._attributes)
-            if message is not None:
-                spans.append(message)
+                break
+            span = entry_of(self._queue.popleft(), self._attributes)
+            if span is not None:
+                spans.append(span)
             if number % _SLICE == _SLICE - 1 and not self._ending:
                 time.sleep(_PAUSE_S)
+        return spans
 
     def _tell_lost(self) -> None:
         if self._lost:
@@ -139,29 +141,15 @@ class StepExporter(SpanProcessor):
             _log.warning("spans_dropped", spans=lost, queue=_QUEUE, remedy="is the OTLP receiver slow, or away?")
 
 
-def message_of(span: StepSpan, attributes: Callable[[StepSpan], Mapping[str, str | int]]) -> Span | None:
-    """Return the message that the SDK would make of it; None: the run is not sampled."""
+def entry_of(span: StepSpan, attributes: Callable[[StepSpan], Mapping[str, str | int]]) -> bytes | None:
+    """Return the span that the SDK would make of it, encoded; None: the run is not sampled."""
     _, trace, parent, flags = span.info.traceparent.split("-")
     if not int(flags, 16) & 1:
         return None
     trace_id, parent_id = bytes.fromhex(trace), bytes.fromhex(parent)
-    link = Span.Link(
-        trace_id=trace_id,
-        span_id=parent_id,
-        attributes=key_values({"treadle.link.type": "creation_context"}),
-        flags=_REMOTE,
-    )
-    red = span.outcome.name in ("failure", "timeout")
-    return Span(
-        trace_id=trace_id,
-        span_id=span.span_id.to_bytes(8, "big"),
-        parent_span_id=parent_id,
-        name=f"process {span.info.step}",
-        kind=Span.SPAN_KIND_CONSUMER if span.facts.dispatch_id else Span.SPAN_KIND_INTERNAL,
-        start_time_unix_nano=span.start_ns,
-        end_time_unix_nano=span.end_ns,
-        attributes=key_values(attributes(span)),
-        links=[link],
-        status=Status(code=Status.STATUS_CODE_ERROR if red else Status.STATUS_CODE_UNSET),
-        flags=_REMOTE,
-    )
+    head, under = wire.ids(trace_id, parent_id)
+    kind = _CONSUMER if span.facts.dispatch_id else _INTERNAL
+    front = (head, span.span_id.to_bytes(8, "big"), under, wire.name_and_kind(f"process {span.info.step}", kind))
+    link = wire.link(trace_id, parent_id, _LINKED, wire.REMOTE)
+    end = _RED if span.outcome.name in ("failure", "timeout") else _PLAIN
+    return wire.span(front, span.start_ns, span.end_ns, (wire.attributes(attributes(span)), link, end))

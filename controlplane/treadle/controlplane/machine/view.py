@@ -340,6 +340,7 @@ class RunView:
         change = Change(self.run, 0 if not self.loaded.head else self.loaded.revision, self.revision, b"")
         change.not_before_ms = self.not_before_ms
         change.traced = head.sampled
+        change.ended = head.state == RUN_STATE_CLOSED
         change.cold = head.state not in _ACTIVE
         change.unread = self.loaded.cached and not self.loaded.head
         change.restart = self.restart

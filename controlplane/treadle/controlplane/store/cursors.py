@@ -2,6 +2,9 @@
 
 While a replica traces, each commit that appends to a sampled run's history notes the run, in the same atomic step; the note
 goes only when everything up to the run's last commit was exported. So a crash between any two steps leaves the note.
+
+A note is due as soon as its run has its outcome, else RIPE_MS after the first event that was not exported: so a short run is
+read once, as a whole.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ from typing import Protocol
 
 from treadle.protocol.ids import RunKey
 
-__all__ = ("LEFT_MS", "LEFT_PAGE", "Projected", "SpanCursors", "Unprojected")
+__all__ = ("LEFT_MS", "LEFT_PAGE", "RIPE_MS", "Projected", "SpanCursors", "Unprojected")
 
 LEFT_MS = 86_400_000
 """How long an unexported history is kept after its run was deleted or started again (scripts/commit.lua has it too)."""
+RIPE_MS = 5_000
+"""So long the history of an open run may wait for more of it (scripts/commit.lua and projected.lua have it too)."""
 LEFT_PAGE = 50
 """Events in a page of such a history."""
 
@@ -65,8 +70,9 @@ class SpanCursors(Protocol):
         """From now on commits of this replica note the sampled runs whose history grew."""
         ...
 
-    async def unprojected(self, shards: Sequence[int], limit: int) -> list[Unprojected]:
-        """Some runs that are noted, at most `limit`: shard by shard in the order given, within a shard each time others."""
+    async def unprojected(self, shards: Sequence[int], limit: int, ahead_ms: int = 0) -> list[Unprojected]:
+        """Some runs whose notes are due, at most `limit`: shard by shard in the order given, in a shard closed runs first, then
+        the longest due. `ahead_ms`: also what will be due so soon."""
         ...
 
     async def left(self, item: Unprojected, after: int) -> tuple[bytes, list[bytes]]:
@@ -74,5 +80,12 @@ class SpanCursors(Protocol):
         ...
 
     async def projected(self, done: Sequence[Projected]) -> None:
-        """Set cursors; a note goes if its run is still at `revision` and there is no more."""
+        """Set cursors; a note goes if its run is still at `revision` and there is no more.
+
+        Where an open run went on meanwhile, it is due in RIPE_MS again; what has more stays due.
+        """
+        ...
+
+    async def postpone(self, items: Sequence[Unprojected]) -> None:
+        """Have these due in RIPE_MS, behind others: they could not be exported."""
         ...

@@ -151,7 +151,7 @@ class MemoryCore(MemoryCursors):
             run.fields.pop(name, None)
         run.fields.update(change.set_fields)
         run.events.extend(change.events)
-        self._note_trace(change)
+        self._note_trace(change, now)
         outbox = self._state.outbox.setdefault(change.run.shard, {})
         for dispatch_id in change.outbox_del:
             outbox.pop(dispatch_id, None)

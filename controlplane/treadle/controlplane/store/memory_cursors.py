@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from treadle.controlplane.store.cursors import LEFT_MS, LEFT_PAGE, Projected, Unprojected
+from treadle.controlplane.store.cursors import LEFT_MS, LEFT_PAGE, RIPE_MS, Projected, Unprojected
 from treadle.controlplane.store.memory_state import LeftHistory, RunData, State
 from treadle.controlplane.store.port import Change
 from treadle.protocol.ids import RunKey
 
 __all__ = ("MemoryCursors",)
+
+_FIRST = 2**53 - 1  # scores of closed runs are before all times
 
 
 class MemoryCursors:
@@ -22,10 +24,12 @@ class MemoryCursors:
     def trace(self) -> None:
         self._traced = True
 
-    def _note_trace(self, change: Change) -> None:
+    def _note_trace(self, change: Change, now: int) -> None:
         """Note a run whose history grew."""
         if self._traced and change.traced and change.events:
-            self._state.traces.setdefault(change.run.shard, {})[change.run, b""] = None
+            noted = self._state.traces.setdefault(change.run.shard, {})
+            due = now - _FIRST if change.ended else now + RIPE_MS
+            noted[change.run, b""] = min(due, noted.get((change.run, b""), due))
 
     def _leave(self, run: RunKey, data: RunData, now: int) -> None:
         """Keep a history that goes, if it was not exported."""
@@ -35,17 +39,18 @@ class MemoryCursors:
             return
         del traces[run, b""]
         name = data.revision.to_bytes(8, "big")
-        traces[run, name] = None
+        traces[run, name] = now - _FIRST
         self._state.left[run, name] = LeftHistory(data.head, list(data.events), now + LEFT_MS)
         if cursor is not None:
             self._state.cursors[run, name] = cursor
 
-    async def unprojected(self, shards: Sequence[int], limit: int) -> list[Unprojected]:
+    async def unprojected(self, shards: Sequence[int], limit: int, ahead_ms: int = 0) -> list[Unprojected]:
+        now = self._clock_ms()
         found: list[Unprojected] = []
         for shard in shards:
             noted = self._state.traces.get(shard, {})
-            for run, left in list(noted)[: limit - len(found)]:
-                noted[run, left] = noted.pop((run, left))  # others come first next time
+            due = sorted((due, key) for key, due in noted.items() if due <= now + ahead_ms)
+            for _, (run, left) in due[: limit - len(found)]:
                 found.append(Unprojected(run, left, *self._state.cursors.get((run, left), (0, 0))))
         return found
 
@@ -66,5 +71,14 @@ class MemoryCursors:
                 self._state.left.pop(key, None)
             else:
                 self._state.cursors[key] = (one.incarnation, one.position)
+            noted = self._state.traces.get(one.run.shard, {})
             if whole:
-                self._state.traces.get(one.run.shard, {}).pop(key, None)
+                noted.pop(key, None)
+            elif not one.more and noted.get(key, 0) > 0:
+                noted[key] = self._clock_ms() + RIPE_MS
+
+    async def postpone(self, items: Sequence[Unprojected]) -> None:
+        for item in items:
+            noted = self._state.traces.get(item.run.shard, {})
+            if (item.run, item.left) in noted:
+                noted[item.run, item.left] = self._clock_ms() + RIPE_MS

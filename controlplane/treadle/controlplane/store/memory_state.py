@@ -50,7 +50,7 @@ class State:
         registry: Namespace -> workflow -> pool.
         pools: (namespace, pool) pairs.
         aside: (kind, shard) -> (time in ms, data), oldest first.
-        traces: Shard -> (run, name of what it left or b"") with unexported history.
+        traces: Shard -> (run, name of what it left or b"") with unexported history -> when it is due.
         cursors: The same -> (incarnation, position) up to which it was exported.
         left: The same -> what was left.
     """
@@ -66,7 +66,7 @@ class State:
     registry: dict[str, dict[str, str]] = field(default_factory=dict)
     pools: set[tuple[str, str]] = field(default_factory=set)
     aside: dict[tuple[str, int], list[tuple[int, bytes]]] = field(default_factory=dict)
-    traces: dict[int, dict[tuple[RunKey, bytes], None]] = field(default_factory=dict)
+    traces: dict[int, dict[tuple[RunKey, bytes], int]] = field(default_factory=dict)
     cursors: dict[tuple[RunKey, bytes], tuple[int, int]] = field(default_factory=dict)
     left: dict[tuple[RunKey, bytes], LeftHistory] = field(default_factory=dict)
 

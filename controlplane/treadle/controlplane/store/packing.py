@@ -17,7 +17,7 @@ from treadle.controlplane.store.port import Beat, Change, Hint, Want
 from treadle.protocol.ids import worker_shard
 from treadle.v1.state_pb2 import WorkerRecord
 
-__all__ = ("pack_beats", "pack_changes", "pack_wants", "read_hints")
+__all__ = ("lengths_before", "pack_beats", "pack_changes", "pack_wants", "read_hints")
 
 _LENGTH = Struct(">I").pack
 _LENGTHS = tuple(map(_LENGTH, range(4096)))
@@ -25,7 +25,7 @@ _REVISION = Struct(">Q").pack
 _CHANGE = Struct(">Bd9H").pack  # flags, not before, counts: see scripts/commit.lua
 _WANT = Struct(">BIIqH").pack  # flags, field limit, event at, events after (-1: none), number of fields
 _BEAT = Struct(">dBqqqB").pack  # sent, has list, loop lag, steps running, runs open, draining
-_RESTART, _DELETE, _TRACED, _UNREAD, _ALL_FIELDS = 1, 2, 4, 8, 1
+_RESTART, _DELETE, _TRACED, _UNREAD, _ENDED, _ALL_FIELDS = 1, 2, 4, 8, 16, 1
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_hints = msgspec.msgpack.Decoder(list[Hint]).decode
@@ -42,7 +42,8 @@ def read_hints(message: bytes, sender: bytes) -> list[Hint]:
     return _decode_hints(memoryview(message)[len(sender) :])
 
 
-def _lengths_before(parts: Sequence[bytes]) -> list[bytes]:
+def lengths_before(parts: Sequence[bytes]) -> list[bytes]:
+    """Return parts as scripts take them."""
     out: list[bytes] = []
     add = out.append
     for part in parts:
@@ -65,8 +66,8 @@ def pack_changes(changes: Sequence[Change], keys: Keys, *, traced: bool = False)
             rest.append(_delete(change, name, parts))
         else:
             rest.append(_write(change, name, parts, traced))
-        rest += _lengths_before(parts)
-    return b"".join([_LENGTH(len(changes)), *_lengths_before(runs), *rest])
+        rest += lengths_before(parts)
+    return b"".join([_LENGTH(len(changes)), *lengths_before(runs), *rest])
 
 
 def _times(change: Change, name: bytes, parts: list[bytes]) -> tuple[int, int, int, int]:
@@ -102,6 +103,8 @@ def _write(change: Change, name: bytes, parts: list[bytes], traced: bool) -> byt
     flags = (_RESTART if change.restart else 0) + (_TRACED if traced and change.traced and events else 0)
     if change.unread:
         flags += _UNREAD
+    if change.ended:
+        flags += _ENDED
     counts = 2 * len(set_fields), len(del_fields), len(events), 2 * len(outbox_add), len(outbox_del)
     return _CHANGE(flags, change.not_before_ms, *counts, *times)
 
@@ -121,7 +124,7 @@ def pack_wants(wants: Sequence[Want], keys: Keys) -> bytes:
         out.append(_WANT(flags, want.field_limit, want.event_at, after, len(fields)))
         parts = [keys.shards[want.run.shard], run_name(want.run)]
         parts += [field.encode() for field in fields]
-        out += _lengths_before(parts)
+        out += lengths_before(parts)
     return b"".join(out)
 
 
@@ -143,5 +146,5 @@ def pack_beats(beats: Sequence[Beat], keys: Keys) -> bytes:
         )
         key = keys.of_shard(worker_shard(beat.worker_id), f"w:{beat.worker_id}")
         parts = (key, keys.shards[worker_shard(beat.worker_id)], beat.worker_id.encode())
-        out += _lengths_before((*parts, beat.session_id.encode(), _REVISION(beat.list_id), held))
+        out += lengths_before((*parts, beat.session_id.encode(), _REVISION(beat.list_id), held))
     return b"".join(out)

@@ -137,6 +137,7 @@ class Change:
         tombstone: See `delete`.
         tombstone_ms: See `delete`.
         traced: Spans of the run are wanted (see SpanCursors).
+        ended: The run has its outcome: nothing more of its trace is to be waited for.
         unread: It was decided that there is no such run without having looked: a tombstone is a CONFLICT too.
         cold: Nobody is expected to ask for the run soon (it is parked, waits, or is closed): caches need not keep it.
     """
@@ -161,6 +162,7 @@ class Change:
     tombstone: bytes = b""
     tombstone_ms: int = 0
     traced: bool = False
+    ended: bool = False
     unread: bool = False
     cold: bool = False
 

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from struct import Struct
 
 from treadle.controlplane.store.cursors import LEFT_PAGE, Projected, Unprojected
-from treadle.controlplane.store.keys import SEPARATOR, run_name
+from treadle.controlplane.store.keys import SEPARATOR, Keys, run_name
+from treadle.controlplane.store.packing import lengths_before
 from treadle.controlplane.store.redis_runs import RedisPart
 from treadle.protocol.ids import RunKey
 
 __all__ = ("RedisCursors",)
 
 _CURSOR = Struct(">QQ")  # incarnation, position
-_AT_ONCE = 100
+_REVISION = Struct(">Q").pack
+_FLAGS, _LATER = (b"\0", b"\1", b"\2", b"\3"), b"\4"  # there is more, it is closed, both
 
 
 class RedisCursors(RedisPart):
@@ -22,9 +24,9 @@ class RedisCursors(RedisPart):
     def trace(self) -> None:
         self._traced = True
 
-    async def unprojected(self, shards: Sequence[int], limit: int) -> list[Unprojected]:
+    async def unprojected(self, shards: Sequence[int], limit: int, ahead_ms: int = 0) -> list[Unprojected]:
         found: list[Unprojected] = []
-        for _, reply in await self._per_group("traces", shards, limit):
+        for _, reply in await self._per_group("traces", shards, limit, ahead_ms):
             pairs = iter(reply)
             found += [_unprojected(member, cursor) for member, cursor in zip(pairs, pairs, strict=True)]
         return found[:limit]
@@ -37,19 +39,32 @@ class RedisCursors(RedisPart):
         return (head, events) if head else (b"", [])
 
     async def projected(self, done: Sequence[Projected]) -> None:
-        for start in range(0, len(done), _AT_ONCE):
-            calls = [(self._route(one.run.shard), self._arguments(one)) for one in done[start : start + _AT_ONCE]]
+        await self._mark([(one.run, _packed(one, self._keys)) for one in done])
+
+    async def postpone(self, items: Sequence[Unprojected]) -> None:
+        await self._mark([(item.run, _postponed(item, self._keys)) for item in items])
+
+    async def _mark(self, marks: Sequence[tuple[RunKey, bytes]]) -> None:
+        shards = [run.shard for run, _ in marks]
+        calls = [
+            (self._route(shards[group[0]]), (b"".join([marks[i][1] for i in group]),)) for group in self._groups(shards)
+        ]
+        if calls:
             await self._link.run_each("projected", calls)
 
-    def _arguments(self, one: Projected) -> tuple[bytes, bytes, bytes, bytes, int, int]:
-        return (
-            self._keys.shards[one.run.shard],
-            _member(one.run, one.left),
-            _CURSOR.pack(one.incarnation, one.position),
-            one.revision.to_bytes(8, "big") if one.revision else b"",
-            int(one.more),
-            int(one.closed),
-        )
+
+def _packed(one: Projected, keys: Keys) -> bytes:
+    """Return an entry for scripts/projected.lua."""
+    flags = _FLAGS[one.more + 2 * one.closed]
+    revision = _REVISION(one.revision) if one.revision else b""
+    cursor = _CURSOR.pack(one.incarnation, one.position)
+    parts = keys.shards[one.run.shard], _member(one.run, one.left), cursor, revision
+    return b"".join([flags, *lengths_before(parts)])
+
+
+def _postponed(item: Unprojected, keys: Keys) -> bytes:
+    parts = keys.shards[item.run.shard], _member(item.run, item.left), b"", b""
+    return b"".join([_LATER, *lengths_before(parts)])
 
 
 def _member(run: RunKey, left: bytes) -> bytes:

@@ -1,23 +1,20 @@
 """Sends finished spans to an OTLP gRPC receiver, and says whether it took them.
 
 The SDK's exporter is called directly: a span processor would keep spans in a queue that is lost with the process and drops
-what does not fit. It blocks, so it has a thread of its own; requests are made on the event loop, a few spans at a time,
-because a thread that computes holds up the loop for longer. Whatever could differ between two exports of a span, or between
-two replicas, is left out: the resource and the scope are constants.
+what does not fit. It blocks, so it has a thread of its own; requests are made before, on the event loop, a few spans at a
+time, because a thread that computes holds up the loop for longer. Whatever could differ between two exports of a span, or
+between two replicas, is left out: the resource and the scope are constants.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
 import structlog
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from treadle.controlplane.tracing.otlp_proto import request_of
-from treadle.controlplane.tracing.span_data import SpanData
 from treadle.protocol.errors import ConfigError
 from treadle.protocol.otlp import RequestSender
 
@@ -27,15 +24,13 @@ _log = structlog.stdlib.get_logger(__name__)
 
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-_SLICE: Final = 16
-"""Spans that are encoded in one turn of the event loop."""
 
 
 class SpanSink(Protocol):
     """Where spans go."""
 
-    async def export(self, spans: Sequence[SpanData]) -> bool:
-        """Send spans; True once all of them were taken. Raises nothing."""
+    async def export(self, request: bytes, spans: int) -> bool:
+        """Send a request with so many spans; True once all of them were taken. Raises nothing."""
         ...
 
     async def close(self) -> None:
@@ -56,14 +51,10 @@ class SpanExporter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="treadle-spans")
         self._closed = False
 
-    async def export(self, spans: Sequence[SpanData]) -> bool:
-        request = ExportTraceServiceRequest()
-        for at in range(0, len(spans), _SLICE):
-            request.MergeFrom(request_of(spans[at : at + _SLICE]))
-            await asyncio.sleep(0)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._export, request, len(spans))
+    async def export(self, request: bytes, spans: int) -> bool:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._export, request, spans)
 
-    def _export(self, request: ExportTraceServiceRequest, spans: int) -> bool:
+    def _export(self, request: bytes, spans: int) -> bool:
         try:
             return self._sender.send(request)
         except Exception as error:  # the client library lets through what it did not foresee; the spans are kept

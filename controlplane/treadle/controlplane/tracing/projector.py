@@ -12,6 +12,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -22,7 +23,8 @@ from treadle.controlplane.store.cursors import Projected, Unprojected
 from treadle.controlplane.store.port import Hint, Want
 from treadle.controlplane.telemetry import Metrics
 from treadle.controlplane.tracing.exporter import SpanSink
-from treadle.controlplane.tracing.span_data import HeadFacts, SpanData
+from treadle.controlplane.tracing.otlp_proto import encoded, request_of
+from treadle.controlplane.tracing.span_data import HeadFacts
 from treadle.controlplane.tracing.spans import project
 from treadle.controlplane.tracing.state import ProjectionState
 from treadle.protocol.errors import Unavailable
@@ -34,14 +36,17 @@ __all__ = ("TraceProjector",)
 
 _log = structlog.stdlib.get_logger(__name__)
 
-_LINGER_S = 0.1
-"""So long commits are collected before a turn: many short runs are then read once, as a whole."""
+_LINGER_S = 0.2
+"""So long commits are collected before a turn: a run costs less among many."""
 _IDLE_S = 1.0
-_RUNS = 50
+_RUNS = 200
+_RUNS_A_READ = 50
 _EVENTS_A_RUN = 2_000
 _BYTES = 8 << 20
 """A turn reads on until it has read so much; then it exports what it has."""
-_SPANS_A_CALL = 256
+_BYTES_A_CALL = 512 << 10
+_SLICE_S = 0.000_5
+"""So long a turn computes before the event loop turns: who starts and executes runs does not wait for fifty to be folded."""
 _FOLDS = 2_000
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
@@ -54,7 +59,7 @@ class _Work:
         item: As the store named it.
         state: The fold; it may be ahead of the cursor only by what is in `spans`, and by what needs no export.
         facts, head: None until its head was read; then the head as last read.
-        spans: To be exported.
+        spans: To be exported, encoded.
         revision: Revision of the run when it was last read.
         gone: The run is no more, or cannot be read.
         done: Nothing is left to be read in this turn.
@@ -67,7 +72,7 @@ class _Work:
     state: ProjectionState
     facts: HeadFacts | None = None
     head: RunHead | None = None
-    spans: list[SpanData] = field(default_factory=list)
+    spans: list[bytes] = field(default_factory=list)
     revision: int = 0
     gone: bool = False
     done: bool = False
@@ -127,15 +132,20 @@ class TraceProjector:
         await asyncio.sleep(_LINGER_S)
         self._woken.clear()
 
-    async def turn(self, shards: Sequence[int]) -> bool:
+    async def turn(self, shards: Sequence[int], ahead_ms: int = 0) -> bool:
         """Export some of what was not exported of these shards; True when there may be more to do at once.
+
+        Args:
+            shards: Which.
+            ahead_ms: Also what would be due so soon.
 
         Raises:
             Unavailable: The store is away; nothing is lost.
         """
         limit = self._runs
         later = [shard for shard in shards if shard > self._last_shard]
-        items = await self._engine.store.unprojected([*later, *(s for s in shards if s <= self._last_shard)], limit)
+        wanted = [*later, *(shard for shard in shards if shard <= self._last_shard)]
+        items = await self._engine.store.unprojected(wanted, limit, ahead_ms)
         if items:
             # The next turn begins behind it, so that every shard comes first in turn.
             self._last_shard = items[-1].run.shard
@@ -143,6 +153,8 @@ class TraceProjector:
         await self._read(works)
         sent = await self._send(works)
         await self._engine.store.projected([_projected(work) for work in sent if work.gone or work.head is not None])
+        if len(sent) < len(works):  # each turn either sends something or lets others go first
+            await self._engine.store.postpone([works[len(sent)].item])
         for work in sent:
             self._remember(work)
         self._judge(works, sent)
@@ -151,25 +163,25 @@ class TraceProjector:
     # --- reading -----------------------------------------------------------------------------------------------------
     async def _read(self, works: Sequence[_Work]) -> None:
         """Read and fold page by page, all runs of the turn at once, until each is at its end or enough was read."""
-        size = 0
+        size, began = 0, perf_counter()
         for work in works:
             work.first = work.state.position
         while size < _BYTES and (open_ := [work for work in works if not work.done]):
-            there = [work for work in open_ if not work.item.left]
-            wants = [
-                Want(work.item.run, event_at=work.state.position, events_after=work.state.position) for work in there
-            ]
-            loaded = await self._engine.store.load(wants) if wants else []
-            for work, found in zip(there, loaded, strict=True):
-                work.revision = found.revision
-                size += sum(map(len, found.events))
-                _take_or_drop(work, found.head, found.events, found.event)
-                await asyncio.sleep(0)  # who starts and executes runs does not wait for fifty of them to be folded
             for work in open_:
                 if work.item.left:
                     head, events = await self._engine.store.left(work.item, work.state.position)
                     size += sum(map(len, events))
                     _take_or_drop(work, head, events, None)
+            there = [work for work in open_ if not work.item.left]
+            for at in range(0, len(there), _RUNS_A_READ):
+                some = there[at : at + _RUNS_A_READ]
+                for work, found in zip(some, await self._engine.store.load(list(map(_want, some))), strict=True):
+                    work.revision = found.revision
+                    size += sum(map(len, found.events))
+                    _take_or_drop(work, found.head, found.events, found.event)
+                    if perf_counter() - began > _SLICE_S:
+                        await asyncio.sleep(0)
+                        began = perf_counter()
 
     def _remembered(self, item: Unprojected) -> ProjectionState:
         incarnation, state = self._folds.get((item.run, item.left), (0, ProjectionState()))
@@ -188,11 +200,11 @@ class TraceProjector:
     # --- sending -----------------------------------------------------------------------------------------------------
     async def _send(self, works: Sequence[_Work]) -> list[_Work]:
         """Export in order; returns the runs all of whose spans were taken."""
-        spans = [span for work in works for span in work.spans]
+        spans = [(work.item.run.namespace, span) for work in works for span in work.spans]
         taken = 0
         while taken < len(spans):
-            some = spans[taken : taken + _SPANS_A_CALL]
-            if not await self._exporter.export(some):
+            some = _some(spans, taken)
+            if not await self._exporter.export(request_of(some), len(some)):
                 break
             taken += len(some)
         sent: list[_Work] = []
@@ -217,6 +229,20 @@ class TraceProjector:
             behind = [work.behind_ms for work in works[len(sent) :] if work.behind_ms]
             lag_ms = self._engine.clock.now() - min(behind) if behind else 0
             self._metrics.gauge("treadle.projector.lag", max(0, lag_ms) / 1000)
+
+
+def _want(work: _Work) -> Want:
+    return Want(work.item.run, event_at=work.state.position, events_after=work.state.position)
+
+
+def _some(spans: Sequence[tuple[str, bytes]], start: int) -> Sequence[tuple[str, bytes]]:
+    """Return as many of the spans from `start` on as a call takes, at least one."""
+    size = end = 0
+    for end in range(start, len(spans)):
+        size += len(spans[end][1])
+        if size > _BYTES_A_CALL and end > start:
+            return spans[start:end]
+    return spans[start : end + 1]
 
 
 def _take_or_drop(work: _Work, head_data: bytes, pages: Sequence[bytes], last: bytes | None) -> None:
@@ -251,7 +277,7 @@ def _take(work: _Work, head_data: bytes, pages: Sequence[bytes], last: bytes | N
     cursor = work.item.position if work.item.incarnation == facts.incarnation else 0
     events = [HistoryEvent.FromString(data) for data in pages]
     made, work.state = project(facts, events, work.state)
-    work.spans += [span for span in made if span.position > cursor]
+    work.spans += encoded([span for span in made if span.position > cursor])
     work.behind_ms = work.behind_ms or next((event.time_ms for event in events if event.position > cursor), 0)
     work.more = work.state.position < head.length
     work.done = not work.more or not events or work.state.position - max(work.first, cursor) >= _EVENTS_A_RUN

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+import msgspec
+
 from treadle.controlplane.tracing import attributes as a
-from treadle.protocol.ids import span_id, trace_id
+from treadle.controlplane.tracing.state import OpenStep
+from treadle.protocol.ids import span_ids, trace_id
 from treadle.v1.common_pb2 import Failure, TraceContext
 
 __all__ = (
     "Attributes",
     "HeadFacts",
+    "Kind",
     "SpanData",
     "SpanEvent",
     "SpanLink",
     "Status",
+    "attempt_values",
     "caller_link",
     "description_of",
     "exception_event",
+    "run_attributes",
 )
 
 Attributes = Mapping[str, str | int | bool]
+Kind = Literal["internal", "producer"]
 Status = Literal["unset", "ok", "error"]
 
 _MESSAGE_CHARS: Final = 1_024
@@ -57,52 +64,103 @@ class SpanEvent:
     attributes: Attributes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpanData:
+@dataclass(frozen=True, slots=True)
+class HeadFacts:
+    """What identifies a run and never changes in its life. `anchor` is the id of the root of its trace."""
+
+    namespace: str
+    run_id: str
+    incarnation: int
+    trace_id: str = field(init=False, compare=False)
+    anchor: bytes = field(init=False, compare=False)
+    span_id: Callable[[str], bytes] = field(init=False, compare=False, repr=False)
+    """Returns the id of the span with a path."""
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "trace_id", trace_id(self.namespace, self.run_id, self.incarnation))
+        put(self, "span_id", span_ids(self.namespace, self.run_id, self.incarnation))
+        put(self, "anchor", self.span_id("anchor"))
+
+
+class SpanData(msgspec.Struct, frozen=True, gc=False):
     """A finished span.
 
     Attributes:
-        namespace: Namespace of the run.
+        facts, workflow: Of the run.
         position: Position of the event that finished it.
         path: What its id is hashed from.
         name, kind: As everywhere in OpenTelemetry.
-        trace_id, span_id, parent_id: Hex digits; "" as parent: it is the root.
+        id: Its id.
         start_ns, end_ns: Nanoseconds since 1970.
+        own: Attributes beside those that all spans of the run have.
         status, description: How it ended; a description only with "error".
     """
 
-    namespace: str
+    facts: HeadFacts
+    workflow: str
     position: int
     path: str
     name: str
-    kind: Literal["internal", "producer"]
-    trace_id: str
-    span_id: str
-    parent_id: str
+    kind: Kind
+    id: bytes
     start_ns: int
     end_ns: int
-    attributes: Attributes
+    own: Attributes
     links: tuple[SpanLink, ...] = ()
     events: tuple[SpanEvent, ...] = ()
     status: Status = "unset"
     description: str = ""
 
+    @property
+    def namespace(self) -> str:
+        """Namespace of the run."""
+        return self.facts.namespace
 
-@dataclass(frozen=True, slots=True)
-class HeadFacts:
-    """What identifies a run and never changes in its life."""
+    @property
+    def trace_id(self) -> str:
+        """Hex digits."""
+        return self.facts.trace_id
 
-    namespace: str
-    run_id: str
-    incarnation: int
-    trace_id: str = field(init=False)
+    @property
+    def span_id(self) -> str:
+        """Hex digits."""
+        return self.id.hex()
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "trace_id", trace_id(self.namespace, self.run_id, self.incarnation))
+    @property
+    def parent_id(self) -> str:
+        """Hex digits; "": it is the root."""
+        return "" if self.id == self.facts.anchor else self.facts.anchor.hex()
 
-    def span_id(self, path: str) -> str:
-        """Return the id of a span of this run."""
-        return span_id(self.namespace, self.run_id, self.incarnation, path)
+    @property
+    def attributes(self) -> Attributes:
+        """All of them."""
+        return {**run_attributes(self.facts, self.workflow), **self.own}
+
+
+def run_attributes(facts: HeadFacts, workflow: str) -> Attributes:
+    """Return the attributes that all spans of a run have."""
+    return {a.NAMESPACE: facts.namespace, a.RUN_ID: facts.run_id, a.WORKFLOW: workflow, a.SOURCE: "history"}
+
+
+def attempt_values(command_id: str, step: OpenStep, number: int, outcome: str) -> dict[str, str | int | bool]:
+    """Return what the span of an attempt says besides how the step ended."""
+    values: dict[str, str | int | bool] = {
+        a.STEP_ID: command_id,
+        a.STEP_NAME: step.name,
+        a.STEP_KIND: "task",
+        a.ATTEMPT_NUMBER: number,
+        a.ATTEMPT_OUTCOME: outcome,
+    }
+    if step.local:
+        values[a.LOCAL] = True
+    else:
+        values[a.POOL] = step.pool
+    if step.worker_id:
+        values[a.WORKER_ID] = step.worker_id
+    if step.started_ms and step.dispatched_ms:
+        values[a.QUEUE_MS] = step.started_ms - step.dispatched_ms
+    return values
 
 
 def caller_link(caller: TraceContext, attributes: Attributes) -> SpanLink | None:

@@ -13,16 +13,19 @@ what is published or running as cancelled, and leaves out a retry that was only 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Final
+
+from msgspec.structs import replace
 
 from treadle.controlplane.tracing import attributes as a
 from treadle.controlplane.tracing.span_data import (
     Attributes,
     HeadFacts,
+    Kind,
     SpanData,
     SpanLink,
     Status,
+    attempt_values,
     caller_link,
     description_of,
     exception_event,
@@ -80,28 +83,7 @@ class _Fold:
     def __init__(self, facts: HeadFacts, state: ProjectionState) -> None:
         self.facts, self.state = facts, state
         self.made: list[SpanData] = []
-        self._position = 0
         self._now = 0
-        self._rules: dict[str, Callable[[Any], None]] = {
-            "run_started": self._run_started,
-            "run_completed": lambda body: self._close("success"),
-            "run_failed": self._run_failed,
-            "run_cancelled": lambda body: self._close("cancellation"),
-            "run_terminated": lambda body: self._close("cancellation"),
-            "step_scheduled": self._step_scheduled,
-            "attempt_started": self._attempt_started,
-            "attempt_failed": self._attempt_failed,
-            "attempt_lost": self._attempt_lost,
-            "attempt_released": self._attempt_released,
-            "step_retried": self._step_retried,
-            "step_quarantined": self._step_quarantined,
-            "step_completed": self._step_completed,
-            "step_failed": self._step_failed,
-            "step_cancelled": self._step_cancelled,
-            "timer_started": self._timer_started,
-            "timer_fired": lambda body: self._end_timer(body.command_id, "fired"),
-            "timer_cancelled": lambda body: self._end_timer(body.command_id, "cancelled"),
-        }
 
     def take(self, event: HistoryEvent) -> None:
         state = self.state
@@ -112,11 +94,11 @@ class _Fold:
                 f"event {event.position} of run {self.facts.run_id!r} follows {state.position}: give all events, in order"
             )
         state.position, state.revision = event.position, event.revision
-        self._position, self._now = event.position, event.time_ms
-        kind = event.WhichOneof("kind")
-        rule = self._rules.get(kind or "")
+        self._now = event.time_ms
+        kind = event.WhichOneof("kind") or ""
+        rule = _RULES.get(kind)
         if rule is not None and not state.closed:
-            rule(getattr(event, str(kind)))
+            rule(self, getattr(event, kind))
 
     # --- the run -----------------------------------------------------------------------------------------------------
     def _run_started(self, body: Any) -> None:
@@ -262,7 +244,7 @@ class _Fold:
         ran_ms: int = 0,
         final: bool = False,
     ) -> OpenStep:
-        """Write the span of an attempt; returns the step without it.
+        """Write the span of an attempt; returns the step without it, if it goes on.
 
         A number that has its span already is that of the attempt before: the try that ends now never got a holder.
         """
@@ -271,7 +253,9 @@ class _Fold:
         if step.summed:
             self._sum(step.name, start_ms, outcome)
         else:
-            values = _attempt_values(command_id, step, number, outcome) | dict(more or {})
+            values = attempt_values(command_id, step, number, outcome)
+            if more:
+                values.update(more)
             if final:
                 values[a.STEP_OUTCOME] = outcome
             if failure is not None:
@@ -286,11 +270,11 @@ class _Fold:
                 failure=failure,
                 status="error" if outcome in _ERRORS else "unset",
             )
-        after = replace(step, dispatched_ms=0, running=0, started_ms=0, worker_id="", closed=number)
         if final:
             del self.state.steps[command_id]
-        else:
-            self.state.steps[command_id] = after
+            return step
+        after = replace(step, dispatched_ms=0, running=0, started_ms=0, worker_id="", closed=number)
+        self.state.steps[command_id] = after
         return after
 
     def _attempt_start(self, step: OpenStep, ran_ms: int) -> int:
@@ -302,7 +286,7 @@ class _Fold:
     def _retry_of(self, command_id: str, step: OpenStep) -> tuple[SpanLink, ...]:
         if not step.closed:
             return ()
-        before = self.facts.span_id(f"step/{command_id}/{step.closed}")
+        before = self.facts.span_id(f"step/{command_id}/{step.closed}").hex()
         return (SpanLink(self.facts.trace_id, before, {a.LINK_TYPE: "retry_of"}),)
 
     # --- too many ----------------------------------------------------------------------------------------------------
@@ -345,7 +329,7 @@ class _Fold:
         start_ms: int,
         values: Attributes,
         *,
-        kind: Literal["internal", "producer"] = "internal",
+        kind: Kind = "internal",
         links: tuple[SpanLink, ...] = (),
         failure: Failure | None = None,
         status: Status = "unset",
@@ -359,42 +343,46 @@ class _Fold:
             return
         state.spans += 1
         end = end_ms or self._now
-        common = {a.NAMESPACE: facts.namespace, a.RUN_ID: facts.run_id, a.WORKFLOW: state.workflow, a.SOURCE: "history"}
+        events = () if failure is None else (exception_event(failure, end),)
+        description = description_of(failure) if failure is not None and status == "error" else ""
         self.made.append(
             SpanData(
-                namespace=facts.namespace,
-                position=self._position,
-                path=path,
-                name=name,
-                kind=kind,
-                trace_id=facts.trace_id,
-                span_id=facts.span_id(path),
-                parent_id="" if path == "anchor" else facts.span_id("anchor"),
-                start_ns=start_ms * _NS_A_MS,
-                end_ns=end * _NS_A_MS,
-                attributes=common | dict(values),
-                links=links,
-                events=() if failure is None else (exception_event(failure, end),),
-                status=status,
-                description=description_of(failure) if status == "error" and failure is not None else "",
+                facts,
+                state.workflow,
+                state.position,
+                path,
+                name,
+                kind,
+                facts.span_id(path),
+                start_ms * _NS_A_MS,
+                end * _NS_A_MS,
+                values,
+                links,
+                events,
+                status,
+                description,
             )
         )
 
 
-def _attempt_values(command_id: str, step: OpenStep, number: int, outcome: str) -> dict[str, str | int | bool]:
-    values: dict[str, str | int | bool] = {
-        a.STEP_ID: command_id,
-        a.STEP_NAME: step.name,
-        a.STEP_KIND: "task",
-        a.ATTEMPT_NUMBER: number,
-        a.ATTEMPT_OUTCOME: outcome,
-    }
-    if step.local:
-        values[a.LOCAL] = True
-    else:
-        values[a.POOL] = step.pool
-    if step.worker_id:
-        values[a.WORKER_ID] = step.worker_id
-    if step.started_ms and step.dispatched_ms:
-        values[a.QUEUE_MS] = step.started_ms - step.dispatched_ms
-    return values
+_RULES: Final[dict[str, Callable[[_Fold, Any], None]]] = {
+    "run_started": _Fold._run_started,
+    "run_completed": lambda fold, body: fold._close("success"),
+    "run_failed": _Fold._run_failed,
+    "run_cancelled": lambda fold, body: fold._close("cancellation"),
+    "run_terminated": lambda fold, body: fold._close("cancellation"),
+    "step_scheduled": _Fold._step_scheduled,
+    "attempt_started": _Fold._attempt_started,
+    "attempt_failed": _Fold._attempt_failed,
+    "attempt_lost": _Fold._attempt_lost,
+    "attempt_released": _Fold._attempt_released,
+    "step_retried": _Fold._step_retried,
+    "step_quarantined": _Fold._step_quarantined,
+    "step_completed": _Fold._step_completed,
+    "step_failed": _Fold._step_failed,
+    "step_cancelled": _Fold._step_cancelled,
+    "timer_started": _Fold._timer_started,
+    "timer_fired": lambda fold, body: fold._end_timer(body.command_id, "fired"),
+    "timer_cancelled": lambda fold, body: fold._end_timer(body.command_id, "cancelled"),
+}
+"""Kind of an event -> what it does; all others are no concern of traces."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 __all__ = ("OpenStep", "OpenTimer", "ProjectionState", "Summary")
 
 
-@dataclass(frozen=True, slots=True)
-class OpenStep:
+class OpenStep(msgspec.Struct, frozen=True, gc=False):
     """A step without an outcome.
 
     Attributes:

@@ -2,7 +2,7 @@
 -- channel's subscribers are the sender itself (-1: publish in any case).
 -- Reply: the clock, one digit a change (0 written, 1 another revision, 2 too early). All that may refuse is looked at
 -- before the first write. What stands of all runs is read by one command, and all heads are written by one.
-local LEFT_MS = 86400000
+local LEFT_MS, RIPE_MS, FIRST = 86400000, 5000, 9007199254740991
 local channel, sender, mine = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local stamp = struct.pack('>d', now)
 local outcomes, hints, heads = {}, {}, {}
@@ -35,14 +35,14 @@ end
 
 -- Keeps a history that goes, behind its head, if it was not exported: see cursors.py.
 local function leave(shard, name, revision, head)
-  local traces, spans, member = shard .. 'traces', shard .. 'spans', name .. '\31' .. revision
+  local traces, spans, member = shard .. 'spans-due', shard .. 'spans', name .. '\31' .. revision
   local history, left = shard .. 'l:' .. name, shard .. 'left:' .. member
   local cursor = call('HGET', spans, name)
-  if call('SREM', traces, name) == 1 and call('EXISTS', history) == 1 then
+  if call('ZREM', traces, name) == 1 and call('EXISTS', history) == 1 then
     call('RENAME', history, left)
     call('LPUSH', left, head)
     call('PEXPIRE', left, LEFT_MS)
-    call('SADD', traces, member)
+    call('ZADD', traces, now - FIRST, member)
     if cursor then
       call('HSET', spans, member, cursor)
     end
@@ -61,6 +61,11 @@ local function change(run, old)
   local shard, name, expect = parts[1], parts[2], parts[3]
   if (old and string.sub(old, 1, 8) or '') ~= expect then
     return '1'
+  end
+  local due = now + RIPE_MS
+  if flags >= 16 then -- nothing more is to be waited for
+    due = now - FIRST
+    flags = flags - 16
   end
   if flags >= 8 then -- nobody looked whether a tombstone is there
     if call('EXISTS', shard .. 't:' .. name) == 1 then
@@ -100,7 +105,7 @@ local function change(run, old)
   if events > 0 then
     variadic('RPUSH', history, parts, i, i + events - 1)
     if traced then
-      call('SADD', shard .. 'traces', name)
+      call('ZADD', shard .. 'spans-due', 'LT', due, name)
     end
   end
   i = i + events
