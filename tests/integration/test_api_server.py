@@ -161,38 +161,21 @@ def test_tokens_open_what_their_role_may(tmp_path: Path) -> None:
             assert (await host.runs.StartRun(start, timeout=T, metadata=meta("client"))).started
             await host.runs.GetRun(runs.GetRunRequest(run_id="r"), timeout=T, metadata=meta("viewer"))
             await stub.Beat(workers.BeatRequest(worker_id="w"), timeout=T, metadata=meta("worker"))
-            for call, code, why in (
-                (host.runs.StartRun(start, timeout=T), "UNAUTHENTICATED", "TOKEN_INVALID"),
-                (host.runs.StartRun(start, timeout=T, metadata=meta("?")), "UNAUTHENTICATED", "TOKEN_INVALID"),
-                (
-                    host.runs.StartRun(start, timeout=T, metadata=meta("viewer")),
-                    "PERMISSION_DENIED",
-                    "ROLE_NOT_ALLOWED",
-                ),
-                (
-                    host.runs.StartRun(start, timeout=T, metadata=meta("worker")),
-                    "PERMISSION_DENIED",
-                    "ROLE_NOT_ALLOWED",
-                ),
-                (
-                    host.runs.StartRun(start, timeout=T, metadata=meta("other")),
-                    "PERMISSION_DENIED",
-                    "NAMESPACE_NOT_ALLOWED",
-                ),
-                (
-                    stub.Session(iter([hello]), metadata=meta("worker")).read(),
-                    "PERMISSION_DENIED",
-                    "POOL_NOT_ALLOWED",
-                ),
-                (
-                    host.pools.ListPools(pools.ListPoolsRequest(), timeout=T, metadata=meta("worker")),
-                    "PERMISSION_DENIED",
-                    "ROLE_NOT_ALLOWED",
-                ),
+            unknown, denied = "UNAUTHENTICATED TOKEN_INVALID", "PERMISSION_DENIED"
+            hello_of_worker = stub.Session(iter([hello]), metadata=meta("worker")).read()
+            pools_of_worker = host.pools.ListPools(pools.ListPoolsRequest(), timeout=T, metadata=meta("worker"))
+            for call, refused in (
+                (host.runs.StartRun(start, timeout=T), unknown),
+                (host.runs.StartRun(start, timeout=T, metadata=meta("?")), unknown),
+                (host.runs.StartRun(start, timeout=T, metadata=meta("viewer")), f"{denied} ROLE_NOT_ALLOWED"),
+                (host.runs.StartRun(start, timeout=T, metadata=meta("worker")), f"{denied} ROLE_NOT_ALLOWED"),
+                (host.runs.StartRun(start, timeout=T, metadata=meta("other")), f"{denied} NAMESPACE_NOT_ALLOWED"),
+                (hello_of_worker, f"{denied} POOL_NOT_ALLOWED"),
+                (pools_of_worker, f"{denied} ROLE_NOT_ALLOWED"),
             ):
                 with pytest.raises(aio.AioRpcError) as caught:
                     await call
-                assert (caught.value.code().name, reason(caught.value)) == (code, why)
+                assert f"{caught.value.code().name} {reason(caught.value)}" == refused
 
     asyncio.run(main())
 

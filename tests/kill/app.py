@@ -1,6 +1,7 @@
 """The app of the kill tests: workflows of the pool "flows", whose steps write to a ledger when they begin and end.
 
-A step that is given a gate goes on once a file of that name is in the folder of gates; "" is no gate.
+A step that is given a gate goes on once a file of that name is in the folder of gates; "" is no gate. "{attempt}" in its
+name stands for the number of the attempt.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ async def noted(gate: str = "", *, local: bool = False, once: bool = False) -> A
     """A body: its start and end are noted, and it waits for its gate in between."""
     note("start", local=local, once=once)
     if gate:
-        await opened(gate)
+        await opened(gate.format(attempt=step_info().attempt))
     yield
     note("end", local=local, once=once)
 

@@ -31,12 +31,12 @@ def pushed_in(events: list[HistoryEvent]) -> list[bool]:
     return found
 
 
-def until_pushed(house: House) -> dict[str, int]:
+def until_pushed(house: House, name: str = "warm") -> dict[str, int]:
     """Run short steps until one of them was pushed: from then on free slots are stated. Returns the runs' results."""
     done: dict[str, int] = {}
 
     def pushed() -> bool:
-        run = f"warm{len(done)}"
+        run = f"{name}{len(done)}"
         assert house.start(run, "one", n=2, gate="").result(timeout="30s") == 4
         done[run] = 4
         return pushed_in(house.history(run)) == [True]
