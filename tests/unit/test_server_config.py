@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import grpc
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2_grpc import (
+    MetricsServiceServicer,
+    add_MetricsServiceServicer_to_server,
+)
 
 from treadle.controlplane.api.auth import Grantee, TokenFile, make_token
 from treadle.controlplane.config import ServerConfig, masked, split_address
@@ -190,8 +201,10 @@ def test_metrics_count_only_known_names() -> None:
         metrics.count("treadle.wrong")
     with pytest.raises(ConfigError, match="no gauge named"):
         metrics.gauge("treadle.runs", 1)
-    assert otlp_provider({}, "r1") is None
-    assert otlp_provider({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_SDK_DISABLED": "true"}, "r1") is None
+    assert otlp_provider({}, "r1", metrics) is None
+    assert (
+        otlp_provider({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_SDK_DISABLED": "true"}, "r1", metrics) is None
+    )
 
 
 def test_metrics_reach_opentelemetry() -> None:
@@ -203,11 +216,52 @@ def test_metrics_reach_opentelemetry() -> None:
     metrics = Metrics()
     metrics.export(provider.get_meter("treadle"))
     metrics.count("treadle.runs", 3, outcome="completed")
-    metrics.observe("treadle.attempt.duration", 4)
     data = reader.get_metrics_data()
     provider.shutdown()
     assert data is not None
     found = {metric.name: metric for metric in data.resource_metrics[0].scope_metrics[0].metrics}
     (point,) = found["treadle.runs"].data.data_points
     assert (point.value, dict(point.attributes or {})) == (3, {"outcome": "completed"})  # type: ignore[union-attr]
-    assert "treadle.attempt.duration" in found
+
+
+@pytest.mark.parametrize("temporality", ["cumulative", "delta"])
+def test_histograms_reach_a_receiver(monkeypatch: pytest.MonkeyPatch, temporality: str) -> None:
+    came: list[ExportMetricsServiceRequest] = []
+
+    class Receiver(MetricsServiceServicer):
+        def Export(self, request: ExportMetricsServiceRequest, context: object) -> ExportMetricsServiceResponse:
+            came.append(request)
+            return ExportMetricsServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_MetricsServiceServicer_to_server(Receiver(), server)  # type: ignore[no-untyped-call]
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", temporality)
+    server.start()
+    metrics = Metrics()
+    provider = otlp_provider(os.environ, "r1", metrics)
+    assert provider is not None
+    try:
+        metrics.gauge("treadle.outbox.size", 1)
+        for value in (0.004, 0.005, 200_000):
+            metrics.observe("treadle.attempt.duration", value, namespace="ns")
+        assert provider.force_flush()
+        metrics.observe("treadle.attempt.duration", 3, namespace="ns")
+        assert provider.force_flush()
+    finally:
+        provider.shutdown()
+        server.stop(None).wait()
+    points = [
+        point
+        for request in came[:2]
+        for scope in request.resource_metrics[0].scope_metrics
+        for metric in scope.metrics
+        if metric.name == "treadle.attempt.duration"
+        for point in metric.histogram.data_points
+    ]
+    buckets = [dict(zip([*point.explicit_bounds, 0], point.bucket_counts, strict=True)) for point in points]
+    whole = temporality == "cumulative"
+    assert [point.count for point in points] == ([3, 4] if whole else [3, 1])
+    assert (buckets[0][0.005], buckets[0][0], buckets[1][5], buckets[1][0]) == (2, 1, 1, int(whole))
+    assert points[1].sum == pytest.approx(200_003.009 if whole else 3)
+    assert points[1].time_unix_nano > points[0].time_unix_nano >= points[0].start_time_unix_nano > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 from treadle.controlplane.machine import Decision
@@ -19,6 +20,7 @@ _ATTEMPTS: Final = {
     "attempt_released": "released",
     "step_cancelled": "cancelled",
 }
+_LOST: Final = frozenset(("attempt_lost", "run_owner_lost"))
 _RUNS: Final = {
     "run_completed": "success",
     "run_failed": "failure",
@@ -33,6 +35,7 @@ class DecisionCounter:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._durations = cache(lambda namespace: metrics.histogram("treadle.attempt.duration", namespace=namespace))
 
     def __call__(self, run: RunKey, decision: Decision) -> None:
         metrics, namespace = self._metrics, run.namespace
@@ -40,12 +43,10 @@ class DecisionCounter:
             kind = event.WhichOneof("kind") or ""
             if kind in _ATTEMPTS:
                 metrics.count("treadle.attempts", namespace=namespace, outcome=_ATTEMPTS[kind])
-            if kind in ("attempt_lost", "run_owner_lost"):
+            if kind in _LOST:
                 metrics.count("treadle.lease.expired", namespace=namespace)
             if kind == "step_completed":
-                metrics.observe(
-                    "treadle.attempt.duration", event.step_completed.duration_ms / 1000, namespace=namespace
-                )
+                self._durations(namespace).add(event.step_completed.duration_ms / 1000)
             if kind in _RUNS and decision.head is not None:
                 workflow = decision.head.workflow
                 metrics.count("treadle.runs", namespace=namespace, workflow=workflow, outcome=_RUNS[kind])

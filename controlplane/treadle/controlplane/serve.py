@@ -62,9 +62,7 @@ async def serve(
     if stop is None:
         _settle_garbage()
     metrics = Metrics()
-    provider = otlp_provider(os.environ, config.replica_id)
-    if provider is not None:
-        metrics.export(provider.get_meter("treadle"))
+    provider = otlp_provider(os.environ, config.replica_id, metrics)
     ended = stop or asyncio.Event()
     try:
         with _signals(ended, wanted=stop is None):

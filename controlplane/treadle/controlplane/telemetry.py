@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import sys
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Final, Literal
 
 import structlog
@@ -17,10 +19,13 @@ import structlog
 from treadle.protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
+    from opentelemetry.metrics import CallbackOptions, Meter, Observation
     from opentelemetry.sdk.metrics import MeterProvider
 
-__all__ = ("METRICS", "Metrics", "Summary", "configure_logging", "otlp_provider")
+__all__ = ("BOUNDS", "METRICS", "SCOPE", "Metrics", "Summary", "configure_logging", "otlp_provider")
+
+SCOPE: Final = "treadle"
+"""Name of the instrumentation scope."""
 
 Kind = Literal["counter", "gauge", "histogram"]
 Labels = tuple[tuple[str, str], ...]
@@ -48,13 +53,28 @@ METRICS: Final[Mapping[str, tuple[Kind, str, str]]] = {
 """Name -> (kind, unit, description). A name that is not here cannot be counted."""
 
 
+BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
+"""Upper bounds of the buckets of histograms, in seconds; the last bucket has none."""
+
+
 @dataclass(slots=True)
 class Summary:
-    """What a histogram has seen: how many values, their sum, the largest."""
+    """What a histogram has seen: how many values, their sum, the smallest and largest, and how many in each bucket."""
 
     count: int = 0
     total: float = 0.0
+    smallest: float = inf
     largest: float = 0.0
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self.total += value
+        self.buckets[bisect_left(BOUNDS, value)] += 1
+        if value > self.largest:
+            self.largest = value
+        if value < self.smallest:
+            self.smallest = value
 
 
 class Metrics:
@@ -63,7 +83,6 @@ class Metrics:
     def __init__(self) -> None:
         self._values: dict[str, dict[Labels, float]] = {}
         self._summaries: dict[str, dict[Labels, Summary]] = {}
-        self._histograms: dict[str, Histogram] = {}
 
     def count(self, name: str, by: float = 1, **labels: str) -> None:
         """Add to a counter."""
@@ -77,14 +96,17 @@ class Metrics:
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Add a value to a histogram."""
+        self.histogram(name, **labels).add(value)
+
+    def histogram(self, name: str, **labels: str) -> Summary:
+        """Return where values of a histogram are added, for who adds many."""
         _check(name, "histogram")
+        series = self._summaries.setdefault(name, {})
         key = tuple(sorted(labels.items()))
-        summary = self._summaries.setdefault(name, {}).setdefault(key, Summary())
-        summary.count += 1
-        summary.total += value
-        summary.largest = max(summary.largest, value)
-        if histogram := self._histograms.get(name):
-            histogram.record(value, labels)
+        found = series.get(key)
+        if found is None:
+            found = series[key] = Summary()
+        return found
 
     def value(self, name: str, **labels: str) -> float:
         """Return a counter or gauge; 0 when it was never set."""
@@ -95,18 +117,20 @@ class Metrics:
         return self._summaries.get(name, {}).get(tuple(sorted(labels.items())), Summary())
 
     def export(self, meter: Meter) -> None:
-        """Make the instruments in `meter`: counters and gauges are read when it collects, histograms fed as they come."""
+        """Make the counters and gauges in `meter`, which are read when it collects. (Histograms: `otlp_provider`.)"""
         for name, (kind, unit, text) in METRICS.items():
-            if kind == "histogram":
-                self._histograms[name] = meter.create_histogram(name, unit, text)
-            elif kind == "counter":
+            if kind == "counter":
                 meter.create_observable_counter(name, [_Reader(self, name)], unit, text)
-            else:
+            elif kind == "gauge":
                 meter.create_observable_gauge(name, [_Reader(self, name)], unit, text)
 
     def series(self, name: str) -> list[tuple[Labels, float]]:
         """Return all values of a counter or gauge with their labels."""
         return list(self._values.get(name, {}).items())
+
+    def summaries(self, name: str) -> list[tuple[Labels, Summary]]:
+        """Return all that a histogram has seen with its labels."""
+        return list(self._summaries.get(name, {}).items())
 
     def _series(self, name: str, kind: Kind) -> dict[Labels, float]:
         _check(name, kind)
@@ -130,8 +154,8 @@ def _check(name: str, kind: Kind) -> None:
         raise ConfigError(f"no {kind} named {name!r}: add it to telemetry.METRICS")
 
 
-def otlp_provider(environ: Mapping[str, str], replica_id: str) -> MeterProvider | None:
-    """Return a provider that exports over OTLP gRPC every 10 s, or None when no endpoint is set.
+def otlp_provider(environ: Mapping[str, str], replica_id: str, metrics: Metrics) -> MeterProvider | None:
+    """Return a provider that exports `metrics` over OTLP gRPC every 10 s, or None when no endpoint is set.
 
     The exporter reads the other `OTEL_*` variables itself. The caller shuts the provider down.
     """
@@ -139,16 +163,19 @@ def otlp_provider(environ: Mapping[str, str], replica_id: str) -> MeterProvider 
     off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_METRICS_EXPORTER") == "none"
     if off or not any(environ.get(name) for name in names):
         return None
-    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
     from opentelemetry.sdk.resources import Resource
 
+    from treadle.controlplane.metrics_exporter import MetricsExporter
+
     resource = Resource.create(
         {"service.name": environ.get("OTEL_SERVICE_NAME", "treadle-server"), "service.instance.id": replica_id}
     )
-    reader = PeriodicExportingMetricReader(OTLPMetricExporter(), export_interval_millis=10_000)
-    return MeterProvider([reader], resource=resource)
+    reader = PeriodicExportingMetricReader(MetricsExporter(metrics), export_interval_millis=10_000)
+    provider = MeterProvider([reader], resource=resource)
+    metrics.export(provider.get_meter(SCOPE))
+    return provider
 
 
 def configure_logging(*, level: str = "info", human: bool = False) -> None:
