@@ -59,9 +59,12 @@ class Backlog:
     def take(self) -> dict[RunKey, list[Item]]:
         """Return the next batch."""
         timers, others, woken = self._timers, self._others, self._woken
+        batch: dict[RunKey, list[Item]] = {}
         if not timers:
             self._fired.clear()
-        batch: dict[RunKey, list[Item]] = {}
+            if not woken:
+                self._take(others, _RUNS_A_BATCH, batch)
+                return batch
         self._take(timers, _TIMERS, batch)
         self._take(others, _RUNS_A_BATCH - len(batch) - min(_WOKEN, len(woken)), batch)
         self._take(woken, _WOKEN, batch)

@@ -15,6 +15,7 @@ import structlog
 
 from treadle.controlplane.clock import StoreClock, monotonic_ms
 from treadle.controlplane.committer import Committer
+from treadle.controlplane.downlinks import Downlinks
 from treadle.controlplane.hints import HintHub
 from treadle.controlplane.machine import Decision, Request, Settings
 from treadle.controlplane.machine.requests import Reply
@@ -50,6 +51,9 @@ class Engine:
         settings: Times and limits of the machine.
         replica_id: Random id of this process.
         count: Called with each committed decision, when somebody reads metrics.
+
+    Attributes:
+        own_hints: Those that the hub was fed last of what this replica committed; who hears of commits otherwise skips them.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Engine:
         self.replica_id = replica_id or secrets.token_hex(8)
         self.clock = StoreClock()
         self.hub = HintHub()
+        self.downlinks = Downlinks()
         chance = Random(secrets.randbits(128))
         self.replica = Replica(
             self.replica_id,
@@ -86,7 +91,7 @@ class Engine:
         self._pages = asyncio.Event()
         self._aside: asyncio.Queue[tuple[bytes, Callable[[], None]]] = asyncio.Queue()
         self.garbage = 0
-        self._own_hints: Sequence[Hint] = ()
+        self.own_hints: Sequence[Hint] = ()
 
     # --- requests ----------------------------------------------------------------------------------------------------
     def submit(self, run: RunKey, request: Request, settle: Callable[[Reply | Exception], None]) -> None:
@@ -177,11 +182,12 @@ class Engine:
                 self._follow(run, decision)
             except Exception:
                 _log.exception("effects_failed", run=str(run))
+        self.downlinks.flush()
         if jobs:
             self._publish(jobs)
         if self.replica.behind:
             self._pages.set()
-        self._own_hints = hints
+        self.own_hints = hints
         self.hub.feed(hints)
 
     def _follow(self, run: RunKey, decision: Decision) -> None:
@@ -225,7 +231,7 @@ class Engine:
                 self.broker.publish(jobs)
 
     def _hinted(self, hints: Sequence[Hint]) -> None:
-        if hints is self._own_hints:
+        if hints is self.own_hints:
             return  # its commits told the cache and the replica all of it
         self.committer.runs.cache.hinted(hints)
         for hint in hints:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from typing import Any
 
 import grpc
 import structlog
 
 from treadle.controlplane.clock import monotonic_ms
+from treadle.controlplane.downlinks import Downlink
 from treadle.controlplane.duties.leases import LeaseChecker
 from treadle.controlplane.engine import Engine
 from treadle.controlplane.frames import check_frame
@@ -122,9 +124,9 @@ class WorkerService(WorkerServiceServicer):
         return BeatResponse(want_list=result.want_list, ignored=result.ignored)
 
     # --- sessions ------------------------------------------------------------------------------------------------------
-    async def Session(
+    async def Session(  # type: ignore[override]  # it writes to the context by itself; the stub knows generators only
         self, request_iterator: AsyncIterator[SessionRequest], context: Context
-    ) -> AsyncIterator[SessionResponse]:
+    ) -> None:
         frames = aiter(request_iterator)
         try:
             first = await anext(frames)
@@ -133,22 +135,23 @@ class WorkerService(WorkerServiceServicer):
         hello = _hello(first)
         if not await self._engine.store.open_session(_session_record(hello, self._engine)):
             raise FieldInvalid("session: a later session of this worker is open", field="hello.sent_ms")
-        ready = asyncio.Event()
-        session = self._engine.replica.open_session(hello, ready.set)
+        link = Downlink(self._engine.downlinks, context.write)
+        session = self._engine.replica.open_session(hello, link.ready)
+        link.frames = session.frames
         _log.info("session_opened", worker=hello.worker_id, pool=hello.pool, session=hello.session_id)
         end = _End()
         reader = asyncio.create_task(self._read(session, first, frames, end))
-        reader.add_done_callback(lambda _: ready.set())
         try:
-            while not reader.done():
-                await ready.wait()
-                ready.clear()
-                for frame in session.frames():
-                    yield frame
+            ends: list[asyncio.Future[Any]] = [reader, link.broken]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if link.broken.done():
+                raise link.broken.result()
+            await link.close(drain=True)
             reader.result()
         finally:
             reader.cancel()
             self._ended(session, end)
+            await link.close(drain=False)
 
     async def _read(
         self, session: WorkerSession, first: SessionRequest, frames: AsyncIterator[SessionRequest], end: _End

@@ -161,8 +161,8 @@ class TimerDuty:
             pass
 
     def _hinted(self, hints: Sequence[Hint]) -> None:
-        """A commit, perhaps of another replica, may have added a timer to a shard that is looked after here."""
-        if self.shards and monotonic_ms() - self._turned_at > _HINT_MS:
+        """A commit of another replica may have added a timer to a shard that is looked after here."""
+        if hints is not self._engine.own_hints and self.shards and monotonic_ms() - self._turned_at > _HINT_MS:
             self._turned_at = monotonic_ms()
             self._engine.timer_added.set()
 

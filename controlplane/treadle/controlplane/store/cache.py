@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import cast
 
 from treadle.controlplane.store.limits import page
 from treadle.controlplane.store.port import Change, Committed, Hint, Loaded, Outcome, RunStore, Want
@@ -261,7 +262,7 @@ class HotRuns:
         known = [None if fresh else cache.get(want) for want in wants]
         missing = [want for want, found in zip(wants, known, strict=True) if found is None]
         if not missing:
-            return [found for found in known if found is not None]
+            return cast("list[Loaded]", known)
         asked = cache.asked(missing)
         try:
             loaded = await self._store.load(missing)

@@ -6,8 +6,8 @@ Nothing is tried again in here. A commit that got no answer may have been writte
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
@@ -65,6 +65,27 @@ def safe_url(url: str) -> str:
     return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
 
 
+class _Errors:
+    """A context that says what is wrong with the connection; the same for all calls."""
+
+    __slots__ = ("_address",)
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, _DOWN) or (isinstance(error, ResponseError) and _is_down(error)):
+            raise Unavailable(
+                f"Redis at {self._address} does not serve: {str(error) or type(error).__name__}",
+                remedy="start it, or check the address, its disk, its memory and the network",
+            ) from error
+
+
 class Link:
     """A client for one URL.
 
@@ -80,6 +101,7 @@ class Link:
     def __init__(self, url: str, *, cluster: bool, timeout: float) -> None:
         self.address = safe_url(url)
         self.is_cluster = cluster
+        self._errors = _Errors(self.address)
         self._url = url
         self._timeout = timeout
         self._client: Any = None
@@ -132,18 +154,9 @@ class Link:
         if client is not None:
             await client.aclose()
 
-    @contextmanager
-    def errors(self) -> Iterator[None]:
-        """Turn errors of the connection into Unavailable."""
-        try:
-            yield
-        except (*_DOWN, ResponseError) as error:
-            if isinstance(error, ResponseError) and not _is_down(error):
-                raise
-            raise Unavailable(
-                f"Redis at {self.address} does not serve: {str(error) or type(error).__name__}",
-                remedy="start it, or check the address, its disk, its memory and the network",
-            ) from error
+    def errors(self) -> _Errors:
+        """Turn errors of the connection into Unavailable while inside."""
+        return self._errors
 
     async def run(self, name: str, key: bytes, *arguments: Any) -> Any:
         """Run a script whose keys are all in the slot of `key`."""
