@@ -49,7 +49,7 @@ class Sizes:
     @property
     def chains(self) -> int:
         """Chains of 50 steps, one at a time."""
-        return self.of(10, 2)
+        return self.of(30, 2)
 
     @property
     def chain(self) -> int:

@@ -196,7 +196,7 @@ class Reach:
     flight: bool = True
 
 
-def reach(sizes: Sizes, *, runs: int = 1000, latency: int = 500, chains: int = 10, flight: bool = True) -> Reach:
+def reach(sizes: Sizes, *, runs: int = 1000, latency: int = 500, chains: int = 30, flight: bool = True) -> Reach:
     """Return the sizes of a peer, scaled."""
     return Reach(sizes.of(runs), sizes.of(latency), sizes.of(chains, 2), flight)
 
