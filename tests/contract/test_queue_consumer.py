@@ -14,7 +14,7 @@ from tests.contract.brokers import fresh_queue, job, until
 from tests.servers.rabbit_server import RabbitServer
 from treadle.protocol.topology import QUEUE_ARGUMENTS, Queue
 from treadle.worker.amqp import Delivered, QueueConsumer
-from treadle.worker.amqp_link import AmqpLink
+from treadle.worker.amqp_link import RPC_TIMEOUT, AmqpLink
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -298,7 +298,7 @@ def test_stop_does_not_wait_for_an_absent_broker(rabbit: RabbitServer) -> None:
             await until(lambda: consumer._link.up)
             rabbit.kill()
             await until(lambda: not consumer._link.up)
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(RPC_TIMEOUT - 1):
                 await consumer.stop()
 
     asyncio.run(scenario())

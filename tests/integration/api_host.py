@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # these exist for the type checker only
 
 __all__ = ("ApiHost", "api_host")
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 @dataclass

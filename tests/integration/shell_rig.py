@@ -39,7 +39,7 @@ from treadle.v1.worker_service_pb2 import (
 
 __all__ = ("House", "Store", "damage", "hint", "house", "lanes_of", "said", "timer", "until")
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 async def until(fact: Callable[[], Any]) -> None:

@@ -57,7 +57,7 @@ async def batches_of(timers: int, starts: int) -> list[Counter[str]]:
         sleeper(store, run)
         engine.submit(run, FireTimer("c"), lambda _: left.release())
     task = asyncio.create_task(engine.committer.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         for _ in range(timers + starts):
             await left.acquire()
     task.cancel()
@@ -94,7 +94,7 @@ def test_a_timer_of_a_run_that_waits_already_is_folded_and_comes_first() -> None
         engine.submit(run, FireTimer(""), lambda _: done.release())
         engine.submit(run, FireTimer("c"), lambda _: done.release())
         task = asyncio.create_task(engine.committer.run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             for _ in range(62):
                 await done.acquire()
         task.cancel()
