@@ -19,6 +19,12 @@ from treadle.v1.worker_service_pb2 import CreditStatement, SessionRequest
 SOON_MS = 150
 
 
+@pytest.fixture(autouse=True)
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credits are used for longer than 2 s: these tests are not about that, and a busy machine may stand still."""
+    monkeypatch.setattr("treadle.controlplane.replica.credits._USED_FOR_MS", 60_000)
+
+
 def sleeper(here: House, run_id: str, due_ms: int) -> Timer:
     """Write a parked run that sleeps until `due_ms`; worker w1 has its coroutine."""
     run = RunKey("default", run_id)
@@ -148,11 +154,14 @@ def test_without_a_credit_nothing_is_kept() -> None:
     asyncio.run(main())
 
 
-def test_a_storm_that_comes_is_decided_ahead_by_the_duty() -> None:
+def test_a_storm_that_comes_is_decided_ahead_by_the_duty(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_SEEN_MS", "_READY_MS"):
+        monkeypatch.setattr(f"treadle.controlplane.duties.timers.{name}", 10_000)  # at once
+
     async def main() -> None:
         async with house() as here:
             session = worker(here)
-            due_ms = here.store.now_ms() + 400
+            due_ms = here.store.now_ms() + 1_500
             for i in range(61):
                 sleeper(here, f"s{i}", due_ms)
             here.engine.timer_added.set()
