@@ -43,9 +43,11 @@ async def dev(
     from treadle.cli.reload import watched_folder
     from treadle.cli.stopping import stop_on_signals
     from treadle.controlplane.embedded import embedded
+    from treadle.controlplane.serve import settle_garbage
     from treadle.controlplane.telemetry import configure_logging
 
     configure_logging(level="warning", human=True)
+    settle_garbage()
     await pools_of(app)  # an app that cannot be loaded is told before anything is started
     with stop_on_signals() as stop:
         async with embedded(data, port) as address:

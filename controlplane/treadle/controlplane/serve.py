@@ -29,7 +29,7 @@ from treadle.controlplane.telemetry import Metrics, configure_logging, otlp_prov
 from treadle.controlplane.tracing.exporter import SpanSink, exporter_of
 from treadle.protocol.errors import ConfigError, Unavailable
 
-__all__ = ("EXIT_FAILED", "EXIT_REFUSED", "Refusal", "judge_checks", "run_plane", "serve")
+__all__ = ("EXIT_FAILED", "EXIT_REFUSED", "Refusal", "judge_checks", "run_plane", "serve", "settle_garbage")
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -60,7 +60,7 @@ async def serve(
     """
     configure_logging(level=config.log_level, human=sys.stderr.isatty())
     if stop is None:
-        _settle_garbage()
+        settle_garbage()
     metrics = Metrics()
     provider = otlp_provider(os.environ, config.replica_id, metrics)
     ended = stop or asyncio.Event()
@@ -101,7 +101,7 @@ async def run_plane(
             await spans.close()
 
 
-def _settle_garbage() -> None:
+def settle_garbage() -> None:
     """What was imported stays for ever: the collector need not look at it again and again; and commits leave no cycles."""
     gc.collect()
     gc.freeze()
