@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from treadle.controlplane.broker.memory import MemoryBroker
 from treadle.controlplane.clock import monotonic_ms
 from treadle.controlplane.duties.leases import LeaseChecker
@@ -15,7 +17,7 @@ from treadle.controlplane.duties.timers import TimerDuty
 from treadle.controlplane.engine import Engine
 from treadle.controlplane.lanes import Lanes
 from treadle.controlplane.machine.requests import StartRun
-from treadle.controlplane.replica import Session
+from treadle.controlplane.replica import Session, credits
 from treadle.controlplane.store.memory import MemoryStore
 from treadle.controlplane.store.port import Change, Committed, Hint, Loaded, Want
 from treadle.protocol.errors import ConfigError, Unavailable
@@ -150,17 +152,23 @@ def said(grant: Grant, seq: int = 1) -> OwnerRequest:
 
 @asynccontextmanager
 async def house(*, timers: bool = True, **given: Any) -> AsyncIterator[House]:
-    """Run an engine and, unless the test fires them itself, its timers while inside; it must still run at the end."""
+    """Run an engine and, unless the test fires them itself, its timers while inside; it must still run at the end.
+
+    Credits are used for a minute instead of 2 s: no test is about that, and a busy machine may stand still.
+    """
     made = House(**given)
     await made.broker.start(made.engine)
     await made.engine.prepare()
     tasks = [asyncio.create_task(made.engine.run())]
     if timers:
         tasks.append(asyncio.create_task(made.timers.run()))
+    patch = pytest.MonkeyPatch()
+    patch.setattr(credits, "_USED_FOR_MS", 60_000)
     try:
         yield made
         assert not any(task.done() for task in tasks), [task for task in tasks if task.done()]
     finally:
+        patch.undo()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -19,12 +19,6 @@ from treadle.v1.worker_service_pb2 import CreditStatement, SessionRequest
 SOON_MS = 150
 
 
-@pytest.fixture(autouse=True)
-def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credits are used for longer than 2 s: these tests are not about that, and a busy machine may stand still."""
-    monkeypatch.setattr("treadle.controlplane.replica.credits._USED_FOR_MS", 60_000)
-
-
 def sleeper(here: House, run_id: str, due_ms: int) -> Timer:
     """Write a parked run that sleeps until `due_ms`; worker w1 has its coroutine."""
     run = RunKey("default", run_id)
