@@ -121,8 +121,7 @@ class Session:
 
     def in_turn(
         self,
-        houses: Sequence[House],
-        workload: str,
+        houses: Sequence[tuple[str, House]],
         work: Callable[[Client], Awaitable[Metrics]],
         *,
         steps: int = 0,
@@ -130,11 +129,13 @@ class Session:
     ) -> None:
         """Measure `work` in one house after the other, run by run: a machine that gets slower does so for all of them.
 
+        Each house comes with the name of its series.
+
         The houses that are not measured idle. What they use counts as of "others".
         """
         each = [
             self._each(house, workload, house.measured(work), steps, self._reps(house.mode, reps), spare=1)
-            for house in houses
+            for workload, house in houses
         ]
         for turn in zip_longest(*each):
             self.keep([record for record in turn if record is not None])

@@ -66,4 +66,5 @@ def run(session: Session) -> None:
                     work = flow(
                         workflow, sizes.steps, order(), returns=sizes.steps, shape=shape, runs=runs, steps=sizes.steps
                     )
-                    session.in_turn(houses, f"W1{letter}{name}", work, steps=runs * sizes.steps, reps=reps)
+                    named = [(f"W1{letter}{name}", house) for house in houses]
+                    session.in_turn(named, work, steps=runs * sizes.steps, reps=reps)
