@@ -6,13 +6,15 @@ import asyncio
 import random as _random
 import time
 import uuid
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from treadle.protocol.errors import ConfigError
-from treadle.protocol.ids import idempotency_key, span_id, trace_id
+from treadle.protocol.ids import idempotency_key, span_ids, trace_id
 from treadle.worker.loop.durable_loop import DurableLoop
 
 if TYPE_CHECKING:
@@ -91,9 +93,15 @@ class LazyInfo(StepInfo):
     @property
     def traceparent(self) -> str:  # type: ignore[override]
         if self._traceparent is None:
-            where = (self.namespace, self.run_id, self._incarnation)
-            self._traceparent = f"00-{trace_id(*where)}-{span_id(*where, f'step/{self.command_id}/{self.attempt}')}-01"
+            trace, span = _ids(self.namespace, self.run_id, self._incarnation)
+            self._traceparent = f"00-{trace}-{span(f'step/{self.command_id}/{self.attempt}').hex()}-01"
         return self._traceparent
+
+
+@lru_cache(maxsize=1024)
+def _ids(namespace: str, run_id: str, incarnation: int) -> tuple[str, Callable[[str], bytes]]:
+    """Return the trace id of a run, and what makes the ids of its spans."""
+    return trace_id(namespace, run_id, incarnation), span_ids(namespace, run_id, incarnation)
 
 
 STEP_INFO: Final[ContextVar[StepInfo | None]] = ContextVar("treadle_step_info", default=None)

@@ -78,6 +78,10 @@ class Spans:
         self._tracer = _tracer()
         self._direct = _direct() if self._tracer is not None else None
         self._complained = False
+        if self._direct is not None:
+            from treadle.worker.step_span import Noted
+
+            self._noted = Noted
 
     @property
     def enabled(self) -> bool:
@@ -97,33 +101,14 @@ class Spans:
             or not (info.made_here or _TRACEPARENT.fullmatch(info.traceparent))
         ):
             return self._process(self._tracer, facts)
-        return self._noted(self._tracer, direct, info, facts)
+        return self._noted(info, facts, Outcome(), self._touched, direct.put, self._close)
 
-    @contextmanager
-    def _noted(self, tracer: Tracer, direct: StepExporter, info: StepInfo, facts: SpanFacts) -> Iterator[Outcome]:
-        """A span that is made only if somebody touches it."""
-        from opentelemetry import context as otel_context
-        from opentelemetry.trace import set_span_in_context
+    def _touched(self, info: StepInfo, facts: SpanFacts, start_ns: int) -> Span:
+        """Make the SDK's span of a step that asks for it."""
+        from opentelemetry.trace import INVALID_SPAN
 
-        from treadle.worker.step_span import StepSpan
-
-        def make(info: StepInfo, facts: SpanFacts, start_ns: int) -> Span:
-            from opentelemetry.trace import INVALID_SPAN
-
-            return self._start(tracer, info, facts, start_ns) or INVALID_SPAN
-
-        outcome = Outcome()
-        span = StepSpan(info, facts, outcome, make)
-        token = otel_context.attach(set_span_in_context(span, otel_context.Context()))
-        try:
-            yield outcome
-        finally:
-            otel_context.detach(token)
-            touched = span.finish()
-            if touched is None:
-                direct.put(span)
-            else:
-                self._close(touched, outcome)
+        made = None if self._tracer is None else self._start(self._tracer, info, facts, start_ns)
+        return made or INVALID_SPAN
 
     @contextmanager
     def _process(self, tracer: Tracer, facts: SpanFacts) -> Iterator[Outcome]:

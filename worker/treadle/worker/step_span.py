@@ -9,9 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextvars import Token
 from random import getrandbits
 from typing import TYPE_CHECKING, Any, Final
 
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import (
     INVALID_SPAN,
     NonRecordingSpan,
@@ -20,6 +22,7 @@ from opentelemetry.trace import (
     Status,
     StatusCode,
     TraceFlags,
+    set_span_in_context,
 )
 from opentelemetry.util.types import AnyValue, Attributes
 
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
     from treadle.worker.current import StepInfo
     from treadle.worker.spans import Outcome, SpanFacts
 
-__all__ = ("StepSpan",)
+__all__ = ("Noted", "StepSpan")
+
+((_CURRENT, _),) = set_span_in_context(INVALID_SPAN, Context()).items()  # the key under which a context has its span
 
 _touch: Final = threading.RLock()
 """Whether a span was touched before its end is decided once. (Reentrant: what the SDK calls may ask for the span.)"""
@@ -117,3 +122,41 @@ class StepSpan(Span):
         escaped: bool = False,
     ) -> None:
         self._touched().record_exception(exception, attributes, timestamp, escaped)
+
+
+class Noted:
+    """Around user code, with its span as the current one. At the end the note is `put`, or the SDK's span is closed.
+
+    Args:
+        info, facts, outcome, make: See StepSpan.
+        put: Takes the note of a span that nobody touched.
+        close: Ends a span of the SDK.
+    """
+
+    __slots__ = ("_close", "_put", "_span", "_token")
+
+    def __init__(
+        self,
+        info: StepInfo,
+        facts: SpanFacts,
+        outcome: Outcome,
+        make: Callable[[StepInfo, SpanFacts, int], Span],
+        put: Callable[[StepSpan], None],
+        close: Callable[[Span, Outcome], None],
+    ) -> None:
+        self._span = StepSpan(info, facts, outcome, make)
+        self._put, self._close = put, close
+        self._token: Token[Context] | None = None
+
+    def __enter__(self) -> Outcome:
+        self._token = attach(Context({_CURRENT: self._span}))
+        return self._span.outcome
+
+    def __exit__(self, *raised: object) -> None:
+        if self._token is not None:
+            detach(self._token)
+        touched = self._span.finish()
+        if touched is None:
+            self._put(self._span)
+        else:
+            self._close(touched, self._span.outcome)

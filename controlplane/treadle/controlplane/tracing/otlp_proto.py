@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 from treadle.controlplane.tracing import attributes as a
-from treadle.controlplane.tracing.span_data import SpanData, SpanLink, run_attributes
+from treadle.controlplane.tracing.span_data import Shared, SpanData, SpanLink, run_attributes
 from treadle.protocol import otlp_wire as wire
 
 __all__ = ("encoded", "request_of")
@@ -30,12 +30,17 @@ def encoded(spans: Sequence[SpanData]) -> list[bytes]:
 
 def _span(span: SpanData, head: bytes, parent: bytes, common: bytes) -> bytes:
     front = (head, span.id, parent, wire.name_and_kind(span.name, _KINDS[span.kind]))
-    back = [common, wire.attributes(span.own)]
+    back = [common, _shared(span.shared), wire.attributes(span.own)]
     if span.events or span.links:
         back += [wire.event(event.name, event.time_ns, event.attributes) for event in span.events]
         back += map(_link, span.links)
     back.append(wire.status(_ERROR, span.description) if span.description else _ENDS[span.status])
     return wire.span(front, span.start_ns, span.end_ns, back)
+
+
+@lru_cache(maxsize=2048)
+def _shared(shared: Shared) -> bytes:
+    return wire.attributes(shared.values)
 
 
 def _link(link: SpanLink) -> bytes:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final, Literal
 
 import msgspec
 
 from treadle.controlplane.tracing import attributes as a
-from treadle.controlplane.tracing.state import OpenStep
 from treadle.protocol.ids import span_ids, trace_id
 from treadle.v1.common_pb2 import Failure, TraceContext
 
 __all__ = (
+    "NOTHING",
     "Attributes",
     "HeadFacts",
     "Kind",
+    "Shared",
     "SpanData",
     "SpanEvent",
     "SpanLink",
@@ -83,6 +85,16 @@ class HeadFacts:
         put(self, "anchor", self.span_id("anchor"))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Shared:
+    """Attributes that many spans have: one object, so that it is encoded once."""
+
+    values: Attributes
+
+
+NOTHING: Final = Shared({})
+
+
 class SpanData(msgspec.Struct, frozen=True, gc=False):
     """A finished span.
 
@@ -93,7 +105,7 @@ class SpanData(msgspec.Struct, frozen=True, gc=False):
         name, kind: As everywhere in OpenTelemetry.
         id: Its id.
         start_ns, end_ns: Nanoseconds since 1970.
-        own: Attributes beside those that all spans of the run have.
+        own: Attributes beside those that all spans of the run have, and `shared`.
         status, description: How it ended; a description only with "error".
     """
 
@@ -107,6 +119,7 @@ class SpanData(msgspec.Struct, frozen=True, gc=False):
     start_ns: int
     end_ns: int
     own: Attributes
+    shared: Shared = NOTHING
     links: tuple[SpanLink, ...] = ()
     events: tuple[SpanEvent, ...] = ()
     status: Status = "unset"
@@ -135,7 +148,7 @@ class SpanData(msgspec.Struct, frozen=True, gc=False):
     @property
     def attributes(self) -> Attributes:
         """All of them."""
-        return {**run_attributes(self.facts, self.workflow), **self.own}
+        return {**run_attributes(self.facts, self.workflow), **self.shared.values, **self.own}
 
 
 def run_attributes(facts: HeadFacts, workflow: str) -> Attributes:
@@ -143,24 +156,28 @@ def run_attributes(facts: HeadFacts, workflow: str) -> Attributes:
     return {a.NAMESPACE: facts.namespace, a.RUN_ID: facts.run_id, a.WORKFLOW: workflow, a.SOURCE: "history"}
 
 
-def attempt_values(command_id: str, step: OpenStep, number: int, outcome: str) -> dict[str, str | int | bool]:
-    """Return what the span of an attempt says besides how the step ended."""
+@lru_cache(maxsize=2048)
+def attempt_values(
+    name: str, pool: str, worker_id: str, number: int, outcome: str, error_type: str, final: bool
+) -> Shared:
+    """Return what spans of attempts say whichever step it is; "" as pool: a local one; `final`: the step ended so."""
     values: dict[str, str | int | bool] = {
-        a.STEP_ID: command_id,
-        a.STEP_NAME: step.name,
+        a.STEP_NAME: name,
         a.STEP_KIND: "task",
         a.ATTEMPT_NUMBER: number,
         a.ATTEMPT_OUTCOME: outcome,
     }
-    if step.local:
-        values[a.LOCAL] = True
+    if pool:
+        values[a.POOL] = pool
     else:
-        values[a.POOL] = step.pool
-    if step.worker_id:
-        values[a.WORKER_ID] = step.worker_id
-    if step.started_ms and step.dispatched_ms:
-        values[a.QUEUE_MS] = step.started_ms - step.dispatched_ms
-    return values
+        values[a.LOCAL] = True
+    if worker_id:
+        values[a.WORKER_ID] = worker_id
+    if final:
+        values[a.STEP_OUTCOME] = outcome
+    if error_type:
+        values[a.ERROR_TYPE] = error_type
+    return Shared(values)
 
 
 def caller_link(caller: TraceContext, attributes: Attributes) -> SpanLink | None:

@@ -19,9 +19,11 @@ from msgspec.structs import replace
 
 from treadle.controlplane.tracing import attributes as a
 from treadle.controlplane.tracing.span_data import (
+    NOTHING,
     Attributes,
     HeadFacts,
     Kind,
+    Shared,
     SpanData,
     SpanLink,
     Status,
@@ -253,18 +255,18 @@ class _Fold:
         if step.summed:
             self._sum(step.name, start_ms, outcome)
         else:
-            values = attempt_values(command_id, step, number, outcome)
+            values: dict[str, str | int | bool] = {a.STEP_ID: command_id}
+            if step.started_ms and step.dispatched_ms:
+                values[a.QUEUE_MS] = step.started_ms - step.dispatched_ms
             if more:
                 values.update(more)
-            if final:
-                values[a.STEP_OUTCOME] = outcome
-            if failure is not None:
-                values[a.ERROR_TYPE] = failure.type or a.OTHER_ERROR
+            error_type = "" if failure is None else failure.type or a.OTHER_ERROR
             self._span(
                 f"step/{command_id}/{number}",
                 f"step {step.name}",
                 start_ms,
                 values,
+                shared=attempt_values(step.name, step.pool, step.worker_id, number, outcome, error_type, final),
                 kind="internal" if step.local else "producer",
                 links=self._retry_of(command_id, step),
                 failure=failure,
@@ -329,6 +331,7 @@ class _Fold:
         start_ms: int,
         values: Attributes,
         *,
+        shared: Shared = NOTHING,
         kind: Kind = "internal",
         links: tuple[SpanLink, ...] = (),
         failure: Failure | None = None,
@@ -357,6 +360,7 @@ class _Fold:
                 start_ms * _NS_A_MS,
                 end * _NS_A_MS,
                 values,
+                shared,
                 links,
                 events,
                 status,
