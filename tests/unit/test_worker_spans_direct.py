@@ -24,6 +24,7 @@ from treadle.worker import span_exporter, spans
 from treadle.worker.current import STEP_INFO, LazyInfo, StepInfo
 from treadle.worker.spans import SpanFacts, Spans
 
+LOCAL = SpanFacts(pool="p", worker_id="w")
 FACTS = SpanFacts(pool="p", worker_id="w", dispatch_id="d1", queue="treadle.ns.p.steps", broker=("rabbit", 5672))
 
 
@@ -79,7 +80,7 @@ def info(traceparent: str | None = None) -> LazyInfo:
     return LazyInfo("r", 7, "good", 2, "ns", "0/x#1", 1, traceparent)
 
 
-@pytest.mark.parametrize("facts", [FACTS, SpanFacts(pool="p", worker_id="w")])
+@pytest.mark.parametrize("facts", [FACTS, SpanFacts(pool="p", worker_id="w", dispatch_id="d")])
 @pytest.mark.parametrize("error", ["", "ValueError"])
 def test_the_message_is_that_of_the_sdk(here: Here, facts: SpanFacts, error: str) -> None:
     for touch in (True, False):
@@ -103,6 +104,17 @@ def test_spans_of_code_that_outlives_its_step_hang_under_the_one_that_was_export
     here.end()
     (span,) = here.spans()
     assert span.span_id == context.span_id.to_bytes(8, "big") and span.trace_id == context.trace_id.to_bytes(16, "big")
+
+
+def test_a_local_step_has_a_span_of_its_own_only_if_it_is_touched(here: Here) -> None:
+    """No message brought it: the attempt's span says it all, and is what later code hangs under."""
+    attempt = f"00-{'a' * 32}-{'b' * 16}-01"
+    late = here.step(info(attempt), LOCAL, touch=False).get_span_context()
+    assert (f"{late.trace_id:032x}", f"{late.span_id:016x}") == ("a" * 32, "b" * 16)
+    here.step(info(attempt), LOCAL, touch=True)
+    here.end()
+    (span,) = here.spans()
+    assert span.parent_span_id == bytes.fromhex("b" * 16)
 
 
 def test_what_is_not_sampled_is_not_exported(here: Here) -> None:

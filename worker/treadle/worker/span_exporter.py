@@ -1,9 +1,12 @@
-"""Sends the notes of steps that did not touch their span as spans of OTLP, from a thread, a few at a time."""
+"""Encodes the notes of steps that did not touch their span as spans of OTLP, and sends them from a thread.
+
+They are encoded where the step ended: a thread that computes, and the event loop, would take the interpreter from each other
+all the time, which costs more than to encode.
+"""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -23,9 +26,6 @@ __all__ = ("StepExporter", "entry_of")
 
 _QUEUE: Final = 16_384
 _BATCH: Final = 512
-_SLICE: Final = 16
-_PAUSE_S: Final = 0.000_5
-"""After each slice: a thread that computes keeps the event loop from the interpreter."""
 _DELAY_S: Final = 5.0
 _JOIN_S: Final = 15.0
 _INTERNAL, _CONSUMER = 1, 5
@@ -63,7 +63,7 @@ class StepExporter(SpanProcessor):
         self._frame = of.SerializeToString(), in_scope
         self._attributes = attributes
         self._sender = sender
-        self._queue: deque[StepSpan] = deque()
+        self._queue: deque[bytes] = deque()
         self._lost = 0
         self.alone = True
         self._wake = threading.Event()
@@ -77,7 +77,15 @@ class StepExporter(SpanProcessor):
         if len(self._queue) >= _QUEUE or self._ending:
             self._lost += 1
             return
-        self._queue.append(span)
+        try:
+            entry = entry_of(span, self._attributes)
+        except Exception as error:  # telemetry fails no step
+            self._lost += 1
+            _log.warning("span_not_made", error=f"{type(error).__name__}: {error}")
+            return
+        if entry is None:
+            return
+        self._queue.append(entry)
         if self._thread is None:
             self._start()
         if len(self._queue) == _BATCH:
@@ -113,27 +121,13 @@ class StepExporter(SpanProcessor):
         well = True
         with self._sending:
             while self._queue:
+                spans = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
                 try:
-                    spans = self._some()
-                    if spans:
-                        well = self._sender.send(wire.request([(*self._frame, spans)])) and well
+                    well = self._sender.send(wire.request([(*self._frame, spans)])) and well
                 except Exception as error:  # telemetry fails nobody; the thread goes on
                     well = False
                     _log.warning("span_export_failed", error=f"{type(error).__name__}: {error}")
         return well
-
-    def _some(self) -> list[bytes]:
-        """Take what goes into a request from the queue."""
-        spans: list[bytes] = []
-        for number in range(_BATCH):
-            if not self._queue:
-                break
-            span = entry_of(self._queue.popleft(), self._attributes)
-            if span is not None:
-                spans.append(span)
-            if number % _SLICE == _SLICE - 1 and not self._ending:
-                time.sleep(_PAUSE_S)
-        return spans
 
     def _tell_lost(self) -> None:
         if self._lost:

@@ -2,6 +2,7 @@
 
 A span of the SDK costs more than many a step. Most steps never ask for their span: then its note is all that is made, and
 becomes a message of OTLP later, in another thread. The first touch makes a span of the SDK, with the start that was noted.
+The note of a local step says nothing that the attempt's own span does not say, since no message brought it: it is dropped.
 """
 
 from __future__ import annotations
@@ -75,11 +76,17 @@ class StepSpan(Span):
                 self._span = self._late() if self.end_ns else self._make(self.info, self.facts, self.start_ns)
             return self._span
 
+    @property
+    def told(self) -> bool:
+        """Whether the note is exported."""
+        return bool(self.facts.dispatch_id)
+
     def _late(self) -> Span:
-        """For code that outlived its attempt: the note is exported under this id."""
-        _, trace, _, flags = self.info.traceparent.split("-")
+        """For code that outlived its attempt: the note, which is exported under this id, or the attempt's span."""
+        _, trace, attempt, flags = self.info.traceparent.split("-")
+        span_id = self.span_id if self.told else int(attempt, 16)
         return NonRecordingSpan(
-            SpanContext(int(trace, 16), self.span_id, is_remote=False, trace_flags=TraceFlags(int(flags, 16)))
+            SpanContext(int(trace, 16), span_id, is_remote=not self.told, trace_flags=TraceFlags(int(flags, 16)))
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -156,7 +163,7 @@ class Noted:
         if self._token is not None:
             detach(self._token)
         touched = self._span.finish()
-        if touched is None:
-            self._put(self._span)
-        else:
+        if touched is not None:
             self._close(touched, self._span.outcome)
+        elif self._span.told:
+            self._put(self._span)
