@@ -35,6 +35,9 @@ class DecisionCounter:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._attempts = cache(
+            lambda namespace, kind: metrics.counter("treadle.attempts", namespace=namespace, outcome=_ATTEMPTS[kind])
+        )
         self._durations = cache(lambda namespace: metrics.histogram("treadle.attempt.duration", namespace=namespace))
 
     def __call__(self, run: RunKey, decision: Decision) -> None:
@@ -42,7 +45,7 @@ class DecisionCounter:
         for event in decision.events:
             kind = event.WhichOneof("kind") or ""
             if kind in _ATTEMPTS:
-                metrics.count("treadle.attempts", namespace=namespace, outcome=_ATTEMPTS[kind])
+                self._attempts(namespace, kind).add()
             if kind in _LOST:
                 metrics.count("treadle.lease.expired", namespace=namespace)
             if kind == "step_completed":

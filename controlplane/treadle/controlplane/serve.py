@@ -59,10 +59,10 @@ async def serve(
         stop: Ends the server; when it is not given, signals do.
     """
     configure_logging(level=config.log_level, human=sys.stderr.isatty())
-    if stop is None:
-        settle_garbage()
     metrics = Metrics()
     provider = otlp_provider(os.environ, config.replica_id, metrics)
+    if stop is None:
+        settle_garbage()  # behind the SDK's imports, too
     ended = stop or asyncio.Event()
     try:
         with _signals(ended, wanted=stop is None):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Meter, Observation
     from opentelemetry.sdk.metrics import MeterProvider
 
-__all__ = ("BOUNDS", "METRICS", "SCOPE", "Metrics", "Summary", "configure_logging", "otlp_provider")
+__all__ = ("BOUNDS", "METRICS", "SCOPE", "Counter", "Metrics", "Summary", "configure_logging", "otlp_provider")
 
 SCOPE: Final = "treadle"
 """Name of the instrumentation scope."""
@@ -77,6 +77,18 @@ class Summary:
             self.smallest = value
 
 
+class Counter:
+    """One series of a counter."""
+
+    __slots__ = ("_key", "_series")
+
+    def __init__(self, series: dict[Labels, float], key: Labels) -> None:
+        self._series, self._key = series, key
+
+    def add(self, by: float = 1) -> None:
+        self._series[self._key] = self._series.get(self._key, 0) + by
+
+
 class Metrics:
     """The registry. Cheap enough for every call; not thread-safe, but for reading."""
 
@@ -86,9 +98,11 @@ class Metrics:
 
     def count(self, name: str, by: float = 1, **labels: str) -> None:
         """Add to a counter."""
-        series = self._series(name, "counter")
-        key = tuple(sorted(labels.items()))
-        series[key] = series.get(key, 0) + by
+        self.counter(name, **labels).add(by)
+
+    def counter(self, name: str, **labels: str) -> Counter:
+        """Return a counter, for who adds often."""
+        return Counter(self._series(name, "counter"), tuple(sorted(labels.items())))
 
     def gauge(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""

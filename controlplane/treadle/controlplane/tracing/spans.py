@@ -88,14 +88,14 @@ class _Fold:
         self._now = 0
 
     def take(self, event: HistoryEvent) -> None:
-        state = self.state
-        if event.position <= state.position:
+        state, position = self.state, event.position
+        if position <= state.position:
             return
-        if event.position != state.position + 1:
+        if position != state.position + 1:
             raise ValueError(
-                f"event {event.position} of run {self.facts.run_id!r} follows {state.position}: give all events, in order"
+                f"event {position} of run {self.facts.run_id!r} follows {state.position}: give all events, in order"
             )
-        state.position, state.revision = event.position, event.revision
+        state.position, state.revision = position, event.revision
         self._now = event.time_ms
         kind = event.WhichOneof("kind") or ""
         rule = _RULES.get(kind)
