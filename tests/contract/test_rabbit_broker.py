@@ -179,7 +179,7 @@ def test_a_blocked_connection_keeps_memory_bounded_and_goes_on(rabbit: RabbitSer
 
 
 async def state_of_the_publisher(rabbit: RabbitServer, wanted: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):  # each look starts an Erlang VM
         while True:
             listing = await asyncio.to_thread(rabbit.ctl, "list_connections", "client_properties", "state")
             if any("treadle-server publish" in line and line.endswith(wanted) for line in listing.splitlines()):

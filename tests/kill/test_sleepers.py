@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.kill.conftest import Build
-from tests.kill.house import Lane
+from tests.kill.house import House, Lane, ServerProcess
 from treadle.client import Client
 from treadle.v1.history_pb2 import HistoryEvent
 
@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.kill, pytest.mark.redis, pytest.mark.rabbitmq]
 
 RUNS = 300
 SLEEP_S = 10.0
+TURNS = 3
 
 
 def timer_of(history: list[HistoryEvent]) -> tuple[int, list[int]]:
@@ -23,6 +24,24 @@ def timer_of(history: list[HistoryEvent]) -> tuple[int, list[int]]:
     kinds = [(event, event.WhichOneof("kind")) for event in history]
     (due,) = [event.timer_started.fire_at_ms for event, kind in kinds if kind == "timer_started"]
     return due, [event.time_ms for event, kind in kinds if kind == "timer_fired"]
+
+
+def begin(house: House, server: ServerProcess, prefix: str, runs: dict[str, int]) -> None:
+    """Start the sleepers, which all wake at one instant; adds what they return."""
+    until = time.monotonic() + SLEEP_S
+
+    async def main() -> None:
+        async with Client(server.address, namespace=house.namespace) as client:
+
+            async def one(n: int) -> None:
+                given = {"n": n, "seconds": until - time.monotonic()}
+                await client.start("sleeper", given, id=f"{prefix}{n}", pool="flows")
+
+            await asyncio.gather(*(one(n) for n in range(RUNS)))
+
+    asyncio.run(main())
+    assert time.monotonic() < until - 5, "they were all to be parked"
+    runs.update({f"{prefix}{n}": 2 * n * n for n in range(RUNS)})
 
 
 @pytest.mark.parametrize("lane", ["amqp", "session"])
@@ -34,27 +53,24 @@ def test_sleepers_wake_once_and_never_early_though_a_server_dies_in_the_storm(
     house.worker("flows", server=f"{first.address},{second.address}")
     house.worker("steps", server=f"{second.address},{first.address}")
     house.ready()
-    until = time.monotonic() + SLEEP_S
-
-    async def begin() -> None:
-        async with Client(second.address, namespace=house.namespace) as client:
-
-            async def one(n: int) -> None:
-                given = {"n": n, "seconds": until - time.monotonic()}
-                await client.start("sleeper", given, id=f"r{n}", pool="flows")
-
-            await asyncio.gather(*(one(n) for n in range(RUNS)))
-
-    asyncio.run(begin())
-    assert time.monotonic() < until - 5, "they were all to be parked"
-    house.until_starts(20, step="square")
-    first.kill()  # its session is the owner's, and the timers are its duty
-    assert len(house.starts(step="square")) < RUNS, "all were awake before the server died"
-    house.check({f"r{n}": 2 * n * n for n in range(RUNS)})
+    runs: dict[str, int] = {}
+    for turn in range(TURNS):
+        victim, other = (first, second) if turn % 2 == 0 else (second, first)
+        begin(house, other, f"t{turn}-", runs)
+        house.until_starts(RUNS * turn + 1, step="square")
+        victim.kill()  # its session is the owner's, and the timers are its duty
+        among = len(house.starts(step="square")) < len(runs)
+        house.check(runs)
+        if among:
+            break
+        victim.restart()  # all of them were awake already: this machine was busy elsewhere
+        house.ready()
+    else:
+        pytest.fail(f"in {TURNS} turns all were awake before the server died")
     parked = 0
-    for n in range(RUNS):
-        history = house.history(f"r{n}")
+    for run in runs:
+        history = house.history(run)
         due, fired = timer_of(history)
-        assert len(fired) == 1 and fired[0] >= due, f"r{n}: due {due}, fired {fired}"
+        assert len(fired) == 1 and fired[0] >= due, f"{run}: due {due}, fired {fired}"
         parked += any(event.HasField("run_parked") for event in history)
-    assert parked > 0.9 * RUNS
+    assert parked > 0.9 * len(runs)
