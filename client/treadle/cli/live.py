@@ -22,6 +22,10 @@ LOOK_S: Final = 0.3
 MOST: Final = 20
 """So many runs are followed at once; of more, only the number is told."""
 
+_PAGE: Final = 200
+_KNOWN: Final = 50 * _PAGE
+"""Runs that are remembered; what was told so long ago is on no page of the newest."""
+
 
 class LiveRuns:
     """Follows every run that is open or starts.
@@ -34,7 +38,7 @@ class LiveRuns:
     def __init__(self, client: Client, say: Callable[[str], None]) -> None:
         self._client = client
         self._say = say
-        self._known: set[tuple[str, int]] = set()
+        self._known: dict[tuple[str, int], None] = {}
         self._following: dict[asyncio.Task[None], str] = {}
         self._untold = 0
 
@@ -52,14 +56,16 @@ class LiveRuns:
 
     async def _look(self, *, first: bool = False) -> None:
         try:
-            page = await self._client.list_page(size=200)
+            page = await self._client.list_page(size=_PAGE)
         except Unavailable:
             return
         for info in reversed(page.runs):
             key = info.id, info.incarnation
             if key in self._known:
                 continue
-            self._known.add(key)
+            self._known[key] = None
+            if len(self._known) > _KNOWN:
+                del self._known[next(iter(self._known))]
             if not (first and info.status.closed):
                 self._take(info, old=first)
         if self._untold:
