@@ -1,7 +1,6 @@
 """Encodes the notes of steps that did not touch their span as spans of OTLP, and sends them from a thread.
 
-They are encoded where the step ended: a thread that computes, and the event loop, would take the interpreter from each other
-all the time, which costs more than to encode.
+They are encoded where the step ended: in the thread that sends them it took more CPU, and that thread held up the event loop.
 """
 
 from __future__ import annotations
