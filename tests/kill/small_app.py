@@ -14,7 +14,7 @@ WORKER = Path(__file__).parents[2] / "examples" / "small_worker" / "worker.py"
 
 def slow_thumbnail(gate: str) -> int:
     """Return the process id, once the gate is open."""
-    line = json.dumps({"pid": os.getpid(), "boot": time.clock_gettime(time.CLOCK_BOOTTIME)})
+    line = json.dumps({"pid": os.getpid(), "boot": time.clock_gettime(time.CLOCK_BOOTTIME), "wall": time.time()})
     with open(os.environ["SMALL_LEDGER"], "a") as ledger:
         ledger.write(f"{line}\n")
     while not (Path(os.environ["KILL_GATES"]) / gate).exists():
