@@ -45,7 +45,7 @@ class Record:
         peak_mib: Largest memory by group (PSS).
         rooms: Of a profile: µs of CPU a step by part of the process.
         reference: How fast the machine was just before.
-        others: Cores that other programs used meanwhile.
+        others: Cores that other programs used meanwhile, those of other machines on the same host included.
         stolen_s: CPU seconds that the hypervisor gave to others.
         error: What went wrong; "": nothing.
     """
@@ -143,9 +143,9 @@ class Probe:
             self._stop.set()
             sampler.join()
             self._sample()
-            others = busy_now - busy - sum(record.cpu_s.values())
-            record.others = round(max(others, 0.0) / max(record.span_s, 0.01), 3)
             record.stolen_s = round(stolen_now - stolen, 2)
+            others = max(busy_now - busy - sum(record.cpu_s.values()), 0.0) + record.stolen_s
+            record.others = round(others / max(record.span_s, 0.01), 3)
             record.peak_mib = {name: round(mib, 1) for name, mib in self._peak.items()}
 
     def wait_for_quiet(self) -> None:
