@@ -67,6 +67,8 @@ def a_frozen_worker(lane: Lane, stage: Stage) -> Scene:
             if entry.pid == frozen.pid and entry.wall * 1000 > thawed:
                 assert granted[entry.attempt] >= thawed - CLOCK_MS, f"{run}: began after SIGCONT under an old right"
     holder = {run: first_holder(events) for run, events in histories.items()}
+    if lane == "session":
+        assert any(holder[run] == holder[runs[0]] for run in late), "no GO was on the way to the frozen worker"
     for run in [*runs, *(late if lane == "session" else [])]:
         kinds = [event.WhichOneof("kind") for event in histories[run]]
         # A busy machine may be too late for a credit of the frozen one: another got the first GO then.

@@ -327,7 +327,7 @@ def test_a_cancel_interrupts_a_child_and_lets_it_clean_up(play: Callable[[Body],
         running.cancel("drain")
         report = await end
         assert report.kind == "released" and mark.read_text() == "drain"
-        assert time.monotonic() - began < 30, "it slept for a minute"
+        assert time.monotonic() - began < 1.5
 
     play(body)
 

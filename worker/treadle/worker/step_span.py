@@ -1,7 +1,7 @@
 """A `process {step}` span that is hardly there: a note of what happened, unless user code touches it.
 
 A span of the SDK costs more than many a step. Most steps never ask for their span: then its note is all that is made, and
-becomes a message of OTLP later, in another thread. The first touch makes a span of the SDK, with the start that was noted.
+is written as bytes of OTLP when the step ends. The first touch makes a span of the SDK, with the start that was noted.
 The note of a local step says nothing that the attempt's own span does not say, since no message brought it: it is dropped.
 """
 
