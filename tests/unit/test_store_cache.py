@@ -275,6 +275,45 @@ def test_who_has_seen_all_fields_knows_that_another_is_missing() -> None:
     asyncio.run(main())
 
 
+def closed_cache(events: int = 2) -> RunCache:
+    cache = RunCache()
+    cache.keeps_closed = True
+    for change in (
+        Change(RUN, 0, 1, b"open", events=[b"e1"]),
+        Change(RUN, 1, 2, b"shut", events=[b"e"] * (events - 1), ended=True, cold=True),
+    ):
+        cache.committing([change])
+        cache.committed([change], [Committed(Outcome.OK, 0)])
+    return cache
+
+
+def test_a_run_that_closed_is_taken_once_and_whole() -> None:
+    cache = closed_cache()
+    found = cache.take_closed(RUN, 2)
+    assert found is not None
+    assert (found.revision, found.head, found.events, found.length) == (2, b"shut", [b"e1", b"e"], 2)
+    assert cache.take_closed(RUN, 2) is None
+    assert (len(cache), cache.size) == (0, 0)
+
+
+def test_a_closed_run_that_is_another_now_or_is_long_must_be_read() -> None:
+    assert closed_cache().take_closed(RUN, 3) is None, "the store has another revision"
+    assert closed_cache(events=500).take_closed(RUN, 2) is None, "only the end of its history is known"
+    hinted = closed_cache()
+    hinted.hinted([Hint(RUN.namespace, RUN.run_id, 3, False, "")])
+    assert hinted.take_closed(RUN, 2) is None
+
+
+def test_an_open_run_is_not_taken_and_closed_ones_are_kept_only_where_they_are_asked_for() -> None:
+    cache = RunCache()
+    open_ = Change(RUN, 0, 1, b"open", events=[b"e1"])
+    cache.committed([open_], [Committed(Outcome.OK, 0)])
+    assert cache.take_closed(RUN, 1) is None
+    assert cache.get(Want(RUN)) is not None, "and it stays"
+    cache.committed([Change(RUN, 1, 2, b"shut", ended=True, cold=True)], [Committed(Outcome.OK, 0)])
+    assert len(cache) == 0
+
+
 def test_it_is_bounded() -> None:
     cache = RunCache(limit=1 << 20)
     for i in range(5000):

@@ -38,7 +38,7 @@ def test_only_sampled_runs_that_grow_are_noted_and_only_where_traces_are_wanted(
         assert await noted(store) == []
         await commit(store, change(expect=1, revision=2, events=[b"e"], traced=True))
         await commit(store, change(expect=9, revision=3, events=[b"e"], traced=True))
-        assert await noted(store) == [Unprojected(RUN)]
+        assert await noted(store) == [Unprojected(RUN, revision=2)]
 
     case.run(body)
 
@@ -48,18 +48,18 @@ def test_a_note_goes_when_everything_was_exported(case: Case) -> None:
         store.trace()
         await commit(store, change(events=[b"e"], traced=True))
         await store.projected([done(more=True)])
-        assert await noted(store) == [Unprojected(RUN, b"", BIG, 3)]
+        assert await noted(store) == [Unprojected(RUN, b"", BIG, 3, 1)]
         await commit(store, change(expect=1, revision=2))
         await store.projected([done(position=4)])
-        assert await noted(store) == [Unprojected(RUN, b"", BIG, 4)], "a commit came between"
+        assert await noted(store) == [Unprojected(RUN, b"", BIG, 4, 2)], "a commit came between"
         await store.projected([done(position=5, revision=2)])
         assert await noted(store) == []
         await commit(store, change(expect=2, revision=3, events=[b"e"], traced=True))
-        assert await noted(store) == [Unprojected(RUN, b"", BIG, 5)]
+        assert await noted(store) == [Unprojected(RUN, b"", BIG, 5, 3)]
         await store.projected([done(position=6, revision=3, closed=True)])
         assert await noted(store) == []
         await commit(store, change(expect=3, revision=4, events=[b"e"], traced=True))
-        assert await noted(store) == [Unprojected(RUN)], "a closed run needs no cursor"
+        assert await noted(store) == [Unprojected(RUN, revision=4)], "a closed run needs no cursor"
 
     case.run(body)
 
@@ -101,18 +101,18 @@ def test_an_open_run_may_wait_until_there_is_more_and_a_closed_one_does_not(case
         ripe = 2 * RIPE_MS
         await commit(store, change(events=[b"e"], traced=True))
         assert await store.unprojected(ALL, 10) == []
-        assert await store.unprojected(ALL, 10, ripe) == [Unprojected(RUN)]
+        assert await store.unprojected(ALL, 10, ripe) == [Unprojected(RUN, revision=1)]
         await commit(store, change(expect=1, revision=2, events=[b"e"], traced=True))
         await store.projected([done(position=1, revision=1)])
         assert await store.unprojected(ALL, 10) == [], "it went on meanwhile, and is open"
         ended = change(expect=2, revision=3, events=[b"e"], traced=True, ended=True)
         await commit(store, ended, change(OTHER, events=[b"e"], traced=True))
-        assert await store.unprojected(ALL, 10) == [Unprojected(RUN, b"", BIG, 1)]
+        assert await store.unprojected(ALL, 10) == [Unprojected(RUN, b"", BIG, 1, 3)]
         assert (await store.unprojected([RUN.shard, OTHER.shard], 1, ripe))[0].run == RUN, "closed ones come first"
         await store.projected([done(position=2, revision=2)])
-        assert await store.unprojected(ALL, 10) == [Unprojected(RUN, b"", BIG, 2)], "it was closed meanwhile"
+        assert await store.unprojected(ALL, 10) == [Unprojected(RUN, b"", BIG, 2, 3)], "it was closed meanwhile"
         await store.projected([done(position=2, revision=3, more=True)])
-        assert await store.unprojected(ALL, 10) == [Unprojected(RUN, b"", BIG, 2)], "there is more"
+        assert await store.unprojected(ALL, 10) == [Unprojected(RUN, b"", BIG, 2, 3)], "there is more"
 
     case.run(body)
 
@@ -126,8 +126,9 @@ def test_what_goes_before_its_export_is_left(case: Case) -> None:
         again = change(expect=1, revision=2, head=b"second", events=[b"new"], traced=True, restart=True)
         assert await commit(store, again) == [Outcome.OK]
         now, left = await noted(store)
-        assert now == Unprojected(RUN)
+        assert now == Unprojected(RUN, revision=2)
         assert (left.run, left.incarnation, left.position, left.left != b"") == (RUN, 7, 2, True)
+        assert left.revision == 0, "what was left has none"
         assert await store.left(left, 0) == (b"head", events[:LEFT_PAGE])
         assert await store.left(left, LEFT_PAGE) == (b"head", events[LEFT_PAGE:])
         await store.projected([done(left=left.left, position=9, more=True)])
@@ -151,6 +152,6 @@ def test_what_was_exported_leaves_nothing(case: Case) -> None:
         await commit(store, change(expect=1, revision=2, events=[b"e"], restart=True))
         assert await noted(store) == []
         await commit(store, change(expect=2, revision=3, events=[b"e"], traced=True))
-        assert await noted(store) == [Unprojected(RUN)], "the cursor went with the history"
+        assert await noted(store) == [Unprojected(RUN, revision=3)], "the cursor went with the history"
 
     case.run(body)

@@ -34,13 +34,25 @@ _ENTRY_BYTES, _FIELD_BYTES, _EVENT_BYTES = 700, 180, 48  # what Python adds to t
 class _Entry:
     """One run. `tail` is the end of its history; a field that is known to be missing is None unless `complete`."""
 
-    __slots__ = ("complete", "fields", "fields_size", "head", "length", "revision", "size", "tail", "tail_size")
+    __slots__ = (
+        "closed",
+        "complete",
+        "fields",
+        "fields_size",
+        "head",
+        "length",
+        "revision",
+        "size",
+        "tail",
+        "tail_size",
+    )
 
     def __init__(self, revision: int, head: bytes, length: int, *, complete: bool) -> None:
         self.revision, self.head, self.length, self.complete = revision, head, length, complete
         self.fields: dict[str, bytes | None] = {}
         self.tail: list[bytes] = []
         self.size = self.fields_size = self.tail_size = 0
+        self.closed = False
 
     def take(self, want: Want, loaded: Loaded) -> None:
         """Learn what a load of the same revision found."""
@@ -61,7 +73,7 @@ class _Entry:
 
     def apply(self, change: Change) -> None:
         """Become what the change made of the run."""
-        self.revision, self.head = change.revision, change.head
+        self.revision, self.head, self.closed = change.revision, change.head, change.ended
         for name in change.del_fields:
             self._put(name, None)
         for name, value in change.set_fields.items():
@@ -121,6 +133,7 @@ class RunCache:
         limit: Bytes of all entries together, as accounted.
 
     Attributes:
+        keeps_closed: Somebody will ask for what has closed, once (see `take_closed`).
         size: Bytes of the entries.
         hits, misses: Wants that were answered, or not.
     """
@@ -130,6 +143,7 @@ class RunCache:
         self._entries: OrderedDict[RunKey, _Entry] = OrderedDict()
         self._asked: list[set[RunKey]] = []
         self._not_new: set[RunKey] = set()
+        self.keeps_closed = False
         self.size = self.hits = self.misses = 0
 
     def __len__(self) -> int:
@@ -147,6 +161,17 @@ class RunCache:
         self.hits += 1
         self._entries.move_to_end(want.run)
         return found
+
+    def take_closed(self, run: RunKey, revision: int) -> Loaded | None:
+        """Return head and whole history of a run that this replica saw close, and forget it.
+
+        None: it must be loaded, which is also so where it is not at this revision.
+        """
+        entry = self._entries.get(run)
+        if entry is None or not entry.closed:
+            return None
+        self._drop(run)
+        return entry.answer(Want(run, events_after=0)) if entry.revision == revision else None
 
     def asked(self, wants: Sequence[Want]) -> set[RunKey]:
         """A load begins; give what this returns to `found` or, without an answer, to `unanswered`."""
@@ -209,7 +234,7 @@ class RunCache:
     def _follow(self, change: Change) -> None:
         run = change.run
         entry = self._entries.get(run)
-        if change.delete or change.cold:
+        if change.delete or (change.cold and not (self.keeps_closed and change.ended)):
             self._drop(run)
         elif change.expect == 0 or change.restart:
             entry = _Entry(0, b"", 0, complete=True)

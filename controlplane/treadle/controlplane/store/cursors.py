@@ -34,12 +34,14 @@ class Unprojected:
         left: b"": the run as it is. Else names the history that an earlier start of the run, or a deleted one, left behind.
         incarnation: Which start of the run id `position` belongs to; 0: nothing was exported.
         position: Events up to here were exported.
+        revision: That of the run now; 0: there is none.
     """
 
     run: RunKey
     left: bytes = b""
     incarnation: int = 0
     position: int = 0
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,9 @@ class MemoryCursors:
             noted = self._state.traces.get(shard, {})
             due = sorted((due, key) for key, due in noted.items() if due <= now + ahead_ms)
             for _, (run, left) in due[: limit - len(found)]:
-                found.append(Unprojected(run, left, *self._state.cursors.get((run, left), (0, 0))))
+                there = None if left else self._state.runs.get(run)
+                incarnation, position = self._state.cursors.get((run, left), (0, 0))
+                found.append(Unprojected(run, left, incarnation, position, there.revision if there else 0))
         return found
 
     async def left(self, item: Unprojected, after: int) -> tuple[bytes, list[bytes]]:

@@ -14,7 +14,7 @@ from treadle.protocol.ids import RunKey
 __all__ = ("RedisCursors",)
 
 _CURSOR = Struct(">QQ")  # incarnation, position
-_REVISION = Struct(">Q").pack
+_REVISION = Struct(">Q")
 _FLAGS, _LATER = (b"\0", b"\1", b"\2", b"\3"), b"\4"  # there is more, it is closed, both
 
 
@@ -27,8 +27,8 @@ class RedisCursors(RedisPart):
     async def unprojected(self, shards: Sequence[int], limit: int, ahead_ms: int = 0) -> list[Unprojected]:
         found: list[Unprojected] = []
         for _, reply in await self._per_group("traces", shards, limit, ahead_ms):
-            pairs = iter(reply)
-            found += [_unprojected(member, cursor) for member, cursor in zip(pairs, pairs, strict=True)]
+            values = iter(reply)
+            found += [_unprojected(*one) for one in zip(values, values, values, strict=True)]
         return found[:limit]
 
     async def left(self, item: Unprojected, after: int) -> tuple[bytes, list[bytes]]:
@@ -56,7 +56,7 @@ class RedisCursors(RedisPart):
 def _packed(one: Projected, keys: Keys) -> bytes:
     """Return an entry for scripts/projected.lua."""
     flags = _FLAGS[one.more + 2 * one.closed]
-    revision = _REVISION(one.revision) if one.revision else b""
+    revision = _REVISION.pack(one.revision) if one.revision else b""
     cursor = _CURSOR.pack(one.incarnation, one.position)
     parts = keys.shards[one.run.shard], _member(one.run, one.left), cursor, revision
     return b"".join([flags, *lengths_before(parts)])
@@ -71,7 +71,9 @@ def _member(run: RunKey, left: bytes) -> bytes:
     return run_name(run) + SEPARATOR + left if left else run_name(run)
 
 
-def _unprojected(member: bytes, cursor: bytes | None) -> Unprojected:
+def _unprojected(member: bytes, cursor: bytes | None, revision: bytes) -> Unprojected:
     name, _, left = member.partition(SEPARATOR)
     namespace, _, run_id = name.decode().partition("/")
-    return Unprojected(RunKey(namespace, run_id), left, *(_CURSOR.unpack(cursor) if cursor else (0, 0)))
+    incarnation, position = _CURSOR.unpack(cursor) if cursor else (0, 0)
+    now = _REVISION.unpack(revision)[0] if revision else 0
+    return Unprojected(RunKey(namespace, run_id), left, incarnation, position, now)

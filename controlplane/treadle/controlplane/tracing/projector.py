@@ -81,6 +81,18 @@ class _Work:
     first: int = 0
 
 
+class _Slices:
+    """Lets the event loop turn when enough was computed."""
+
+    def __init__(self) -> None:
+        self._began = perf_counter()
+
+    async def turn(self) -> None:
+        if perf_counter() - self._began > _SLICE_S:
+            await asyncio.sleep(0)
+            self._began = perf_counter()
+
+
 class TraceProjector:
     """See the module. Made only where spans are wanted: from then on commits of this replica note what must be exported.
 
@@ -100,6 +112,7 @@ class TraceProjector:
         self._last_shard = -1
         self._pause_s = 0.0
         engine.store.trace()
+        engine.committer.runs.cache.keeps_closed = True
 
     async def run(self) -> None:
         """Work for ever."""
@@ -163,25 +176,38 @@ class TraceProjector:
     # --- reading -----------------------------------------------------------------------------------------------------
     async def _read(self, works: Sequence[_Work]) -> None:
         """Read and fold page by page, all runs of the turn at once, until each is at its end or enough was read."""
-        size, began = 0, perf_counter()
+        size = 0
+        share = _Slices()
         for work in works:
             work.first = work.state.position
         while size < _BYTES and (open_ := [work for work in works if not work.done]):
+            there = []
             for work in open_:
                 if work.item.left:
                     head, events = await self._engine.store.left(work.item, work.state.position)
                     size += sum(map(len, events))
                     _take_or_drop(work, head, events, None)
-            there = [work for work in open_ if not work.item.left]
+                elif not self._took_closed(work):
+                    there.append(work)
+                await share.turn()
             for at in range(0, len(there), _RUNS_A_READ):
                 some = there[at : at + _RUNS_A_READ]
                 for work, found in zip(some, await self._engine.store.load(list(map(_want, some))), strict=True):
                     work.revision = found.revision
                     size += sum(map(len, found.events))
                     _take_or_drop(work, found.head, found.events, found.event)
-                    if perf_counter() - began > _SLICE_S:
-                        await asyncio.sleep(0)
-                        began = perf_counter()
+                    await share.turn()
+
+    def _took_closed(self, work: _Work) -> bool:
+        """Fold a run that this replica saw close without reading it; False: it must be read."""
+        if work.head is not None or work.state.position:
+            return False
+        found = self._engine.committer.runs.cache.take_closed(work.item.run, work.item.revision)
+        if found is None:
+            return False
+        work.revision = found.revision
+        _take_or_drop(work, found.head, found.events, None)
+        return True
 
     def _remembered(self, item: Unprojected) -> ProjectionState:
         incarnation, state = self._folds.get((item.run, item.left), (0, ProjectionState()))
