@@ -36,6 +36,7 @@ REMOTE: Final = 0x300
 
 _CONTINUED: Final = 0x80
 _SMALL: Final = tuple(bytes((n,)) for n in range(_CONTINUED))
+_TWO: Final = 1 << 14
 _INT64: Final = (1 << 64) - 1
 _CACHED_CHARS: Final = 64
 _TIMES: Final = Struct("<cQcQ").pack
@@ -47,6 +48,8 @@ _START, _END = b"\x39", b"\x41"
 def _varint(number: int) -> bytes:
     if number < _CONTINUED:
         return _SMALL[number]
+    if number < _TWO:
+        return bytes((number & 0x7F | _CONTINUED, number >> 7))
     out = bytearray()
     while number >= _CONTINUED:
         out.append(number & 0x7F | _CONTINUED)

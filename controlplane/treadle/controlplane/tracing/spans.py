@@ -205,11 +205,28 @@ class _Fold:
             self.state.steps[body.command_id] = replace(step, dispatched_ms=0)
 
     def _step_completed(self, body: Any) -> None:
+        if body.local and body.command_id not in self.state.steps and self._completed_at_once(body):
+            return
         step = self._known(body)
         if step is not None:
             self._end_attempt(
                 body.command_id, step, "success", number=body.attempt, ran_ms=body.duration_ms, final=True
             )
+
+    def _completed_at_once(self, body: Any) -> bool:
+        """A local step whose only event is that it is done: nothing is opened, to be closed again."""
+        name, command_id, number, names = body.name, body.command_id, body.attempt or 1, self.state.names
+        if names.get(name, 0) >= SPANS_A_NAME:
+            return False
+        names[name] = names.get(name, 0) + 1
+        self._span(
+            f"step/{command_id}/{number}",
+            f"step {name}",
+            max(self.state.started_ms, self._now - body.duration_ms),
+            {a.STEP_ID: command_id},
+            shared=attempt_values(name, "", "", number, "success", "", True),
+        )
+        return True
 
     def _step_failed(self, body: Any) -> None:
         step = self._known(body)
