@@ -13,7 +13,6 @@ from treadle.v1.worker_service_pb2 import ANSWER_LEASE_LOST, ANSWER_SETTLED, ANS
 __all__ = ("DecisionCounter",)
 
 _ATTEMPTS: Final = {
-    "step_completed": "success",
     "attempt_failed": "failure",
     "step_failed": "failure",
     "attempt_lost": "lost",
@@ -27,6 +26,7 @@ _RUNS: Final = {
     "run_cancelled": "cancellation",
     "run_terminated": "termination",
 }
+_COUNTED: Final = _LOST.union(_ATTEMPTS, _RUNS)
 _REFUSED: Final = {ANSWER_SETTLED: "settled", ANSWER_LEASE_LOST: "lease_lost", ANSWER_UNKNOWN: "unknown"}
 
 
@@ -35,28 +35,37 @@ class DecisionCounter:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._attempts = cache(
-            lambda namespace, kind: metrics.counter("treadle.attempts", namespace=namespace, outcome=_ATTEMPTS[kind])
+        self._completed = cache(
+            lambda namespace: (
+                metrics.counter("treadle.attempts", namespace=namespace, outcome="success"),
+                metrics.histogram("treadle.attempt.duration", namespace=namespace),
+            )
         )
-        self._durations = cache(lambda namespace: metrics.histogram("treadle.attempt.duration", namespace=namespace))
 
     def __call__(self, run: RunKey, decision: Decision) -> None:
-        metrics, namespace = self._metrics, run.namespace
+        namespace = run.namespace
         for event in decision.events:
-            kind = event.WhichOneof("kind") or ""
-            if kind in _ATTEMPTS:
-                self._attempts(namespace, kind).add()
-            if kind in _LOST:
-                metrics.count("treadle.lease.expired", namespace=namespace)
+            kind = event.WhichOneof("kind")
             if kind == "step_completed":
-                self._durations(namespace).add(event.step_completed.duration_ms / 1000)
-            if kind in _RUNS and decision.head is not None:
-                workflow = decision.head.workflow
-                metrics.count("treadle.runs", namespace=namespace, workflow=workflow, outcome=_RUNS[kind])
-                lived = (decision.head.closed_ms - decision.head.created_ms) / 1000
-                metrics.observe("treadle.run.duration", lived, namespace=namespace, workflow=workflow)
+                attempts, durations = self._completed(namespace)
+                attempts.add()
+                durations.add(event.step_completed.duration_ms / 1000)
+            elif kind in _COUNTED:
+                self._count(namespace, kind, decision)
         for reply in decision.replies:
             if isinstance(reply, ReportAnswer) and reply.answer in _REFUSED:
-                metrics.count("treadle.result.rejected", namespace=namespace, reason=_REFUSED[reply.answer])
+                self._metrics.count("treadle.result.rejected", namespace=namespace, reason=_REFUSED[reply.answer])
         if decision.unknown:
-            metrics.count("treadle.job.aside", len(decision.unknown), namespace=namespace, kind="unknown")
+            self._metrics.count("treadle.job.aside", len(decision.unknown), namespace=namespace, kind="unknown")
+
+    def _count(self, namespace: str, kind: str, decision: Decision) -> None:
+        metrics = self._metrics
+        if kind in _ATTEMPTS:
+            metrics.count("treadle.attempts", namespace=namespace, outcome=_ATTEMPTS[kind])
+        if kind in _LOST:
+            metrics.count("treadle.lease.expired", namespace=namespace)
+        if kind in _RUNS and decision.head is not None:
+            workflow = decision.head.workflow
+            metrics.count("treadle.runs", namespace=namespace, workflow=workflow, outcome=_RUNS[kind])
+            lived = (decision.head.closed_ms - decision.head.created_ms) / 1000
+            metrics.observe("treadle.run.duration", lived, namespace=namespace, workflow=workflow)

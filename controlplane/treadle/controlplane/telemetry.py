@@ -78,22 +78,22 @@ class Summary:
 
 
 class Counter:
-    """One series of a counter."""
+    """One series of a counter or gauge."""
 
-    __slots__ = ("_key", "_series")
+    __slots__ = ("value",)
 
-    def __init__(self, series: dict[Labels, float], key: Labels) -> None:
-        self._series, self._key = series, key
+    def __init__(self) -> None:
+        self.value: float = 0
 
     def add(self, by: float = 1) -> None:
-        self._series[self._key] = self._series.get(self._key, 0) + by
+        self.value += by
 
 
 class Metrics:
     """The registry. Cheap enough for every call; not thread-safe, but for reading."""
 
     def __init__(self) -> None:
-        self._values: dict[str, dict[Labels, float]] = {}
+        self._values: dict[str, dict[Labels, Counter]] = {}
         self._summaries: dict[str, dict[Labels, Summary]] = {}
 
     def count(self, name: str, by: float = 1, **labels: str) -> None:
@@ -102,11 +102,11 @@ class Metrics:
 
     def counter(self, name: str, **labels: str) -> Counter:
         """Return a counter, for who adds often."""
-        return Counter(self._series(name, "counter"), tuple(sorted(labels.items())))
+        return self._series(name, "counter", labels)
 
     def gauge(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""
-        self._series(name, "gauge")[tuple(sorted(labels.items()))] = value
+        self._series(name, "gauge", labels).value = value
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """Add a value to a histogram."""
@@ -124,7 +124,8 @@ class Metrics:
 
     def value(self, name: str, **labels: str) -> float:
         """Return a counter or gauge; 0 when it was never set."""
-        return self._values.get(name, {}).get(tuple(sorted(labels.items())), 0)
+        found = self._values.get(name, {}).get(tuple(sorted(labels.items())))
+        return 0 if found is None else found.value
 
     def summary(self, name: str, **labels: str) -> Summary:
         """Return what a histogram has seen."""
@@ -140,15 +141,20 @@ class Metrics:
 
     def series(self, name: str) -> list[tuple[Labels, float]]:
         """Return all values of a counter or gauge with their labels."""
-        return list(self._values.get(name, {}).items())
+        return [(labels, counter.value) for labels, counter in self._values.get(name, {}).items()]
 
     def summaries(self, name: str) -> list[tuple[Labels, Summary]]:
         """Return all that a histogram has seen with its labels."""
         return list(self._summaries.get(name, {}).items())
 
-    def _series(self, name: str, kind: Kind) -> dict[Labels, float]:
+    def _series(self, name: str, kind: Kind, labels: Mapping[str, str]) -> Counter:
         _check(name, kind)
-        return self._values.setdefault(name, {})
+        series = self._values.setdefault(name, {})
+        key = tuple(sorted(labels.items()))
+        found = series.get(key)
+        if found is None:
+            found = series[key] = Counter()
+        return found
 
 
 class _Reader:
