@@ -15,7 +15,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from treadle.worker import Retry, StepError, StepLost, step, step_info, workflow
+from treadle.worker import (
+    Retry,
+    StepError,
+    StepLost,
+    publish_state,
+    receive,
+    receive_question,
+    step,
+    step_info,
+    workflow,
+)
 
 _QUICK = Retry(initial="0.1s", cap="1s")
 
@@ -183,6 +193,46 @@ async def lasting(n: int, seconds: float) -> int:
 async def blocking(n: int, seconds: float) -> int:
     """One pool step that blocks the loop of its worker. Returns n²."""
     return await block(n, seconds)
+
+
+@workflow(pool="flows")
+async def family(n: int) -> int:
+    """n children at once, each with an id of its own. Returns the sum of the squares below n."""
+    return sum(await asyncio.gather(*(member(i) for i in range(n))))
+
+
+@workflow(pool="flows")
+async def member(n: int) -> int:
+    """A local step and a pool step. Returns n²."""
+    await local_square(n)
+    return await square(n)
+
+
+@workflow(pool="flows")
+async def gated_family(n: int, gate: str) -> int:
+    """n children that all wait for one gate."""
+    return sum(await asyncio.gather(*(gated_member(i, gate) for i in range(n))))
+
+
+@workflow(pool="flows")
+async def gated_member(n: int, gate: str) -> int:
+    """A pool step behind a gate. Returns n²."""
+    return await square(n, gate)
+
+
+@workflow(pool="flows")
+async def mailbox(n: int) -> list[int]:
+    """A step for each of n signals, then a question, then a local step. Returns what was received, in order."""
+    found: list[int] = []
+    while len(found) < n:
+        number = await receive("number", int)
+        await square(number)
+        found.append(number)
+        publish_state(len(found))
+    question = await receive_question("sum", int)
+    question.answer(question.value + sum(found))
+    await local_square(n)
+    return found
 
 
 @workflow(pool="flows")

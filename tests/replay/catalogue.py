@@ -8,7 +8,19 @@ from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 
-from treadle.worker import Fatal, Retry, StepError, now, random, step, uuid4, workflow
+from treadle.worker import (
+    Fatal,
+    Retry,
+    StepError,
+    now,
+    publish_state,
+    random,
+    receive,
+    receive_question,
+    step,
+    uuid4,
+    workflow,
+)
 from treadle.worker.app import Registry
 
 
@@ -302,6 +314,24 @@ async def leaves_tasks() -> int:
 
 
 @workflow
+async def hears() -> list[Any]:
+    """Signals that come before, between and after what else is awaited."""
+    found: list[Any] = [await receive("a", int)]
+    publish_state(found)
+
+    async def answers() -> None:
+        question = await receive_question("q", int)
+        question.answer(question.value + await double(1))
+
+    task = asyncio.create_task(answers())
+    found.append(await double(found[0]))
+    found += [await receive("a", int), await receive("never", timeout=0.3)]
+    await task
+    publish_state(len(found))
+    return found
+
+
+@workflow
 async def stuck() -> None:
     await asyncio.Event().wait()
 
@@ -329,5 +359,10 @@ CATALOGUE: list[tuple[Any, tuple[Any, ...], Any]] = [
     (deterministic_values, (), None),
     (leaves_tasks, (), 6),
     (stuck, (), "Stuck"),
+    (hears, (), [1, 2, 2, None]),
 ]
+LETTERS: dict[str, list[tuple[int, str, bytes, bool]]] = {
+    "hears": [(0, "a", b"1", False), (0, "a", b"2", False), (5, "unheard", b"0", False), (900, "q", b"3", True)],
+}
+"""Workflow -> what it is sent; see `Server.letters`."""
 REGISTRY = Registry().add(*(entry[0] for entry in CATALOGUE), double, broken, shout, flaky, fatal, cleanup, total)

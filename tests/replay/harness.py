@@ -7,7 +7,7 @@ after a while, so that other events come between.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -17,7 +17,7 @@ from treadle.protocol.errors import RetryAfter
 from treadle.protocol.failures import failure_of
 from treadle.protocol.retry import next_delay_ms
 from treadle.v1 import history_pb2 as h
-from treadle.v1.common_pb2 import RetryPolicy
+from treadle.v1.common_pb2 import Payload, RetryPolicy
 from treadle.v1.worker_service_pb2 import Command
 from treadle.worker.app import Registry
 from treadle.worker.loop.execution import execution_factory
@@ -47,6 +47,7 @@ class Server:
         seed: Draws how long steps take.
         late: Commands are recorded only after a while.
         cancel_at_ms: When the run is cancelled, after its start; None: never.
+        letters: What is sent to it: after how long, name, value as JSON, and whether it is a question.
     """
 
     registry: Registry
@@ -54,6 +55,7 @@ class Server:
     seed: int = 0
     late: bool = False
     cancel_at_ms: int | None = None
+    letters: Sequence[tuple[int, str, bytes, bool]] = ()
     incarnation: int = 7
     history: list[h.HistoryEvent] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
@@ -75,6 +77,9 @@ class Server:
         self.append(run_opened=h.RunOpened(worker_id="w"))
         if self.cancel_at_ms is not None:
             self._at(self.cancel_at_ms, lambda: self.append(cancel_requested=h.CancelRequested(reason="enough")))
+        for number, (after_ms, name, data, asks) in enumerate(self.letters):
+            letter = h.SignalReceived(name=name, signal_id=f"s{number}", data=Payload(data=data), asks=asks)
+            self._at(after_ms, partial(self.append, signal_received=letter))
 
     def fresh(self, *, accepted_until: int = 0) -> Execution:
         context = RunContext("default", "run-1", self.incarnation, self.workflow.name, accepted_until)
@@ -130,6 +135,9 @@ class Server:
         if command_id in self._known:
             return
         self._known.add(command_id)
+        if kind in ("publish_state", "answer_signal"):
+            asked.recorded = self._note(command)
+            return
         self._open[command_id] = command
         if kind == "schedule_step":
             s = command.schedule_step
@@ -145,6 +153,12 @@ class Server:
                 timer_started=h.TimerStarted(command_id=command_id, digest=command.digest, fire_at_ms=due)
             )
             self._at(command.start_timer.delay_ms, lambda: self._fire(command_id))
+
+    def _note(self, command: Command) -> int:
+        common: dict[str, Any] = {"command_id": command.command_id, "digest": command.digest}
+        if command.HasField("publish_state"):
+            return self.append(state_published=h.StatePublished(**common))
+        return self.append(signal_answered=h.SignalAnswered(signal_id=command.answer_signal.signal_id, **common))
 
     def _cancel(self, command_id: str, asked: Asked) -> None:
         command = self._open.get(command_id)

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.replay.catalogue import CATALOGUE, REGISTRY
+from tests.replay.catalogue import CATALOGUE, LETTERS, REGISTRY
 from tests.replay.harness import Server, check_every_prefix, drive
 
 ENTRIES = [pytest.param(*entry, id=entry[0].name) for entry in CATALOGUE]
 
 
 def started(workflow: Any, args: tuple[Any, ...], **settings: Any) -> Server:
-    server = Server(REGISTRY, workflow, **settings)
+    server = Server(REGISTRY, workflow, letters=LETTERS.get(workflow.name, ()), **settings)
     server.start(*args)
     return server
 

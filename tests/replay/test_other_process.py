@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.replay.catalogue import CATALOGUE, REGISTRY
+from tests.replay.catalogue import CATALOGUE, LETTERS, REGISTRY
 from tests.replay.harness import Server, check_every_prefix, drive
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[
     with path.open("w", encoding="utf-8") as lines:
         for workflow, args, _ in CATALOGUE:
             for seed in range(3):
-                server = Server(REGISTRY, workflow, seed=seed, cancel_at_ms=200 if seed == 2 else None)
+                letters = LETTERS.get(workflow.name, ())
+                server = Server(REGISTRY, workflow, seed=seed, cancel_at_ms=200 if seed == 2 else None, letters=letters)
                 server.start(*args)
                 seen = check_every_prefix(server, drive(server))
                 asked.append([[c.hex() for c in commands] for commands in seen])

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from treadle.controlplane.batches import Item, fold
 from treadle.controlplane.duties.leases import Holding, holder_in
-from treadle.controlplane.machine import Decision, Request, Settings, decide
+from treadle.controlplane.machine import Decision, Request, Settings, children, decide
 from treadle.controlplane.machine.decide import want
 from treadle.controlplane.machine.requests import CheckLease, FireTimer, Reply
 from treadle.controlplane.replica import Replica, Session
 from treadle.controlplane.store.cache import RunCache
 from treadle.controlplane.store.port import Hint, Loaded, Outcome, Want
+from treadle.protocol.errors import RequestError
 from treadle.protocol.ids import RunKey
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import Job
@@ -21,6 +22,7 @@ from treadle.v1.state_pb2 import (
     COMMAND_STATE_QUEUED,
     RUN_STATE_QUEUED,
     CommandRow,
+    Letter,
     OutboxEntry,
     RunHead,
     WorkerRecord,
@@ -149,6 +151,8 @@ class SimReplica:
             item.settle(reply)
         if decision.jobs:
             self.publish(decision.jobs)
+        for letter in decision.letters:
+            self.deliver(letter)
         self.core.done(run, decision)
         self._pages()
         if decision.change is not None and decision.change.hint is not None:
@@ -163,6 +167,20 @@ class SimReplica:
                 self.store.confirmed_now([(RunKey(j.namespace, j.run_id).shard, j.dispatch_id) for j in done])
 
         self.world.broker.publish(jobs, confirmed)
+
+    def deliver(self, letter: Letter) -> None:
+        """As the engine does; it may be late, and a crash loses it."""
+        run, request = children.request_of(letter)
+        self.world.known(run)
+
+        def settle(reply: Reply | Exception) -> None:
+            told = children.refusal_of(letter, reply) if isinstance(reply, RequestError) else None
+            if told is not None:
+                self.deliver(told)
+            elif children.applied(reply):
+                self.store.confirmed_now([(RunKey(letter.namespace, letter.from_run_id).shard, letter.letter_id)])
+
+        self._later(self.schedule.rng.choice((0, 0, 1, 700)), lambda: self.ask(run, request, settle))
 
     def _pages(self) -> None:
         for page in self.core.pages():
@@ -270,8 +288,13 @@ class SimReplica:
         now = self.schedule.now
         if getattr(self, "shards", None):
             stale = self.store.stale_outbox_now(self.shards, now - 5000, 100)
-            if stale:
-                self.publish([OutboxEntry.FromString(s.entry).job for s in stale])
+            entries = [OutboxEntry.FromString(one.entry) for one in stale]
+            jobs = [entry.job for entry in entries if entry.HasField("job")]
+            if jobs:
+                self.publish(jobs)
+            for entry in entries:
+                if entry.HasField("letter"):
+                    self.deliver(entry.letter)
             for record in self.store.silent_now(self.world.shards, now - self.settings.silence_ms, 100):
                 self._check([(RunKey(h.namespace, h.run_id), h.command_id) for h in record.held])
         self._later(500, self._slow_duties)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from treadle.worker import Retry, StepError, step, workflow
+from treadle.worker import Retry, StepError, publish_state, receive, receive_question, start_child, step, workflow
 
 QUICK = Retry(attempts=0, initial="200ms", cap="2s")
 
@@ -200,6 +200,42 @@ async def failing_group(n: int) -> str:
     return "cleaned up"
 
 
+@workflow
+async def told(n: int) -> list[int]:
+    """Signals, in the order in which they were sent."""
+    found = [n]
+    while len(found) < 4:
+        found.append(await local_add(await receive("number", int), 0))
+        publish_state(len(found))
+    return found
+
+
+@workflow
+async def asked(n: int) -> int:
+    """A question while a step runs, and another one that only the end answers."""
+    task = asyncio.create_task(add(n, 1))
+    question = await receive_question("sum", int)
+    question.answer(question.value + await task)
+    publish_state("answered")
+    last = await receive_question("last", int, timeout="2m")
+    if last is not None:
+        last.answer(last.value)
+    return await local_add(n, 2)
+
+
+@workflow
+async def families(n: int) -> list[int]:
+    """Two children at once, and one whose outcome nobody waits for."""
+    left = start_child(naps, n)
+    found = await asyncio.gather(chain(n), once_more(n))
+    return [found[0], found[1], int(bool(left.id))]
+
+
+@workflow
+async def once_more(n: int) -> int:
+    return await local_add(n, 1)
+
+
 WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "chain": (chain, lambda n: (n + 11) * 2),
     "fan": (fan, lambda n: [n + i + 101 for i in range(3)]),
@@ -215,8 +251,18 @@ WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "signalled": (signalled, lambda n: n + 6),
     "queued": (queued, lambda n: 3 * n + 3),
     "failing_group": (failing_group, lambda n: "cleaned up"),
+    "told": (told, lambda n: [n, 1, 2, 3]),
+    "asked": (asked, lambda n: n + 2),
+    "families": (families, lambda n: [(n + 11) * 2, n + 1, 1]),
+    "once_more": (once_more, lambda n: n + 1),
 }
 """Name -> (workflow, its result for an argument)."""
+
+LETTERS: dict[str, list[tuple[str, int, bool]]] = {
+    "told": [("number", 1, False), ("number", 2, False), ("number", 3, False)],
+    "asked": [("sum", 1, True), ("last", 2, True)],
+}
+"""Workflow -> what one sender sends it, in order: (name, value, whether it is a question)."""
 
 STEPS: dict[str, Callable[..., Any]] = {s.name: s.function for s in (add, double, local_add, charge, local_charge)}
 """What the bodies compute; the simulation runs them at once and lets time pass."""

@@ -18,15 +18,17 @@ from treadle.controlplane.machine.requests import (
     Claimed,
     Reply,
     RunReply,
+    SignalRun,
     StartRun,
     TerminateRun,
 )
 from treadle.controlplane.replica import Session
 from treadle.controlplane.store.memory import MemoryStore
 from treadle.controlplane.store.port import Beat, Hint
+from treadle.protocol.errors import RunClosed
 from treadle.protocol.ids import RunKey, worker_shard
 from treadle.protocol.payloads import decode
-from treadle.v1.common_pb2 import TraceContext
+from treadle.v1.common_pb2 import Payload, TraceContext
 from treadle.v1.job_pb2 import Job
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_UNSPECIFIED
 from treadle.v1.worker_service_pb2 import ClaimVerdict
@@ -39,7 +41,7 @@ from .clock import Schedule
 from .ledger import Broken, Ledger
 from .replica import SimReplica
 from .worker import Link, SimWorker
-from .workflows import EVERYTHING, WORKFLOWS
+from .workflows import EVERYTHING, LETTERS, WORKFLOWS
 
 __all__ = ("FAULTS", "World", "simulate")
 
@@ -89,6 +91,11 @@ class World:
     # --- what the parts ask of it ------------------------------------------------------------------------------------
     def add_shard(self, worker_id: str) -> None:
         self.shards = sorted({*self.shards, worker_shard(worker_id)})
+
+    def known(self, run: RunKey) -> None:
+        """A run that others start."""
+        self.shards = sorted({*self.shards, run.shard})
+        self.ledger.record(run)
 
     def observed(self, run: RunKey, decision: Decision) -> None:
         self.on_commit(run, decision)
@@ -195,6 +202,34 @@ class World:
             self.schedule.later(3000, ask)
 
         ask()
+        letters = LETTERS.get(name)
+        if letters:
+            self.schedule.later(self.schedule.rng.randint(0, 4000), partial(self.send, run, list(letters)))
+
+    def send(self, run: RunKey, letters: list[tuple[str, int, bool]]) -> None:
+        """A sender that sends the next only once the one before was taken, and each again until it was."""
+        if not letters:
+            return
+        name, number, asks = letters[0]
+        request = SignalRun(f"{name}-{number}", name, Payload(data=b"%d" % number), asks)
+        taken = False
+
+        def settle(reply: Reply | Exception) -> None:
+            nonlocal taken
+            closed = isinstance(reply, RunClosed) and run in self.interrupted
+            if not taken and (isinstance(reply, RunReply) or closed):
+                taken = True
+                self.schedule.later(self.schedule.rng.randint(0, 1500), partial(self.send, run, letters[1:]))
+
+        def ask() -> None:
+            if taken or not self.expected:
+                return
+            up = [replica for replica in self.replicas if replica.up]
+            if up:
+                self.schedule.rng.choice(up).ask(run, request, settle)
+            self.schedule.later(2000, ask)
+
+        ask()
 
     def interrupt(self, run: RunKey) -> None:
         request: Request = CancelRun("c1", "test")
@@ -256,7 +291,7 @@ class World:
             self.interrupt(self.schedule.rng.choice(sorted(self.expected)))
 
     def _over(self) -> bool:
-        return self.ledger.closed == len(self.expected)
+        return self.ledger.closed == len(self.ledger.runs)
 
     def _check_results(self) -> None:
         for run, expected in self.expected.items():
@@ -269,6 +304,18 @@ class World:
             if result != expected:
                 raise Broken(f"{run} returned {result!r}, expected {expected!r}")
             self._check_replay(run)
+            self._check_letters(run)
+
+    def _check_letters(self, run: RunKey) -> None:
+        """What was acknowledged stands once in the history, in order, and each question has one answer."""
+        events = self.ledger.record(run).events
+        got = [event.signal_received for event in events if event.HasField("signal_received")]
+        sent = [f"{name}-{number}" for name, number, _ in LETTERS.get(events[0].run_started.workflow, [])]
+        if [letter.signal_id for letter in got] != sent[: len(got)]:
+            raise Broken(f"{run}: signals stand as {[letter.signal_id for letter in got]}, sent were {sent}")
+        answered = [event.signal_answered.signal_id for event in events if event.HasField("signal_answered")]
+        if len(set(answered)) != len(answered):
+            raise Broken(f"{run}: answers stand twice: {answered}")
 
     def _check_replay(self, run: RunKey) -> None:
         """S4, once more: a fresh coroutine that is fed the history asks for what is there, and ends the same way."""

@@ -61,6 +61,11 @@ class Script:
         self.divergence: Divergence | None = None
         self.closed = False
         self.waiting = Waits(1, 0, 0, None)
+        self.untold = 0
+        self.letters: list[str] = []
+
+    def unread(self) -> list[str]:
+        return self.letters
 
     @property
     def fed(self) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from tests.replay.feeder import Feeder
 from tests.replay.harness import START_MS
 
-from treadle.protocol.errors import StepCancelled, StepError, StepLost, StepTimedOut
+from treadle.protocol.errors import ConfigError, StepCancelled, StepError, StepLost, StepTimedOut
 from treadle.v1 import history_pb2 as h
 from treadle.v1.common_pb2 import (
     FAILURE_KIND_LOST,
@@ -20,7 +21,7 @@ from treadle.v1.common_pb2 import (
     Failure,
     Payload,
 )
-from treadle.worker import Retry, now, random, step, uuid4, workflow
+from treadle.worker import Retry, now, random, sleep_until, step, uuid4, workflow
 from treadle.worker.app import Registry
 from treadle.worker.loop import guard
 from treadle.worker.loop.execution import execution_factory
@@ -397,17 +398,26 @@ def test_what_only_a_step_may_do_fails_the_run(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@workflow
-async def returns_at_once(x: int) -> int:
-    return x
-
-
-def test_a_workflow_is_not_called_inside_another() -> None:
+def test_a_sleep_until_ends_at_that_time_and_one_that_is_over_at_once() -> None:
     @workflow
-    async def outer() -> int:
-        return await returns_at_once(1)
+    async def waits(until: datetime) -> list[float]:
+        await sleep_until(until - timedelta(days=1000))
+        await sleep_until(until)
+        return [now().timestamp()]
 
-    assert "was called inside a workflow" in Feeder(outer).failure().message
+    until = datetime.fromtimestamp(START_MS / 1000, UTC) + timedelta(days=365)
+    run = Feeder(waits, until)
+    (timer,) = run.take().commands
+    due = timer.start_timer.from_ms + timer.start_timer.delay_ms
+    assert due == round(until.timestamp() * 1000)
+    run.record(timer)
+    run.feed(due, timer_fired=h.TimerFired(command_id=timer.command_id))
+    assert run.result() == [until.timestamp()]
+
+
+def test_a_sleep_until_needs_a_time_zone() -> None:
+    with pytest.raises(ConfigError, match="time zone"):
+        asyncio.run(sleep_until(datetime(2030, 1, 1)))  # that is the mistake
 
 
 def test_other_names_are_a_key_error() -> None:

@@ -56,6 +56,14 @@ def test_public_names() -> None:
         "now",
         "random",
         "uuid4",
+        "sleep_until",
+        "receive",
+        "receive_question",
+        "Question",
+        "publish_state",
+        "start_child",
+        "ChildRun",
+        "Saga",
         "TreadleError",
         "ConfigError",
         "PayloadError",
@@ -64,6 +72,12 @@ def test_public_names() -> None:
         "StepTimedOut",
         "StepLost",
         "StepCancelled",
+        "RunFailed",
+        "RunCancelled",
+        "RunTerminated",
+        "RunIdConflict",
+        "MapFailed",
+        "CompensationFailed",
     )
     assert all(hasattr(treadle.worker, name) for name in treadle.worker.__all__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from treadle.client.progress import LOST_WORDS, MARKS, duration_text, failure_text, payload_text
+from treadle.client.progress import LOST_WORDS, MARKS, duration_text, failure_text, payload_text, unread_text
 from treadle.client.timeline import AttemptView, StepView, Timeline
 from treadle.client.views import RunInfo, RunStatus
 from treadle.v1.common_pb2 import Failure
@@ -63,6 +63,10 @@ def header_lines(run: RunInfo, timeline: Timeline) -> list[str]:
         lines.append("  a cancel was asked for")
     if timeline.owners_lost:
         lines.append(f"  {MARKS['lost']} its worker was lost {_times(timeline.owners_lost)}; it went on elsewhere")
+    if timeline.unread:
+        lines.append(f"  {unread_text(timeline)}")
+    if timeline.state is not None:
+        lines.append(f"  state  {payload_text(timeline.state, limit=400)}")
     if run.result is not None:
         lines.append(f"  result {payload_text(run.result, limit=400)}")
     if run.failure is not None:
@@ -91,20 +95,25 @@ def step_rows(timeline: Timeline, *, now_ms: int | None = None) -> list[Row]:
 
 
 def _step_row(step: StepView, now: int) -> Row:
-    where = {"timer": "timer", "local": "local"}.get(step.kind, f"pool {step.pool}")
+    where = f"pool {step.pool}" if step.kind == "pool" else step.kind
     note = step.reason
     if step.state == "retrying" and step.due_ms is not None:
         note = f"next try in {duration_text(max(step.due_ms - now, 0))}"
     elif step.state == "sleeping" and step.due_ms is not None:
         note = f"until in {duration_text(max(step.due_ms - now, 0))}"
+    elif step.kind == "child" and step.state == "failed" and step.error is not None:
+        note = f"{step.run_id} · {failure_text(step.error)}"
+    elif step.kind == "child":
+        note = step.run_id
     elif step.state == "queued":
-        note = "waits for a worker"
+        note = "waits for its answer" if step.kind == "question" else "waits for a worker"
     elif len(step.attempts) > 1:
         note = f"{len(step.attempts)} attempts"
     if step.cancelling and not step.over:
         note = f"{note} · cancelling".removeprefix(" · ")
     took = step.duration_ms if step.over else now - step.start_ms
-    return Row(0, step.state, step.name, where, duration_text(max(took or 0, 0)), note)
+    told = "" if step.kind == "signal" else duration_text(max(took or 0, 0))
+    return Row(0, step.state, step.name, where, told, note)
 
 
 def _attempt_row(step: StepView, attempt: AttemptView, now: int) -> Row:

@@ -99,6 +99,7 @@ def _step(step: StepView) -> dict[str, Any]:
         "name": step.name,
         "kind": step.kind,
         "pool": step.pool or None,
+        "run_id": step.run_id or None,
         "state": step.state,
         "reason": step.reason,
         "started_at": _iso_ms(step.start_ms),

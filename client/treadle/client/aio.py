@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+from weakref import WeakValueDictionary
 
 import grpc
 
@@ -80,6 +82,7 @@ class Client:
         self._insecure = insecure
         self._closed = False
         self._link: _Link | None = None
+        self._order: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
     def from_env(cls) -> Client:
@@ -329,6 +332,13 @@ class Client:
     def stream(self) -> RunStream:
         """The stream over which runs are started and their ends are told."""
         return self._open().stream
+
+    def in_order(self, run_id: str) -> asyncio.Lock:
+        """Return what lets one signal at a time go to a run, first come, first served."""
+        lock = self._order.get(run_id)
+        if lock is None:
+            lock = self._order[run_id] = asyncio.Lock()
+        return lock
 
     async def call(
         self,

@@ -18,7 +18,7 @@ from treadle.client.views import RunStatus
 from treadle.v1.common_pb2 import Failure, Payload
 from treadle.v1.history_pb2 import HistoryEvent
 
-__all__ = ("MARKS", "duration_text", "failure_text", "payload_text", "progress_line")
+__all__ = ("MARKS", "duration_text", "failure_text", "payload_text", "progress_line", "unread_text")
 
 MARKS: Final[dict[str, str]] = {
     "queued": "…",
@@ -119,6 +119,19 @@ def _step_line(kind: str, event: HistoryEvent, step: StepView) -> tuple[str, str
             return MARKS["cancelled"], "cancelled"
         case "step_waiting" | "step_quarantined":
             return MARKS[step.state], step.reason
+        case "child_scheduled":
+            return MARKS["running"], f"child {step.run_id}"
+        case "child_completed":
+            return MARKS["completed"], duration_text(step.duration_ms or 0)
+        case "child_failed":
+            return MARKS[step.state], f"{step.state}: {failure_text(event.child_failed.failure)}"
+        case "signal_received":
+            data = payload_text(event.signal_received.data)
+            return MARKS["released" if step.kind == "question" else "completed"], f"{step.kind} {data}"
+        case "signal_answered":
+            if step.error is not None:
+                return MARKS["failed"], f"refused: {failure_text(step.error)}"
+            return MARKS["completed"], f"answered {payload_text(event.signal_answered.result)}"
         case "timer_started":
             return MARKS["sleeping"], duration_text(max(event.timer_started.fire_at_ms - event.time_ms, 0))
         case _:
@@ -145,11 +158,18 @@ def _run_line(run_id: str, kind: str, event: HistoryEvent, timeline: Timeline) -
             return None
 
 
+def unread_text(timeline: Timeline) -> str:
+    """Return what a closed run had not received, in words."""
+    some = ", ".join(timeline.unread[:5]) + (" …" if len(timeline.unread) > 5 else "")
+    return f"not received when it ended: {some}"
+
+
 def outcome_line(timeline: Timeline) -> str:
     """Return the line that tells how a closed run ended."""
     text = f"{MARKS[timeline.status.value]} {timeline.status.name} in {duration_text(timeline.duration_ms)}"
     if timeline.status is RunStatus.COMPLETED and timeline.completed is not None:
         late = "   (the cancel came too late)" if timeline.completed.cancel_too_late else ""
+        late += f"   ({unread_text(timeline)})" if timeline.unread else ""
         return f"{text}   result {payload_text(timeline.completed.result)}{late}"
     if timeline.failure is not None:
         return f"{text}   {failure_text(timeline.failure)}"

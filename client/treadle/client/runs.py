@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 from uuid import uuid4
 
 import grpc
 
 from treadle.client.backoff import Backoff
+from treadle.client.config import CALL_TIMEOUT_S
 from treadle.client.status import from_rpc_error
 from treadle.client.views import RunInfo, run_info
 from treadle.protocol.durations import Duration, to_ms
 from treadle.protocol.errors import (
     NotFound,
+    QuestionRefused,
     ResultTimeout,
     RunCancelled,
     RunTerminated,
     Unavailable,
 )
 from treadle.protocol.failures import run_error
-from treadle.protocol.payloads import decode
+from treadle.protocol.payloads import decode, encode
 from treadle.protocol.signature import Signature
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.run_service_pb2 import (
@@ -29,10 +31,13 @@ from treadle.v1.run_service_pb2 import (
     RUN_STATUS_COMPLETED,
     RUN_STATUS_TERMINATED,
     AcceptRunRequest,
+    AskRunRequest,
     CancelRunRequest,
     GetHistoryRequest,
     GetRunRequest,
+    GetStateRequest,
     Run,
+    SignalRunRequest,
     TerminateRunRequest,
     WatchRunRequest,
 )
@@ -43,11 +48,13 @@ if TYPE_CHECKING:
 __all__ = ("RunHandle",)
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 _SHORT_S: Final = 0.5
 """With a shorter timeout it is asked first how the run stands, so that a closed run is told however short it is."""
 
 _PAGE: Final = 200
+_POLL_S: Final = 30.0
 
 
 class RunHandle(Generic[R]):
@@ -156,6 +163,88 @@ class RunHandle(Generic[R]):
         request = AcceptRunRequest(**self._steering(reason))
         return run_info((await self._client.call(self._client.stub.AcceptRun, request)).run)
 
+    async def signal(self, name: str, value: Any = None, *, id: str | None = None) -> RunInfo:
+        """Send a signal: the run's code receives it by name. When this returns, it is durable.
+
+        Signals that one client sends to a run arrive in the order of the calls.
+
+        Args:
+            name: What the code receives it by.
+            value: Any JSON-like value, dataclass or model, at most 1 MiB.
+            id: Sent again under the same id, it changes nothing; None: one is made.
+
+        Raises:
+            NotFound: There is no such run.
+            RunClosed: It is closed already.
+            PayloadError: The value cannot be encoded.
+        """
+        request = SignalRunRequest(**self._letter(name, value, id, "signal"))
+        async with self._client.in_order(self.id):
+            return run_info((await self._client.call(self._client.stub.SignalRun, request)).run)
+
+    @overload
+    async def ask(
+        self, name: str, value: Any = None, *, returns: type[T], id: str | None = None, timeout: Duration | None = None
+    ) -> T: ...
+    @overload
+    async def ask(
+        self, name: str, value: Any = None, *, id: str | None = None, timeout: Duration | None = None
+    ) -> Any: ...
+    async def ask(
+        self,
+        name: str,
+        value: Any = None,
+        *,
+        returns: Any = Any,
+        id: str | None = None,
+        timeout: Duration | None = None,
+    ) -> Any:
+        """Ask the run's code a question and wait for its answer. All who ask under one id get the same one.
+
+        Args:
+            name: What the code receives it by.
+            value: Any JSON-like value, dataclass or model, at most 1 MiB.
+            returns: What the answer is decoded as; default: plain JSON values.
+            id: Of the question; None: one is made.
+            timeout: How long to wait at most, in seconds or as text ("5m"); None: until the run answers or ends.
+
+        Raises:
+            NotFound: There is no such run.
+            RunClosed: It is closed already, or was closed without an answer.
+            QuestionRefused: The code refused to answer.
+            ResultTimeout: The timeout is over; asking again under the same id waits for the same answer.
+            PayloadError: The value cannot be encoded, or the answer does not fit `returns`.
+        """
+        request = AskRunRequest(**self._letter(name, value, id, "question"))
+        until = None if timeout is None else time.monotonic() + to_ms(timeout, name="timeout") / 1000
+        while True:
+            left = _POLL_S if until is None else min(_POLL_S, until - time.monotonic())
+            if left <= 0:
+                raise ResultTimeout(f"run {self.id} has not answered question {name!r} after {timeout}; it goes on")
+            request.wait_ms = max(1, round(left * 1000))
+            said = await self._client.call(self._client.stub.AskRun, request, timeout=left + CALL_TIMEOUT_S)
+            if said.HasField("failure"):
+                raise QuestionRefused(said.failure.message)
+            if said.answered:
+                return decode(said.result, returns, what=f"answer to question {name!r}")
+
+    @overload
+    async def state(self, /) -> Any: ...
+    @overload
+    async def state(self, type: type[T], /) -> T | None: ...
+    async def state(self, type: Any = Any, /) -> Any:
+        """Return what the run's code showed last with `publish_state`; None: nothing yet. No worker is needed.
+
+        Raises:
+            NotFound: There is no such run, or its id was started anew.
+            PayloadError: It does not fit the type.
+        """
+        request = GetStateRequest(namespace=self._client.namespace, run_id=self.id)
+        found = await self._client.call(self._client.stub.GetState, request)
+        if self.incarnation and found.incarnation != self.incarnation:
+            raise NotFound(f"run {self.id} was started anew; this start of it is gone")
+        return decode(found.state, type, what=f"state of run {self.id}") if found.published else None
+
     async def history(self, *, after: int = 0) -> AsyncGenerator[HistoryEvent, None]:
         """Yield the events that the history has now, in order, from behind position `after`.
 
@@ -241,6 +330,15 @@ class RunHandle(Generic[R]):
             "run_id": self.id,
             "request_id": str(uuid4()),
             "reason": reason,
+        }
+
+    def _letter(self, name: str, value: Any, id: str | None, what: str) -> dict[str, Any]:
+        return {
+            "namespace": self._client.namespace,
+            "run_id": self.id,
+            "name": name,
+            "signal_id": id or str(uuid4()),
+            "data": encode(value, what=f"{what} {name!r}"),
         }
 
     def _decode(self, run: Run) -> Any:

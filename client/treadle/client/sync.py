@@ -153,6 +153,36 @@ class SyncRunHandle(Generic[R]):
         """See RunHandle.accept."""
         return self._thread.run(self._handle.accept(reason))
 
+    def signal(self, name: str, value: Any = None, *, id: str | None = None) -> RunInfo:
+        """See RunHandle.signal."""
+        return self._thread.run(self._handle.signal(name, value, id=id))
+
+    @overload
+    def ask(
+        self, name: str, value: Any = None, *, returns: type[T], id: str | None = None, timeout: Duration | None = None
+    ) -> T: ...
+    @overload
+    def ask(self, name: str, value: Any = None, *, id: str | None = None, timeout: Duration | None = None) -> Any: ...
+    def ask(
+        self,
+        name: str,
+        value: Any = None,
+        *,
+        returns: Any = Any,
+        id: str | None = None,
+        timeout: Duration | None = None,
+    ) -> Any:
+        """See RunHandle.ask."""
+        return self._thread.run(self._handle.ask(name, value, returns=returns, id=id, timeout=timeout))
+
+    @overload
+    def state(self, /) -> Any: ...
+    @overload
+    def state(self, type: type[T], /) -> T | None: ...
+    def state(self, type: Any = Any, /) -> Any:
+        """See RunHandle.state."""
+        return self._thread.run(self._handle.state(type))
+
     def history(self, *, after: int = 0) -> Iterator[HistoryEvent]:
         """See RunHandle.history."""
         return self._thread.iterate(self._handle.history(after=after))

@@ -11,12 +11,22 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from treadle.client.views import RunStatus
-from treadle.v1.common_pb2 import FAILURE_KIND_LOST, Failure
+from treadle.v1.common_pb2 import (
+    FAILURE_KIND_CANCELLED,
+    FAILURE_KIND_LOST,
+    FAILURE_KIND_TERMINATED,
+    Failure,
+    Payload,
+)
 from treadle.v1.history_pb2 import (
     AttemptFailed,
     AttemptLost,
     AttemptReleased,
     AttemptStarted,
+    ChildCancelRequested,
+    ChildCompleted,
+    ChildFailed,
+    ChildScheduled,
     HistoryEvent,
     RunCompleted,
     RunDiverged,
@@ -26,6 +36,9 @@ from treadle.v1.history_pb2 import (
     RunOwnerLost,
     RunStarted,
     RunWaiting,
+    SignalAnswered,
+    SignalReceived,
+    StatePublished,
     StepCancelled,
     StepCancelRequested,
     StepCompleted,
@@ -54,7 +67,7 @@ StepState = Literal[
     "cancelled",
     "abandoned",
 ]
-StepKind = Literal["pool", "local", "timer"]
+StepKind = Literal["pool", "local", "timer", "signal", "question", "child"]
 
 _OVER: Final = frozenset({"completed", "failed", "cancelled", "abandoned"})
 
@@ -91,12 +104,13 @@ class AttemptView:
 
 @dataclass(slots=True)
 class StepView:
-    """A step or timer of a run.
+    """A step or timer of a run, or what somebody sent it.
 
     Attributes:
-        command_id: "0/validate#1".
-        name: Name of the step; "sleep" for a timer.
-        kind: Where it runs: on a pool, in the worker of the run, or nowhere (a timer).
+        command_id: "0/validate#1"; "signal " or "question " and its id for what was sent.
+        name: Name of the step, signal or question; "sleep" for a timer.
+        kind: Where it runs: on a pool, in the worker of the run, as a run of its own (a child), or nowhere (a timer, a
+            signal; a question is open until it has its answer).
         pool: Pool of a pool step.
         start_ms: When it was asked for, or first seen.
         state: How it stands. "retrying": waits for its next try; "waiting": no worker has the step; "quarantined": it
@@ -107,6 +121,7 @@ class StepView:
         reason: Why it waits, in words.
         error: What the workflow sees of a failed step, or what the last attempt raised.
         cancelling: The workflow asked for its end.
+        run_id: Of a child: its run.
     """
 
     command_id: str
@@ -121,6 +136,7 @@ class StepView:
     reason: str = ""
     error: Failure | None = None
     cancelling: bool = False
+    run_id: str = ""
 
     @property
     def over(self) -> bool:
@@ -153,6 +169,8 @@ class Timeline:
         failure: What a failed run raised.
         completed: The event that closed a completed run, with its result.
         cancel_requested: Whether a cancel was asked for.
+        state: What the code showed last; None: nothing.
+        unread: Ids of signals and questions that a closed run had not received, at most 100.
         steps: By command id, in the order they appeared.
     """
 
@@ -170,6 +188,8 @@ class Timeline:
     failure: Failure | None = None
     completed: RunCompleted | None = None
     cancel_requested: bool = False
+    state: Payload | None = None
+    unread: tuple[str, ...] = ()
     steps: dict[str, StepView] = field(default_factory=dict)
 
     @property
@@ -189,7 +209,7 @@ class Timeline:
             return None
         body = getattr(event, kind or "")
         handler(self, body)
-        return self.steps.get(getattr(body, "command_id", ""))
+        return self.steps.get(_entry_of(body))
 
     # --- the run
 
@@ -237,20 +257,21 @@ class Timeline:
 
     def _run_completed(self, body: RunCompleted) -> None:
         self.completed = body
-        self._close(RunStatus.COMPLETED)
+        self._close(RunStatus.COMPLETED, unread=body.unread)
 
     def _run_failed(self, body: RunFailed) -> None:
         self.failure = body.failure
-        self._close(RunStatus.FAILED)
+        self._close(RunStatus.FAILED, unread=body.unread)
 
     def _run_cancelled(self, body: Any) -> None:
-        self._close(RunStatus.CANCELLED, body.reason)
+        self._close(RunStatus.CANCELLED, body.reason, body.unread)
 
     def _run_terminated(self, body: Any) -> None:
         self._close(RunStatus.TERMINATED, body.reason)
 
-    def _close(self, status: RunStatus, reason: str = "") -> None:
+    def _close(self, status: RunStatus, reason: str = "", unread: Iterable[str] = ()) -> None:
         self.status, self.reason, self.owner, self.closed_ms = status, reason, "", self.now_ms
+        self.unread = tuple(unread)
         for step in self._open():
             self._end(step, "cancelled", reason="run closed")
             step.state, step.end_ms = "abandoned", self.now_ms
@@ -330,6 +351,44 @@ class Timeline:
     def _timer_cancelled(self, body: TimerCancelled) -> None:
         self._settle(self._step(body, self.now_ms), "cancelled")
 
+    # --- children
+
+    def _child_scheduled(self, body: ChildScheduled) -> None:
+        child = StepView(body.command_id, body.workflow, "child", self.now_ms, pool=body.pool, state="running")
+        child.run_id = body.run_id
+        self.steps[body.command_id] = child
+
+    def _child_cancel_requested(self, body: ChildCancelRequested) -> None:
+        self._step(body, self.now_ms).cancelling = True
+
+    def _child_completed(self, body: ChildCompleted) -> None:
+        self._settle(self._step(body, self.now_ms), "completed")
+
+    def _child_failed(self, body: ChildFailed) -> None:
+        child = self._step(body, self.now_ms)
+        child.error = body.failure
+        ended = body.failure.kind in (FAILURE_KIND_CANCELLED, FAILURE_KIND_TERMINATED)
+        self._settle(child, "cancelled" if ended else "failed")
+
+    # --- what was sent, and what the code says
+
+    def _signal_received(self, body: SignalReceived) -> None:
+        key = _entry_of(body)
+        entry = StepView(key, body.name, "question" if body.asks else "signal", self.now_ms)
+        if not body.asks:
+            self._settle(entry, "completed")
+        self.steps[key] = entry
+
+    def _signal_answered(self, body: SignalAnswered) -> None:
+        entry = self.steps.get(_entry_of(body))
+        if entry is not None:
+            refused = body.HasField("failure")
+            entry.error = body.failure if refused else None
+            self._settle(entry, "failed" if refused else "completed")
+
+    def _state_published(self, body: StatePublished) -> None:
+        self.state = body.state
+
     # --- helpers
 
     def _step(self, body: Any, start_ms: int) -> StepView:
@@ -375,6 +434,15 @@ _HANDLERS: Final[dict[str, Callable[[Timeline, Any], None]]] = {
     kind.name: getattr(Timeline, f"_{kind.name}") for kind in HistoryEvent.DESCRIPTOR.oneofs_by_name["kind"].fields
 }
 """One method for each kind of event; a kind without one fails at import."""
+
+
+def _entry_of(body: Any) -> str:
+    """The key, in `Timeline.steps`, of what an event is about."""
+    if isinstance(body, SignalReceived):
+        return f"{'question' if body.asks else 'signal'} {body.signal_id}"
+    if isinstance(body, SignalAnswered):
+        return f"question {body.signal_id}"
+    return getattr(body, "command_id", "")
 
 
 def name_of(command_id: str) -> str:

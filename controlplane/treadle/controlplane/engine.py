@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 
 import structlog
@@ -17,17 +18,17 @@ from treadle.controlplane.clock import StoreClock, monotonic_ms
 from treadle.controlplane.committer import Committer
 from treadle.controlplane.downlinks import Downlinks
 from treadle.controlplane.hints import HintHub
-from treadle.controlplane.machine import Decision, Request, Settings
+from treadle.controlplane.machine import Decision, Request, Settings, children
 from treadle.controlplane.machine.requests import Reply
 from treadle.controlplane.replica import Page, Replica
 from treadle.controlplane.steady import steady
 from treadle.controlplane.store.port import Hint, Store, Want
-from treadle.protocol.errors import TreadleError, Unavailable
+from treadle.protocol.errors import RequestError, TreadleError, Unavailable
 from treadle.protocol.ids import RunKey, shard_of
 from treadle.protocol.topology import Queue, queue_of
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job
-from treadle.v1.state_pb2 import RunHead
+from treadle.v1.state_pb2 import Letter, RunHead
 
 from .broker.port import Broker
 
@@ -185,6 +186,9 @@ class Engine:
         self.downlinks.flush()
         if jobs:
             self._publish(jobs)
+        for _, decision in decided:
+            for letter in decision.letters:
+                self.deliver(letter)
         if self.replica.behind:
             self._pages.set()
         self.own_hints = hints
@@ -207,6 +211,19 @@ class Engine:
                 self.timer_added.set()
         if change.hint is not None and change.hint.closed and self.hub.on_end is not None and decision.head is not None:
             self.hub.on_end(run, decision.head, decision.events)
+
+    def deliver(self, letter: Letter) -> None:
+        """Bring a letter to its run; its entry leaves the outbox once it was applied there."""
+        run, request = children.request_of(letter)
+        self.committer.submit(run, request, partial(self._delivered, letter))
+
+    def _delivered(self, letter: Letter, reply: Reply | Exception) -> None:
+        told = children.refusal_of(letter, reply) if isinstance(reply, RequestError) else None
+        if told is not None:
+            self.deliver(told)  # under the same id: the entry stays until its writer knows
+        elif children.applied(reply):
+            self._confirmed.append((shard_of(letter.namespace, letter.from_run_id), letter.letter_id))
+            self._confirms.set()
 
     def _publish(self, jobs: Sequence[Job]) -> None:
         """Publish; a queue that this replica has not declared yet is declared first."""

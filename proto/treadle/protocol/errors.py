@@ -20,7 +20,10 @@
     │   ├── StepTimedOut         its last attempt ran past its timeout
     │   ├── StepLost             its worker died and it may run at most once
     │   └── StepCancelled        it was cancelled
-    └── ResultTimeout            `result(timeout=)` ran out; the run goes on
+    ├── MapFailed                more items of a `map` failed than it tolerates; `.failures`
+    ├── CompensationFailed       steps of a saga could not be undone; `.failures`
+    ├── QuestionRefused          workflow code refused to answer `ask`
+    └── ResultTimeout            `result(timeout=)` or `ask(timeout=)` ran out; the run goes on
 
 Raised by user code inside steps, to steer retries (not caught by `except TreadleError`):
 
@@ -30,6 +33,7 @@ Raised by user code inside steps, to steer retries (not caught by `except Treadl
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -38,13 +42,16 @@ if TYPE_CHECKING:
     from treadle.v1.common_pb2 import Failure
 
 __all__ = (
+    "CompensationFailed",
     "ConfigError",
     "Fatal",
     "FieldInvalid",
     "LeaseLost",
+    "MapFailed",
     "NotDeterministic",
     "NotFound",
     "PayloadError",
+    "QuestionRefused",
     "Refused",
     "RequestError",
     "ResultTimeout",
@@ -220,8 +227,36 @@ class StepCancelled(StepError):
     """The step was cancelled."""
 
 
+class MapFailed(TreadleError):
+    """More items of a `map` failed than it tolerates.
+
+    Attributes:
+        failures: Index of the item -> what it failed with, in the order in which they failed.
+    """
+
+    def __init__(self, message: str, *, failures: Mapping[int, StepError | RunError]) -> None:
+        super().__init__(message)
+        self.failures = dict(failures)
+
+
+class CompensationFailed(TreadleError):
+    """Steps of a saga could not be undone. `__context__` is why it was to be undone at all.
+
+    Attributes:
+        failures: What undoing them failed with, in the order in which it was tried.
+    """
+
+    def __init__(self, message: str, *, failures: Sequence[Exception]) -> None:
+        super().__init__(message)
+        self.failures = list(failures)
+
+
+class QuestionRefused(TreadleError):
+    """The workflow refused to answer a question; the message is its reason."""
+
+
 class ResultTimeout(TreadleError, TimeoutError):
-    """`result(timeout=)` ran out. The run goes on."""
+    """`result(timeout=)` or `ask(timeout=)` ran out. The run goes on."""
 
 
 class Fatal(Exception):

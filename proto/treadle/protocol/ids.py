@@ -18,6 +18,7 @@ __all__ = (
     "RunKey",
     "check_name",
     "check_run_id",
+    "child_id",
     "digest",
     "idempotency_key",
     "shard_of",
@@ -115,6 +116,12 @@ def span_ids(namespace: str, run_id: str, incarnation: int) -> Callable[[str], b
         return found if found != _NO_SPAN else _FIRST_SPAN
 
     return id_of
+
+
+def child_id(namespace: str, run_id: str, incarnation: int, command_id: str) -> str:
+    """Return the id of a child run that was given none: the same in each replay, another in each start of its parent."""
+    parts = "\x1f".join((namespace, run_id, str(incarnation), command_id))
+    return f"{run_id[:150]}.{blake2b(parts.encode(), digest_size=8, person=b'treadle-child-v1').hexdigest()}"
 
 
 def idempotency_key(namespace: str, run_id: str, incarnation: int, command_id: str) -> str:

@@ -43,6 +43,8 @@ class _FailureKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureKi
     """A result or argument could not be encoded or decoded, or was too large."""
     FAILURE_KIND_STUCK: _FailureKind.ValueType  # 8
     """The workflow waits, but for nothing that could ever happen."""
+    FAILURE_KIND_ID_TAKEN: _FailureKind.ValueType  # 9
+    """A child run could not be started: its id is taken by another run."""
 
 class FailureKind(_FailureKind, metaclass=_FailureKindEnumTypeWrapper):
     """Why a failure happened, as far as Treadle itself tells causes apart."""
@@ -65,7 +67,37 @@ FAILURE_KIND_PAYLOAD: FailureKind.ValueType  # 7
 """A result or argument could not be encoded or decoded, or was too large."""
 FAILURE_KIND_STUCK: FailureKind.ValueType  # 8
 """The workflow waits, but for nothing that could ever happen."""
+FAILURE_KIND_ID_TAKEN: FailureKind.ValueType  # 9
+"""A child run could not be started: its id is taken by another run."""
 Global___FailureKind: _TypeAlias = FailureKind  # noqa: Y015
+
+class _OnParentClose:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnParentCloseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnParentClose.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_PARENT_CLOSE_UNSPECIFIED: _OnParentClose.ValueType  # 0
+    """Not set; read as CANCEL."""
+    ON_PARENT_CLOSE_CANCEL: _OnParentClose.ValueType  # 1
+    """It is asked to stop."""
+    ON_PARENT_CLOSE_TERMINATE: _OnParentClose.ValueType  # 2
+    """It is ended without being asked."""
+    ON_PARENT_CLOSE_LEAVE: _OnParentClose.ValueType  # 3
+    """It goes on by itself."""
+
+class OnParentClose(_OnParentClose, metaclass=_OnParentCloseEnumTypeWrapper):
+    """What becomes of a child run that is open when its parent closes."""
+
+ON_PARENT_CLOSE_UNSPECIFIED: OnParentClose.ValueType  # 0
+"""Not set; read as CANCEL."""
+ON_PARENT_CLOSE_CANCEL: OnParentClose.ValueType  # 1
+"""It is asked to stop."""
+ON_PARENT_CLOSE_TERMINATE: OnParentClose.ValueType  # 2
+"""It is ended without being asked."""
+ON_PARENT_CLOSE_LEAVE: OnParentClose.ValueType  # 3
+"""It goes on by itself."""
+Global___OnParentClose: _TypeAlias = OnParentClose  # noqa: Y015
 
 @_typing.final
 class Payload(_message.Message):
@@ -210,6 +242,36 @@ class RetryPolicy(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetryPolicy: _TypeAlias = RetryPolicy  # noqa: Y015
+
+@_typing.final
+class ParentRun(_message.Message):
+    """The run that started another one as its child."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The parent; of the same namespace."""
+    incarnation: _builtins.int
+    """Which start of that name."""
+    command_id: _builtins.str
+    """Which command of it."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+        command_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "incarnation", b"incarnation", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParentRun: _TypeAlias = ParentRun  # noqa: Y015
 
 @_typing.final
 class TraceContext(_message.Message):

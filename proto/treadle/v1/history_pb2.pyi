@@ -3,8 +3,10 @@
 isort:skip_file
 The history of a run: the ordered record that is the truth about it."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from treadle.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
@@ -55,6 +57,13 @@ class HistoryEvent(_message.Message):
     TIMER_STARTED_FIELD_NUMBER: _builtins.int
     TIMER_FIRED_FIELD_NUMBER: _builtins.int
     TIMER_CANCELLED_FIELD_NUMBER: _builtins.int
+    SIGNAL_RECEIVED_FIELD_NUMBER: _builtins.int
+    SIGNAL_ANSWERED_FIELD_NUMBER: _builtins.int
+    STATE_PUBLISHED_FIELD_NUMBER: _builtins.int
+    CHILD_SCHEDULED_FIELD_NUMBER: _builtins.int
+    CHILD_CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    CHILD_COMPLETED_FIELD_NUMBER: _builtins.int
+    CHILD_FAILED_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Place in the history, from 1."""
     revision: _builtins.int
@@ -177,6 +186,34 @@ class HistoryEvent(_message.Message):
     def timer_cancelled(self) -> Global___TimerCancelled:
         """The workflow needs it no longer."""
 
+    @_builtins.property
+    def signal_received(self) -> Global___SignalReceived:
+        """Somebody sent the run a signal, or a question."""
+
+    @_builtins.property
+    def signal_answered(self) -> Global___SignalAnswered:
+        """The workflow answered a question."""
+
+    @_builtins.property
+    def state_published(self) -> Global___StatePublished:
+        """The workflow showed its state to whoever looks."""
+
+    @_builtins.property
+    def child_scheduled(self) -> Global___ChildScheduled:
+        """The workflow started a child run."""
+
+    @_builtins.property
+    def child_cancel_requested(self) -> Global___ChildCancelRequested:
+        """The workflow needs the child no longer; the child has been asked to stop."""
+
+    @_builtins.property
+    def child_completed(self) -> Global___ChildCompleted:
+        """Outcome of a child: it returned."""
+
+    @_builtins.property
+    def child_failed(self) -> Global___ChildFailed:
+        """Outcome of a child: it raised, was cancelled or terminated, or could not be started."""
+
     def __init__(
         self,
         *,
@@ -212,12 +249,19 @@ class HistoryEvent(_message.Message):
         timer_started: Global___TimerStarted | None = ...,
         timer_fired: Global___TimerFired | None = ...,
         timer_cancelled: Global___TimerCancelled | None = ...,
+        signal_received: Global___SignalReceived | None = ...,
+        signal_answered: Global___SignalAnswered | None = ...,
+        state_published: Global___StatePublished | None = ...,
+        child_scheduled: Global___ChildScheduled | None = ...,
+        child_cancel_requested: Global___ChildCancelRequested | None = ...,
+        child_completed: Global___ChildCompleted | None = ...,
+        child_failed: Global___ChildFailed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "kind", b"kind", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_waiting", b"run_waiting", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_waiting", b"step_waiting", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_waiting", b"step_waiting", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "kind", b"kind", "position", b"position", "revision", b"revision", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_waiting", b"run_waiting", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_waiting", b"step_waiting", "time_ms", b"time_ms", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "position", b"position", "revision", b"revision", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_waiting", b"step_waiting", "time_ms", b"time_ms", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["run_started", "run_opened", "run_parked", "run_released", "run_owner_lost", "run_diverged", "run_halted", "run_accepted", "run_waiting", "cancel_requested", "run_completed", "run_failed", "run_cancelled", "run_terminated", "step_scheduled", "attempt_started", "attempt_failed", "attempt_lost", "attempt_released", "step_retried", "step_waiting", "step_quarantined", "step_cancel_requested", "step_completed", "step_failed", "step_cancelled", "timer_started", "timer_fired", "timer_cancelled"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["run_started", "run_opened", "run_parked", "run_released", "run_owner_lost", "run_diverged", "run_halted", "run_accepted", "run_waiting", "cancel_requested", "run_completed", "run_failed", "run_cancelled", "run_terminated", "step_scheduled", "attempt_started", "attempt_failed", "attempt_lost", "attempt_released", "step_retried", "step_waiting", "step_quarantined", "step_cancel_requested", "step_completed", "step_failed", "step_cancelled", "timer_started", "timer_fired", "timer_cancelled", "signal_received", "signal_answered", "state_published", "child_scheduled", "child_cancel_requested", "child_completed", "child_failed"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -235,6 +279,7 @@ class RunStarted(_message.Message):
     TRIGGER_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     SAMPLED_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Name of the workflow."""
     pool: _builtins.str
@@ -251,6 +296,10 @@ class RunStarted(_message.Message):
     def caller(self) -> _common_pb2.TraceContext:
         """Context of the caller; linked, not joined."""
 
+    @_builtins.property
+    def parent(self) -> _common_pb2.ParentRun:
+        """Of a child: the run that started it."""
+
     def __init__(
         self,
         *,
@@ -260,10 +309,11 @@ class RunStarted(_message.Message):
         trigger: _builtins.str = ...,
         caller: _common_pb2.TraceContext | None = ...,
         sampled: _builtins.bool = ...,
+        parent: _common_pb2.ParentRun | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "pool", b"pool", "sampled", b"sampled", "trigger", b"trigger", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "parent", b"parent", "pool", b"pool", "sampled", b"sampled", "trigger", b"trigger", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -495,21 +545,27 @@ class RunCompleted(_message.Message):
 
     RESULT_FIELD_NUMBER: _builtins.int
     CANCEL_TOO_LATE_FIELD_NUMBER: _builtins.int
+    UNREAD_FIELD_NUMBER: _builtins.int
     cancel_too_late: _builtins.bool
     """True: a cancel was recorded that the code had no chance to see, or ignored."""
     @_builtins.property
     def result(self) -> _common_pb2.Payload:
         """Encoded result."""
 
+    @_builtins.property
+    def unread(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Signals and questions that the code had not received when it ended: at most 100 of their ids."""
+
     def __init__(
         self,
         *,
         result: _common_pb2.Payload | None = ...,
         cancel_too_late: _builtins.bool = ...,
+        unread: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_too_late", b"cancel_too_late", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_too_late", b"cancel_too_late", "result", b"result", "unread", b"unread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -522,18 +578,24 @@ class RunFailed(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FAILURE_FIELD_NUMBER: _builtins.int
+    UNREAD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def failure(self) -> _common_pb2.Failure:
         """What it raised."""
+
+    @_builtins.property
+    def unread(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in RunCompleted."""
 
     def __init__(
         self,
         *,
         failure: _common_pb2.Failure | None = ...,
+        unread: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "unread", b"unread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -546,16 +608,22 @@ class RunCancelled(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
+    UNREAD_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """The reason of the request."""
+    @_builtins.property
+    def unread(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in RunCompleted."""
+
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
+        unread: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "unread", b"unread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1110,3 +1178,239 @@ class TimerCancelled(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TimerCancelled: _TypeAlias = TimerCancelled  # noqa: Y015
+
+@_typing.final
+class SignalReceived(_message.Message):
+    """Somebody sent the run a signal, or a question."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SIGNAL_ID_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    ASKS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What the code receives it by."""
+    signal_id: _builtins.str
+    """Given by the sender; the same id is recorded once in a run."""
+    asks: _builtins.bool
+    """True: a question; senders of this id wait for its answer."""
+    @_builtins.property
+    def data(self) -> _common_pb2.Payload:
+        """Encoded value."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        signal_id: _builtins.str = ...,
+        data: _common_pb2.Payload | None = ...,
+        asks: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asks", b"asks", "data", b"data", "name", b"name", "signal_id", b"signal_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalReceived: _TypeAlias = SignalReceived  # noqa: Y015
+
+@_typing.final
+class SignalAnswered(_message.Message):
+    """The workflow answered a question."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    SIGNAL_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """Which answer of the code it is: "0/answer#1"."""
+    digest: _builtins.int
+    """Digest of what follows."""
+    signal_id: _builtins.str
+    """The question."""
+    @_builtins.property
+    def result(self) -> _common_pb2.Payload:
+        """Encoded answer."""
+
+    @_builtins.property
+    def failure(self) -> _common_pb2.Failure:
+        """Why there is none; set instead of `result`."""
+
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        digest: _builtins.int = ...,
+        signal_id: _builtins.str = ...,
+        result: _common_pb2.Payload | None = ...,
+        failure: _common_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "digest", b"digest", "failure", b"failure", "result", b"result", "signal_id", b"signal_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalAnswered: _TypeAlias = SignalAnswered  # noqa: Y015
+
+@_typing.final
+class StatePublished(_message.Message):
+    """The workflow showed its state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """Which one it is: "0/state#1"."""
+    digest: _builtins.int
+    """Digest of the encoded state."""
+    @_builtins.property
+    def state(self) -> _common_pb2.Payload:
+        """Encoded state."""
+
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        digest: _builtins.int = ...,
+        state: _common_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "digest", b"digest", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatePublished: _TypeAlias = StatePublished  # noqa: Y015
+
+@_typing.final
+class ChildScheduled(_message.Message):
+    """The workflow started a child run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    ON_PARENT_CLOSE_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """Task path, name of the workflow and occurrence: "0/ship#1"."""
+    digest: _builtins.int
+    """Digest of the child's id and its encoded arguments."""
+    run_id: _builtins.str
+    """Id of the child run."""
+    workflow: _builtins.str
+    """Name of its workflow."""
+    pool: _builtins.str
+    """Pool whose workers execute it."""
+    on_parent_close: _common_pb2.OnParentClose.ValueType
+    """What becomes of it when this run closes."""
+    @_builtins.property
+    def input(self) -> _common_pb2.Payload:
+        """Encoded arguments."""
+
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        digest: _builtins.int = ...,
+        run_id: _builtins.str = ...,
+        workflow: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        input: _common_pb2.Payload | None = ...,
+        on_parent_close: _common_pb2.OnParentClose.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "digest", b"digest", "input", b"input", "on_parent_close", b"on_parent_close", "pool", b"pool", "run_id", b"run_id", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChildScheduled: _TypeAlias = ChildScheduled  # noqa: Y015
+
+@_typing.final
+class ChildCancelRequested(_message.Message):
+    """The workflow needs a child no longer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """The child."""
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChildCancelRequested: _TypeAlias = ChildCancelRequested  # noqa: Y015
+
+@_typing.final
+class ChildCompleted(_message.Message):
+    """A child returned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """The child."""
+    @_builtins.property
+    def result(self) -> _common_pb2.Payload:
+        """Encoded result."""
+
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        result: _common_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChildCompleted: _TypeAlias = ChildCompleted  # noqa: Y015
+
+@_typing.final
+class ChildFailed(_message.Message):
+    """A child did not return."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """The child."""
+    @_builtins.property
+    def failure(self) -> _common_pb2.Failure:
+        """What it raised, or why it ended."""
+
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        failure: _common_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "failure", b"failure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChildFailed: _TypeAlias = ChildFailed  # noqa: Y015

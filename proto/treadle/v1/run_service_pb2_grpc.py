@@ -70,6 +70,21 @@ class RunServiceStub:
                 request_serializer=treadle_dot_v1_dot_run__service__pb2.AcceptRunRequest.SerializeToString,
                 response_deserializer=treadle_dot_v1_dot_run__service__pb2.AcceptRunResponse.FromString,
                 _registered_method=True)
+        self.SignalRun = channel.unary_unary(
+                '/treadle.v1.RunService/SignalRun',
+                request_serializer=treadle_dot_v1_dot_run__service__pb2.SignalRunRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_run__service__pb2.SignalRunResponse.FromString,
+                _registered_method=True)
+        self.AskRun = channel.unary_unary(
+                '/treadle.v1.RunService/AskRun',
+                request_serializer=treadle_dot_v1_dot_run__service__pb2.AskRunRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_run__service__pb2.AskRunResponse.FromString,
+                _registered_method=True)
+        self.GetState = channel.unary_unary(
+                '/treadle.v1.RunService/GetState',
+                request_serializer=treadle_dot_v1_dot_run__service__pb2.GetStateRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_run__service__pb2.GetStateResponse.FromString,
+                _registered_method=True)
         self.GetHistory = channel.unary_unary(
                 '/treadle.v1.RunService/GetHistory',
                 request_serializer=treadle_dot_v1_dot_run__service__pb2.GetHistoryRequest.SerializeToString,
@@ -140,6 +155,28 @@ class RunServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SignalRun(self, request, context):
+        """Sends a signal: the run's code receives it by name. Acknowledged means recorded. Idempotent by `signal_id`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AskRun(self, request, context):
+        """Asks a question and waits for the answer of the run's code, at most as long as asked (long poll). Idempotent by
+        `signal_id`: who asks again under the same id waits for the same answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetState(self, request, context):
+        """Reads the state that the code published last. No worker is needed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetHistory(self, request, context):
         """Reads the history, page by page.
         """
@@ -200,6 +237,21 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.AcceptRun,
                     request_deserializer=treadle_dot_v1_dot_run__service__pb2.AcceptRunRequest.FromString,
                     response_serializer=treadle_dot_v1_dot_run__service__pb2.AcceptRunResponse.SerializeToString,
+            ),
+            'SignalRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignalRun,
+                    request_deserializer=treadle_dot_v1_dot_run__service__pb2.SignalRunRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_run__service__pb2.SignalRunResponse.SerializeToString,
+            ),
+            'AskRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.AskRun,
+                    request_deserializer=treadle_dot_v1_dot_run__service__pb2.AskRunRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_run__service__pb2.AskRunResponse.SerializeToString,
+            ),
+            'GetState': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetState,
+                    request_deserializer=treadle_dot_v1_dot_run__service__pb2.GetStateRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_run__service__pb2.GetStateResponse.SerializeToString,
             ),
             'GetHistory': grpc.unary_unary_rpc_method_handler(
                     servicer.GetHistory,
@@ -407,6 +459,87 @@ class RunService:
             '/treadle.v1.RunService/AcceptRun',
             treadle_dot_v1_dot_run__service__pb2.AcceptRunRequest.SerializeToString,
             treadle_dot_v1_dot_run__service__pb2.AcceptRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignalRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.RunService/SignalRun',
+            treadle_dot_v1_dot_run__service__pb2.SignalRunRequest.SerializeToString,
+            treadle_dot_v1_dot_run__service__pb2.SignalRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AskRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.RunService/AskRun',
+            treadle_dot_v1_dot_run__service__pb2.AskRunRequest.SerializeToString,
+            treadle_dot_v1_dot_run__service__pb2.AskRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.RunService/GetState',
+            treadle_dot_v1_dot_run__service__pb2.GetStateRequest.SerializeToString,
+            treadle_dot_v1_dot_run__service__pb2.GetStateResponse.FromString,
             options,
             channel_credentials,
             insecure,

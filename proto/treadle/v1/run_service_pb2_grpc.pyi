@@ -47,6 +47,14 @@ class RunServiceStub:
     """Ends a run without asking its code. Idempotent by `request_id`."""
     AcceptRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.AcceptRunRequest, _run_service_pb2.AcceptRunResponse]
     """Lets a run that needs attention go on with today's code."""
+    SignalRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]
+    """Sends a signal: the run's code receives it by name. Acknowledged means recorded. Idempotent by `signal_id`."""
+    AskRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.AskRunRequest, _run_service_pb2.AskRunResponse]
+    """Asks a question and waits for the answer of the run's code, at most as long as asked (long poll). Idempotent by
+    `signal_id`: who asks again under the same id waits for the same answer.
+    """
+    GetState: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.GetStateRequest, _run_service_pb2.GetStateResponse]
+    """Reads the state that the code published last. No worker is needed."""
     GetHistory: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.GetHistoryRequest, _run_service_pb2.GetHistoryResponse]
     """Reads the history, page by page."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_run_service_pb2.WatchRunRequest, _run_service_pb2.WatchRunResponse]
@@ -76,6 +84,14 @@ class RunServiceAsyncStub(RunServiceStub):
     """Ends a run without asking its code. Idempotent by `request_id`."""
     AcceptRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.AcceptRunRequest, _run_service_pb2.AcceptRunResponse]  # type: ignore[assignment]
     """Lets a run that needs attention go on with today's code."""
+    SignalRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]  # type: ignore[assignment]
+    """Sends a signal: the run's code receives it by name. Acknowledged means recorded. Idempotent by `signal_id`."""
+    AskRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.AskRunRequest, _run_service_pb2.AskRunResponse]  # type: ignore[assignment]
+    """Asks a question and waits for the answer of the run's code, at most as long as asked (long poll). Idempotent by
+    `signal_id`: who asks again under the same id waits for the same answer.
+    """
+    GetState: _aio.UnaryUnaryMultiCallable[_run_service_pb2.GetStateRequest, _run_service_pb2.GetStateResponse]  # type: ignore[assignment]
+    """Reads the state that the code published last. No worker is needed."""
     GetHistory: _aio.UnaryUnaryMultiCallable[_run_service_pb2.GetHistoryRequest, _run_service_pb2.GetHistoryResponse]  # type: ignore[assignment]
     """Reads the history, page by page."""
     WatchRun: _aio.UnaryStreamMultiCallable[_run_service_pb2.WatchRunRequest, _run_service_pb2.WatchRunResponse]  # type: ignore[assignment]
@@ -144,6 +160,32 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.AcceptRunResponse, _abc.Awaitable[_run_service_pb2.AcceptRunResponse]]:
         """Lets a run that needs attention go on with today's code."""
+
+    @_abc_1.abstractmethod
+    def SignalRun(
+        self,
+        request: _run_service_pb2.SignalRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.SignalRunResponse, _abc.Awaitable[_run_service_pb2.SignalRunResponse]]:
+        """Sends a signal: the run's code receives it by name. Acknowledged means recorded. Idempotent by `signal_id`."""
+
+    @_abc_1.abstractmethod
+    def AskRun(
+        self,
+        request: _run_service_pb2.AskRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.AskRunResponse, _abc.Awaitable[_run_service_pb2.AskRunResponse]]:
+        """Asks a question and waits for the answer of the run's code, at most as long as asked (long poll). Idempotent by
+        `signal_id`: who asks again under the same id waits for the same answer.
+        """
+
+    @_abc_1.abstractmethod
+    def GetState(
+        self,
+        request: _run_service_pb2.GetStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.GetStateResponse, _abc.Awaitable[_run_service_pb2.GetStateResponse]]:
+        """Reads the state that the code published last. No worker is needed."""
 
     @_abc_1.abstractmethod
     def GetHistory(

@@ -113,6 +113,8 @@ class _CommandStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CommandS
     """It killed too many workers."""
     COMMAND_STATE_TIMER: _CommandState.ValueType  # 6
     """A timer that has not fired."""
+    COMMAND_STATE_CHILD: _CommandState.ValueType  # 7
+    """A child run that has not closed."""
 
 class CommandState(_CommandState, metaclass=_CommandStateEnumTypeWrapper):
     """State of an open command."""
@@ -131,6 +133,8 @@ COMMAND_STATE_QUARANTINED: CommandState.ValueType  # 5
 """It killed too many workers."""
 COMMAND_STATE_TIMER: CommandState.ValueType  # 6
 """A timer that has not fired."""
+COMMAND_STATE_CHILD: CommandState.ValueType  # 7
+"""A child run that has not closed."""
 Global___CommandState: _TypeAlias = CommandState  # noqa: Y015
 
 @_typing.final
@@ -227,6 +231,7 @@ class RunHead(_message.Message):
     DELETE_AT_MS_FIELD_NUMBER: _builtins.int
     STARTED_LOCALS_FIELD_NUMBER: _builtins.int
     ALONE_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace."""
     run_id: _builtins.str
@@ -311,6 +316,10 @@ class RunHead(_message.Message):
     def started_locals(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommandRow]:
         """`open`: rows of at-most-once local steps that started and have no outcome."""
 
+    @_builtins.property
+    def parent(self) -> _common_pb2.ParentRun:
+        """The run that this one is a child of, if any."""
+
     def __init__(
         self,
         *,
@@ -352,10 +361,11 @@ class RunHead(_message.Message):
         delete_at_ms: _builtins.int = ...,
         started_locals: _abc.Iterable[Global___CommandRow] | None = ...,
         alone: _builtins.bool = ...,
+        parent: _common_pb2.ParentRun | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "owner", b"owner"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "owner", b"owner", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "created_ms", b"created_ms", "delete_at_ms", b"delete_at_ms", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "pool", b"pool", "projected", b"projected", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "timer_at_ms", b"timer_at_ms", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "created_ms", b"created_ms", "delete_at_ms", b"delete_at_ms", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "pool", b"pool", "projected", b"projected", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "timer_at_ms", b"timer_at_ms", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -363,7 +373,7 @@ Global___RunHead: _TypeAlias = RunHead  # noqa: Y015
 
 @_typing.final
 class CommandRow(_message.Message):
-    """The row of an open command: a pool step, a local step that left a trace, or a timer."""
+    """The row of an open command: a pool step, a local step that left a trace, a timer, or a child run."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -391,6 +401,8 @@ class CommandRow(_message.Message):
     TIMER_AT_MS_FIELD_NUMBER: _builtins.int
     WATCH_STEP_MS_FIELD_NUMBER: _builtins.int
     WAITING_NOTED_FIELD_NUMBER: _builtins.int
+    CHILD_RUN_ID_FIELD_NUMBER: _builtins.int
+    ON_PARENT_CLOSE_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The command."""
     state: Global___CommandState.ValueType
@@ -433,6 +445,10 @@ class CommandRow(_message.Message):
     """`queued`: present step of the watch (ms), 60 s doubling to 1 h."""
     waiting_noted: _builtins.bool
     """A StepWaiting event was written since the name was last found."""
+    child_run_id: _builtins.str
+    """`child`: id of the child run."""
+    on_parent_close: _common_pb2.OnParentClose.ValueType
+    """`child`: what becomes of it when this run closes."""
     @_builtins.property
     def holder(self) -> Global___Holder:
         """`held`: by whom."""
@@ -472,10 +488,12 @@ class CommandRow(_message.Message):
         timer_at_ms: _builtins.int = ...,
         watch_step_ms: _builtins.int = ...,
         waiting_noted: _builtins.bool = ...,
+        child_run_id: _builtins.str = ...,
+        on_parent_close: _common_pb2.OnParentClose.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "last_failure", b"last_failure", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "command_id", b"command_id", "digest", b"digest", "dispatch_id", b"dispatch_id", "due_ms", b"due_ms", "holder", b"holder", "input_bytes", b"input_bytes", "last_failure", b"last_failure", "local", b"local", "lost_count", b"lost_count", "name", b"name", "pool", b"pool", "queued_ms", b"queued_ms", "retry", b"retry", "started_ms", b"started_ms", "state", b"state", "step_ms", b"step_ms", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "try_number", b"try_number", "waiting_noted", b"waiting_noted", "watch_step_ms", b"watch_step_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "child_run_id", b"child_run_id", "command_id", b"command_id", "digest", b"digest", "dispatch_id", b"dispatch_id", "due_ms", b"due_ms", "holder", b"holder", "input_bytes", b"input_bytes", "last_failure", b"last_failure", "local", b"local", "lost_count", b"lost_count", "name", b"name", "on_parent_close", b"on_parent_close", "pool", b"pool", "queued_ms", b"queued_ms", "retry", b"retry", "started_ms", b"started_ms", "state", b"state", "step_ms", b"step_ms", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "try_number", b"try_number", "waiting_noted", b"waiting_noted", "watch_step_ms", b"watch_step_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -483,31 +501,211 @@ Global___CommandRow: _TypeAlias = CommandRow  # noqa: Y015
 
 @_typing.final
 class OutboxEntry(_message.Message):
-    """An outbox entry: a job that a commit decided on and nobody has confirmed yet."""
+    """An outbox entry: a job or letter that a commit decided on and nobody has confirmed yet."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TIME_MS_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
+    LETTER_FIELD_NUMBER: _builtins.int
     time_ms: _builtins.int
     """When it was written (ms)."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
-        """The job."""
+        """The job: for the broker."""
+
+    @_builtins.property
+    def letter(self) -> Global___Letter:
+        """The letter: for another run. Instead of a job."""
 
     def __init__(
         self,
         *,
         time_ms: _builtins.int = ...,
         job: _job_pb2.Job | None = ...,
+        letter: Global___Letter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "letter", b"letter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "time_ms", b"time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "letter", b"letter", "time_ms", b"time_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OutboxEntry: _TypeAlias = OutboxEntry  # noqa: Y015
+
+@_typing.final
+class Letter(_message.Message):
+    """What one run tells another, which may live in another shard. Delivered at least once; the receiving commit applies it once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LETTER_ID_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    FROM_RUN_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    START_CHILD_FIELD_NUMBER: _builtins.int
+    CHILD_CLOSED_FIELD_NUMBER: _builtins.int
+    STOP_CHILD_FIELD_NUMBER: _builtins.int
+    letter_id: _builtins.str
+    """Id of the outbox entry."""
+    namespace: _builtins.str
+    """Namespace of both runs."""
+    from_run_id: _builtins.str
+    """Who wrote it: the entry is in that run's shard."""
+    run_id: _builtins.str
+    """Whom it is for."""
+    @_builtins.property
+    def start_child(self) -> Global___StartChild:
+        """Start that run as a child."""
+
+    @_builtins.property
+    def child_closed(self) -> Global___ChildClosed:
+        """A child has closed; for its parent."""
+
+    @_builtins.property
+    def stop_child(self) -> Global___StopChild:
+        """The child is wanted no longer; for the child."""
+
+    def __init__(
+        self,
+        *,
+        letter_id: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        from_run_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        start_child: Global___StartChild | None = ...,
+        child_closed: Global___ChildClosed | None = ...,
+        stop_child: Global___StopChild | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["child_closed", b"child_closed", "kind", b"kind", "start_child", b"start_child", "stop_child", b"stop_child"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_closed", b"child_closed", "from_run_id", b"from_run_id", "kind", b"kind", "letter_id", b"letter_id", "namespace", b"namespace", "run_id", b"run_id", "start_child", b"start_child", "stop_child", b"stop_child"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["start_child", "child_closed", "stop_child"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Letter: _TypeAlias = Letter  # noqa: Y015
+
+@_typing.final
+class StartChild(_message.Message):
+    """Start a run as a child."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    SAMPLED_FIELD_NUMBER: _builtins.int
+    workflow: _builtins.str
+    """Name of the workflow."""
+    pool: _builtins.str
+    """Pool whose workers execute it."""
+    sampled: _builtins.bool
+    """False: no spans of this run are exported."""
+    @_builtins.property
+    def input(self) -> _common_pb2.Payload:
+        """Encoded arguments."""
+
+    @_builtins.property
+    def parent(self) -> _common_pb2.ParentRun:
+        """Who starts it."""
+
+    @_builtins.property
+    def caller(self) -> _common_pb2.TraceContext:
+        """Context of the parent's span of it; linked, not joined."""
+
+    def __init__(
+        self,
+        *,
+        workflow: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        input: _common_pb2.Payload | None = ...,
+        parent: _common_pb2.ParentRun | None = ...,
+        caller: _common_pb2.TraceContext | None = ...,
+        sampled: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "parent", b"parent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "parent", b"parent", "pool", b"pool", "sampled", b"sampled", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartChild: _TypeAlias = StartChild  # noqa: Y015
+
+@_typing.final
+class ChildClosed(_message.Message):
+    """A child has closed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    outcome: Global___RunOutcome.ValueType
+    """How it ended: unset if it never started."""
+    @_builtins.property
+    def parent(self) -> _common_pb2.ParentRun:
+        """Which start of which run waits for it, by which command."""
+
+    @_builtins.property
+    def result(self) -> _common_pb2.Payload:
+        """COMPLETED: encoded result."""
+
+    @_builtins.property
+    def failure(self) -> _common_pb2.Failure:
+        """Otherwise: why."""
+
+    def __init__(
+        self,
+        *,
+        parent: _common_pb2.ParentRun | None = ...,
+        outcome: Global___RunOutcome.ValueType = ...,
+        result: _common_pb2.Payload | None = ...,
+        failure: _common_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "parent", b"parent", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "outcome", b"outcome", "parent", b"parent", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChildClosed: _TypeAlias = ChildClosed  # noqa: Y015
+
+@_typing.final
+class StopChild(_message.Message):
+    """A child is wanted no longer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    TERMINATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    terminate: _builtins.bool
+    """True: end it without asking its code."""
+    reason: _builtins.str
+    """Why, in words."""
+    @_builtins.property
+    def parent(self) -> _common_pb2.ParentRun:
+        """Whose child it must be."""
+
+    def __init__(
+        self,
+        *,
+        parent: _common_pb2.ParentRun | None = ...,
+        terminate: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "reason", b"reason", "terminate", b"terminate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopChild: _TypeAlias = StopChild  # noqa: Y015
 
 @_typing.final
 class HeldToken(_message.Message):

@@ -662,6 +662,7 @@ class OwnerRequest(_message.Message):
     RELEASE_FIELD_NUMBER: _builtins.int
     DIVERGED_FIELD_NUMBER: _builtins.int
     AHEAD_FIELD_NUMBER: _builtins.int
+    UNREAD_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     incarnation: _builtins.int
@@ -714,6 +715,10 @@ class OwnerRequest(_message.Message):
     def diverged(self) -> Global___DivergedRun:
         """Code and history disagree."""
 
+    @_builtins.property
+    def unread(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With an outcome: ids of signals and questions that the code had not received, at most 100."""
+
     def __init__(
         self,
         *,
@@ -734,10 +739,11 @@ class OwnerRequest(_message.Message):
         release: Global___ReleaseRun | None = ...,
         diverged: Global___DivergedRun | None = ...,
         ahead: _builtins.bool = ...,
+        unread: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "complete", b"complete", "diverged", b"diverged", "fail", b"fail", "final", b"final", "park", b"park", "release", b"release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "cancelled", b"cancelled", "checkpoints", b"checkpoints", "commands", b"commands", "complete", b"complete", "diverged", b"diverged", "fail", b"fail", "final", b"final", "incarnation", b"incarnation", "park", b"park", "release", b"release", "run_id", b"run_id", "seen", b"seen", "sent_ms", b"sent_ms", "seq", b"seq", "token", b"token", "told", b"told", "told_revision", b"told_revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "cancelled", b"cancelled", "checkpoints", b"checkpoints", "commands", b"commands", "complete", b"complete", "diverged", b"diverged", "fail", b"fail", "final", b"final", "incarnation", b"incarnation", "park", b"park", "release", b"release", "run_id", b"run_id", "seen", b"seen", "sent_ms", b"sent_ms", "seq", b"seq", "token", b"token", "told", b"told", "told_revision", b"told_revision", "unread", b"unread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_final: _TypeAlias = _typing.Literal["park", "complete", "fail", "cancelled", "release", "diverged"]  # noqa: Y015
     _WhichOneofArgType_final: _TypeAlias = _typing.Literal["final", b"final"]  # noqa: Y015
@@ -757,6 +763,9 @@ class Command(_message.Message):
     START_TIMER_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     START_LOCAL_STEP_FIELD_NUMBER: _builtins.int
+    PUBLISH_STATE_FIELD_NUMBER: _builtins.int
+    ANSWER_SIGNAL_FIELD_NUMBER: _builtins.int
+    SCHEDULE_CHILD_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """Task path, name and occurrence: "0/validate#1"."""
     digest: _builtins.int
@@ -777,6 +786,18 @@ class Command(_message.Message):
     def start_local_step(self) -> Global___StartLocalStep:
         """A local step that must leave a trace starts now (at most once, or the run executes alone)."""
 
+    @_builtins.property
+    def publish_state(self) -> Global___PublishState:
+        """Show this state to whoever looks. A note: nothing comes of it that the code would wait for."""
+
+    @_builtins.property
+    def answer_signal(self) -> Global___AnswerSignal:
+        """Answer a question. A note, too."""
+
+    @_builtins.property
+    def schedule_child(self) -> Global___ScheduleChild:
+        """Start a child run."""
+
     def __init__(
         self,
         *,
@@ -786,16 +807,117 @@ class Command(_message.Message):
         start_timer: Global___StartTimer | None = ...,
         cancel: Global___CancelCommand | None = ...,
         start_local_step: Global___StartLocalStep | None = ...,
+        publish_state: Global___PublishState | None = ...,
+        answer_signal: Global___AnswerSignal | None = ...,
+        schedule_child: Global___ScheduleChild | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "kind", b"kind", "schedule_step", b"schedule_step", "start_local_step", b"start_local_step", "start_timer", b"start_timer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_signal", b"answer_signal", "cancel", b"cancel", "kind", b"kind", "publish_state", b"publish_state", "schedule_child", b"schedule_child", "schedule_step", b"schedule_step", "start_local_step", b"start_local_step", "start_timer", b"start_timer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command_id", b"command_id", "digest", b"digest", "kind", b"kind", "schedule_step", b"schedule_step", "start_local_step", b"start_local_step", "start_timer", b"start_timer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_signal", b"answer_signal", "cancel", b"cancel", "command_id", b"command_id", "digest", b"digest", "kind", b"kind", "publish_state", b"publish_state", "schedule_child", b"schedule_child", "schedule_step", b"schedule_step", "start_local_step", b"start_local_step", "start_timer", b"start_timer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["schedule_step", "start_timer", "cancel", "start_local_step"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["schedule_step", "start_timer", "cancel", "start_local_step", "publish_state", "answer_signal", "schedule_child"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Command: _TypeAlias = Command  # noqa: Y015
+
+@_typing.final
+class ScheduleChild(_message.Message):
+    """Start a child run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    ON_PARENT_CLOSE_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """Its id."""
+    workflow: _builtins.str
+    """Name of its workflow."""
+    pool: _builtins.str
+    """Pool whose workers execute it."""
+    on_parent_close: _common_pb2.OnParentClose.ValueType
+    """What becomes of it when this run closes."""
+    @_builtins.property
+    def input(self) -> _common_pb2.Payload:
+        """Encoded arguments."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        workflow: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        input: _common_pb2.Payload | None = ...,
+        on_parent_close: _common_pb2.OnParentClose.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "on_parent_close", b"on_parent_close", "pool", b"pool", "run_id", b"run_id", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduleChild: _TypeAlias = ScheduleChild  # noqa: Y015
+
+@_typing.final
+class PublishState(_message.Message):
+    """Show a state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def state(self) -> _common_pb2.Payload:
+        """Encoded state."""
+
+    def __init__(
+        self,
+        *,
+        state: _common_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishState: _TypeAlias = PublishState  # noqa: Y015
+
+@_typing.final
+class AnswerSignal(_message.Message):
+    """Answer a question."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNAL_ID_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    signal_id: _builtins.str
+    """The question."""
+    @_builtins.property
+    def result(self) -> _common_pb2.Payload:
+        """Encoded answer."""
+
+    @_builtins.property
+    def failure(self) -> _common_pb2.Failure:
+        """Why there is none; set instead of `result`."""
+
+    def __init__(
+        self,
+        *,
+        signal_id: _builtins.str = ...,
+        result: _common_pb2.Payload | None = ...,
+        failure: _common_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "result", b"result", "signal_id", b"signal_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerSignal: _TypeAlias = AnswerSignal  # noqa: Y015
 
 @_typing.final
 class ScheduleStep(_message.Message):

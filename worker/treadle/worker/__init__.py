@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from treadle.protocol.errors import (
+    CompensationFailed,
     ConfigError,
     Fatal,
+    MapFailed,
     NotDeterministic,
     PayloadError,
     RetryAfter,
+    RunCancelled,
+    RunFailed,
+    RunIdConflict,
+    RunTerminated,
     StepCancelled,
     StepError,
     StepLost,
@@ -15,7 +21,10 @@ from treadle.protocol.errors import (
     TreadleError,
 )
 from treadle.protocol.retry import Retry
-from treadle.worker.current import StepInfo, now, random, step_info, uuid4
+from treadle.worker.child_runs import ChildRun, start_child
+from treadle.worker.current import StepInfo, now, random, sleep_until, step_info, uuid4
+from treadle.worker.saga import Saga
+from treadle.worker.signals import Question, publish_state, receive, receive_question
 from treadle.worker.steps import Step, step
 from treadle.worker.workflows import Workflow, workflow
 
@@ -35,6 +44,14 @@ __all__ = (
     "now",
     "random",
     "uuid4",
+    "sleep_until",
+    "receive",
+    "receive_question",
+    "Question",
+    "publish_state",
+    "start_child",
+    "ChildRun",
+    "Saga",
     # errors
     "TreadleError",
     "ConfigError",
@@ -44,4 +61,10 @@ __all__ = (
     "StepTimedOut",
     "StepLost",
     "StepCancelled",
+    "RunFailed",
+    "RunCancelled",
+    "RunTerminated",
+    "RunIdConflict",
+    "MapFailed",
+    "CompensationFailed",
 )

@@ -20,7 +20,17 @@ from treadle.worker.loop.durable_loop import DurableLoop
 if TYPE_CHECKING:
     from treadle.worker.loop.execution import WorkflowExecution
 
-__all__ = ("STEP_INFO", "LazyInfo", "StepInfo", "current_execution", "now", "random", "step_info", "uuid4")
+__all__ = (
+    "STEP_INFO",
+    "LazyInfo",
+    "StepInfo",
+    "current_execution",
+    "now",
+    "random",
+    "sleep_until",
+    "step_info",
+    "uuid4",
+)
 
 
 @dataclass(slots=True)
@@ -132,6 +142,17 @@ def now() -> datetime:
     """Return the current time in UTC; inside a workflow the time of the event that it reacts to, the same in each replay."""
     execution = current_execution()
     return datetime.fromtimestamp(time.time() if execution is None else execution.now(), UTC)
+
+
+async def sleep_until(when: datetime) -> None:
+    """Sleep until a point in time, however far; inside a workflow durably, as `asyncio.sleep`. What is over is no sleep.
+
+    Raises:
+        ConfigError: The time has no time zone.
+    """
+    if when.tzinfo is None:
+        raise ConfigError(f"sleep_until({when!r}): give it a time zone, as in datetime.now(UTC)")
+    await asyncio.sleep(max(0.0, (when - now()).total_seconds()))
 
 
 def random() -> _random.Random:

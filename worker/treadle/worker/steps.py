@@ -5,22 +5,24 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import ContextVar
 from typing import Any, Final, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, get_args, overload
 
 from treadle.protocol.durations import Duration, to_ms
-from treadle.protocol.errors import ConfigError
+from treadle.protocol.errors import ConfigError, StepError
 from treadle.protocol.ids import check_name
 from treadle.protocol.retry import DEFAULT_POLICY, Retry
 from treadle.protocol.signature import Signature
 from treadle.v1.common_pb2 import RetryPolicy
 from treadle.worker.current import current_execution
+from treadle.worker.fan_out import map_over
 
 __all__ = ("Executor", "Step", "check_function_name", "place_of", "step")
 
 P = ParamSpec("P")
 R = TypeVar("R")
+A = TypeVar("A")
 
 Executor = Literal["async", "thread", "process"]
 """Where the body of a step runs: on the worker's event loop, in a thread, or in a child process."""
@@ -88,6 +90,31 @@ class Step(Generic[P, R]):
         if PLAIN_WORKFLOW.get():
             return self._call_plainly(args, kwargs)
         return cast("Coroutine[object, None, R]", self.function(*args, **kwargs))
+
+    @overload
+    async def map(
+        self: Callable[[A], Coroutine[object, None, R]], items: Iterable[A], /, *, limit: int = 50
+    ) -> list[R]: ...
+    @overload
+    async def map(
+        self: Callable[[A], Coroutine[object, None, R]], items: Iterable[A], /, *, limit: int = 50, tolerate: float
+    ) -> list[R | StepError]: ...
+    async def map(self, items: Iterable[Any], /, *, limit: int = 50, tolerate: float = 0.0) -> list[Any]:
+        """Call it once for each item, at most `limit` at a time. Inside a workflow each is a durable call.
+
+        Args:
+            items: What it is called with; a list, or anything that is finite.
+            limit: How many calls are under way at most. Default 50.
+            tolerate: The share of items that may fail, 0 to 1. Default 0: none.
+
+        Returns:
+            The results in the order of the items; of one that failed, where that is tolerated, its StepError.
+
+        Raises:
+            MapFailed: More failed than is tolerated; no further call was begun, and those under way were cancelled.
+            ConfigError: `limit` or `tolerate` is out of range.
+        """
+        return await map_over(self, items, what=f"step {self.name}", limit=limit, tolerate=tolerate)
 
     async def _call_plainly(self, args: Any, kwargs: Any) -> R:
         token = PLAIN_WORKFLOW.set(False)

@@ -7,9 +7,10 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from treadle.protocol.errors import ConfigError, NotDeterministic
+from treadle.protocol.errors import ConfigError
 from treadle.protocol.ids import check_name
 from treadle.protocol.signature import Signature
+from treadle.v1.common_pb2 import ON_PARENT_CLOSE_CANCEL
 from treadle.worker.current import current_execution
 from treadle.worker.steps import PLAIN_WORKFLOW, check_function_name, place_of
 
@@ -44,15 +45,20 @@ class Workflow(Generic[P, R]):
         self.signature = Signature(function, what=f"workflow {self.name}")
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run it here and now as a plain coroutine; its steps are plain functions then, and nothing is recorded.
+        """Inside a workflow: run it as a child, with a history of its own, and return what it returns.
+
+        Elsewhere it runs here and now as a plain coroutine; its steps are plain functions then, and nothing is recorded.
 
         Raises:
-            NotDeterministic: It was called inside a workflow.
+            RunFailed: The child raised; `__cause__` is what it raised.
+            RunCancelled: Somebody cancelled the child.
+            RunTerminated: A person ended it.
         """
-        if current_execution() is not None:
-            raise NotDeterministic(
-                f"workflow {self.name} was called inside a workflow: move what both share into a plain async function"
-            )
+        execution = current_execution()
+        if execution is not None:
+            _, future = execution.start_child(self, args, kwargs, id=None, on_parent_close=ON_PARENT_CLOSE_CANCEL)
+            result: R = await future
+            return result
         token = PLAIN_WORKFLOW.set(True)
         try:
             return await self.function(*args, **kwargs)

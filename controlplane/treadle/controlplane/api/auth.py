@@ -42,13 +42,16 @@ _READS: Final = frozenset(
         "/treadle.v1.RunService/WaitRun",
         "/treadle.v1.RunService/GetHistory",
         "/treadle.v1.RunService/WatchRun",
+        "/treadle.v1.RunService/GetState",
         _STREAM,  # each start on it needs the right to StartRun
         "/treadle.v1.PoolService/ListPools",
         "/treadle.v1.PoolService/ListWorkers",
         "/treadle.v1.PoolService/CheckHealth",
     }
 )
-_STARTS: Final = frozenset({"/treadle.v1.RunService/StartRun", "/treadle.v1.RunService/CancelRun"})
+_STARTS: Final = frozenset(
+    f"/treadle.v1.RunService/{method}" for method in ("StartRun", "CancelRun", "SignalRun", "AskRun")
+)
 _STEERS: Final = frozenset({"/treadle.v1.RunService/TerminateRun", "/treadle.v1.RunService/AcceptRun"})
 _ALLOWED: Final[Mapping[str, frozenset[str]]] = {
     "viewer": _READS,

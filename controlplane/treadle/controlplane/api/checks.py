@@ -51,6 +51,24 @@ def request_id_of(request_id: str) -> str:
     return request_id
 
 
+def signal_id_of(signal_id: str) -> str:
+    """Return the id of a signal or question."""
+    if not signal_id or len(signal_id) > _WORD_LIMIT or not signal_id.isprintable():
+        raise FieldInvalid(
+            f"signal_id {signal_id[:40]!r}: give 1 to {_WORD_LIMIT} printable characters",
+            field="signal_id",
+            remedy="draw a random id for the signal, and give the same when it is sent again",
+        )
+    return signal_id
+
+
+def signal_name_of(name: str) -> str:
+    """Return the name of a signal or question."""
+    if not name or len(name) > _WORD_LIMIT or not name.isprintable():
+        raise FieldInvalid(f"name {name[:40]!r}: give 1 to {_WORD_LIMIT} printable characters", field="name")
+    return name
+
+
 def reason_of(reason: str) -> str:
     """Return the reason that a person gave; it goes into the history."""
     if len(reason) > _TEXT_LIMIT:

@@ -15,6 +15,7 @@ from treadle.controlplane.api.fleet import Fleet
 from treadle.controlplane.api.pages import page_size, read_token, write_token
 from treadle.controlplane.api.records import ListFilter, Records
 from treadle.controlplane.api.run_stream import RunStream
+from treadle.controlplane.api.signals import Signals
 from treadle.controlplane.api.starts import Engine, Starts, run_reply
 from treadle.controlplane.hints import HintHub
 from treadle.controlplane.machine import requests
@@ -66,6 +67,7 @@ class RunService(RunServiceServicer):
         self._hub = hub
         self._records = Records(store, Fleet(store))
         self._starts = Starts(engine, Admission(store, outbox_max), max_payload_bytes, metrics or Metrics())
+        self._signals = Signals(engine, store, hub, max_payload_bytes)
         self.ends = RunEnds(store, hub)
 
     async def run(self) -> None:
@@ -150,6 +152,18 @@ class RunService(RunServiceServicer):
         """See run_service.proto."""
         asked = requests.AcceptRun(checks.request_id_of(request.request_id), checks.reason_of(request.reason))
         return pb.AcceptRunResponse(run=await self._steer(request, asked))
+
+    async def SignalRun(self, request: pb.SignalRunRequest, context: Context) -> pb.SignalRunResponse:
+        """See run_service.proto."""
+        return pb.SignalRunResponse(run=await self._records.view(await self._signals.send(request)))
+
+    async def AskRun(self, request: pb.AskRunRequest, context: Context) -> pb.AskRunResponse:
+        """See run_service.proto."""
+        return await self._signals.ask(request, _wait_s(request.wait_ms, context))
+
+    async def GetState(self, request: pb.GetStateRequest, context: Context) -> pb.GetStateResponse:
+        """See run_service.proto."""
+        return await self._signals.state(request)
 
     async def GetHistory(self, request: pb.GetHistoryRequest, context: Context) -> pb.GetHistoryResponse:
         """See run_service.proto."""

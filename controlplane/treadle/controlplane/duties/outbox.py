@@ -1,4 +1,4 @@
-"""Publishes again what stayed in the outbox: the replica that committed it died, or the broker did not confirm."""
+"""Publishes and delivers again what stayed in the outbox: who committed it died, or it was not confirmed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,11 @@ class OutboxDuty:
         stale = await engine.store.stale_outbox(self._in_turn(), older, limit)
         by_pool: dict[tuple[str, str], list[Job]] = {}
         for entry in stale:
-            job = OutboxEntry.FromString(entry.entry).job
+            found = OutboxEntry.FromString(entry.entry)
+            if found.HasField("letter"):
+                engine.deliver(found.letter)
+                continue
+            job = found.job
             if not engine.broker.has(job.dispatch_id):
                 by_pool.setdefault((job.namespace, job.pool), []).append(job)
         for (namespace, pool), jobs in sorted(by_pool.items()):

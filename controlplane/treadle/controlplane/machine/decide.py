@@ -16,13 +16,14 @@ from treadle.v1.worker_service_pb2 import (
     ReportAnswer,
 )
 
-from . import attempts, leases, owners, runs, timers
+from . import attempts, children, leases, owners, runs, signals, timers
 from .env import Env
 from .requests import (
     AcceptRun,
     Asked,
     CancelRun,
     CheckLease,
+    ChildEnded,
     Claimed,
     Decision,
     FireTimer,
@@ -31,7 +32,9 @@ from .requests import (
     Reported,
     Request,
     RunReply,
+    SignalRun,
     StartRun,
+    StopRun,
     TerminateRun,
 )
 from .view import RunView
@@ -66,6 +69,10 @@ def want(run: RunKey, requests: Sequence[Request]) -> Want:
                 fields[f"c:{checkpoint.command_id}"] = None
         elif isinstance(request, FireTimer | CheckLease | Registered) and request.command_id:
             fields[f"c:{request.command_id}"] = fields[f"i:{request.command_id}"] = None
+        elif isinstance(request, SignalRun):
+            fields[signals.seen_field(request.signal_id)] = None
+        elif isinstance(request, ChildEnded):
+            fields[f"c:{request.letter.parent.command_id}"] = None
     need.fields = list(fields)
     need.all_fields = _may_sweep(requests)
     return need
@@ -130,6 +137,12 @@ def _one(view: RunView, request: Request) -> Reply:
             return runs.terminate(view, request)
         case AcceptRun():
             return runs.accept(view, request)
+        case SignalRun():
+            return signals.receive(view, request)
+        case ChildEnded():
+            children.ended(view, request)
+        case StopRun():
+            return runs.stop(view, request)
     return None
 
 

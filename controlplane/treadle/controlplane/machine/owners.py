@@ -21,6 +21,7 @@ from treadle.v1.history_pb2 import (
     TimerStarted,
 )
 from treadle.v1.state_pb2 import (
+    COMMAND_STATE_CHILD,
     COMMAND_STATE_HELD,
     COMMAND_STATE_TIMER,
     RUN_OUTCOME_CANCELLED,
@@ -46,7 +47,7 @@ from treadle.v1.worker_service_pb2 import (
     OwnerRequest,
 )
 
-from . import attempts, runs
+from . import attempts, children, runs, signals
 from .requests import Asked
 from .view import HOUR_MS, RunView
 
@@ -55,8 +56,19 @@ __all__ = ("asked", "lost_locals")
 _FROM_WITHIN_MS = 5_000
 """A sleep counts from when its code asked, not from when many others' commits let it through; a worker that stood still for
 longer would make pauses shorter than whoever wrote them wants."""
+_OWN = signals.NOTES.union(("child_scheduled",))
 _ENDS = frozenset(("complete", "fail", "cancelled"))
-_OUTCOMES = frozenset(("step_completed", "step_failed", "step_cancelled", "timer_fired", "timer_cancelled"))
+_OUTCOMES = signals.NOTES.union(
+    (
+        "step_completed",
+        "step_failed",
+        "step_cancelled",
+        "timer_fired",
+        "timer_cancelled",
+        "child_completed",
+        "child_failed",
+    )
+)
 
 
 def asked(view: RunView, request: Asked) -> OwnerAnswer:
@@ -158,7 +170,7 @@ def _settled_unseen(view: RunView, seen: int) -> set[str]:
 def _command(view: RunView, command: Command) -> None:
     kind = command.WhichOneof("kind")
     known = view.row(command.command_id) is not None or view.settled_here(command.command_id)
-    if kind in ("schedule_step", "start_timer") and known:
+    if kind in ("schedule_step", "start_timer", "schedule_child") and known:
         return  # recorded: asking again is nothing (R7)
     if kind == "schedule_step":
         attempts.schedule(view, command)
@@ -166,6 +178,12 @@ def _command(view: RunView, command: Command) -> None:
         _start_timer(view, command)
     elif kind == "start_local_step":
         _start_local(view, command)
+    elif kind == "schedule_child":
+        children.schedule(view, command)
+    elif kind == "publish_state":
+        signals.publish(view, command)
+    elif kind == "answer_signal":
+        signals.answer(view, command)
     elif kind == "cancel":
         row = view.row(command.command_id)
         if row is None:
@@ -173,6 +191,8 @@ def _command(view: RunView, command: Command) -> None:
         if row.state == COMMAND_STATE_TIMER:
             view.event(timer_cancelled=TimerCancelled(command_id=row.command_id))
             view.drop(row)
+        elif row.state == COMMAND_STATE_CHILD:
+            children.cancel(view, row)
         else:
             attempts.cancel_step(view, row)
 
@@ -278,13 +298,17 @@ def _last_word(view: RunView, ask: OwnerRequest, length: int) -> Answer.ValueTyp
     if final == "park":
         runs.park(view, cached=ask.park.cached)
     elif final == "complete":
-        view.event(run_completed=RunCompleted(result=ask.complete.result, cancel_too_late=head.cancel_requested))
+        view.event(
+            run_completed=RunCompleted(
+                result=ask.complete.result, cancel_too_late=head.cancel_requested, unread=ask.unread
+            )
+        )
         runs.close(view, RUN_OUTCOME_COMPLETED)
     elif final == "fail":
-        view.event(run_failed=RunFailed(failure=ask.fail.failure))
+        view.event(run_failed=RunFailed(failure=ask.fail.failure, unread=ask.unread))
         runs.close(view, RUN_OUTCOME_FAILED)
     elif final == "cancelled":
-        view.event(run_cancelled=RunCancelled(reason=head.cancel_reason))
+        view.event(run_cancelled=RunCancelled(reason=head.cancel_reason, unread=ask.unread))
         runs.close(view, RUN_OUTCOME_CANCELLED)
     else:
         _diverged(view, ask)
@@ -292,11 +316,15 @@ def _last_word(view: RunView, ask: OwnerRequest, length: int) -> Answer.ValueTyp
 
 
 def _saw_all(view: RunView, ask: OwnerRequest, final: str, length: int) -> bool:
-    """R5. An outcome said `ahead` counts on the checkpoint beside it: its event must be all that follows `seen`."""
+    """R5; what came with an outcome, and nothing is waited for, is no news to the code that said it.
+
+    An outcome said `ahead` counts on the checkpoint beside it: its event must be all that follows `seen`.
+    """
     if ask.seen < length:
         return False
     if not ask.ahead or final not in _ENDS:
-        return view.head.length == length
+        new = [event for event in view.events if event.position > length]
+        return not new or (final in _ENDS and all(event.WhichOneof("kind") in _OWN for event in new))
     alone = len(ask.checkpoints) == 1 and not ask.commands and view.head.length == length + 1
     return alone and view.events[-1].HasField("step_completed")
 
@@ -338,6 +366,12 @@ def _strip(event: HistoryEvent, own: set[str], reply: OwnerAnswer) -> None:
     elif kind == "step_completed" and event.step_completed.command_id in own:
         event.step_completed.ClearField("result")
         reply.result_omitted.append(event.step_completed.command_id)
+    elif kind == "child_scheduled":
+        event.child_scheduled.ClearField("input")
+    elif kind == "state_published":
+        event.state_published.ClearField("state")
+    elif kind == "signal_answered":
+        event.signal_answered.ClearField("result")
 
 
 def _forget_start(view: RunView, command_id: str) -> None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from treadle.controlplane.store.port import Change, WorkerView
 from treadle.protocol.errors import RequestError
-from treadle.v1.common_pb2 import Payload, TraceContext
+from treadle.v1.common_pb2 import ParentRun, Payload, TraceContext
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import Job, JobKind
 from treadle.v1.run_service_pb2 import ConflictPolicy
-from treadle.v1.state_pb2 import OutboxEntry, RunHead
+from treadle.v1.state_pb2 import ChildClosed, Letter, OutboxEntry, RunHead
 from treadle.v1.worker_service_pb2 import (
     AttemptReport,
     ClaimItem,
@@ -29,6 +29,7 @@ __all__ = (
     "CancelOrder",
     "CancelRun",
     "CheckLease",
+    "ChildEnded",
     "Claimed",
     "Decision",
     "FireTimer",
@@ -38,7 +39,9 @@ __all__ = (
     "Reported",
     "Request",
     "RunReply",
+    "SignalRun",
     "StartRun",
+    "StopRun",
     "TerminateRun",
 )
 
@@ -55,6 +58,7 @@ class StartRun:
     caller: TraceContext
     trigger: str = "api"
     sampled: bool = True
+    parent: ParentRun | None = None
 
 
 @dataclass(slots=True)
@@ -145,8 +149,47 @@ class AcceptRun:
     reason: str
 
 
+@dataclass(slots=True)
+class SignalRun:
+    """Somebody sends the run a signal, or (`asks`) a question. Reply: RunReply."""
+
+    signal_id: str
+    name: str
+    data: Payload
+    asks: bool = False
+
+
+@dataclass(slots=True)
+class ChildEnded:
+    """A child of the run has closed, or could not be started. Reply: None."""
+
+    letter: ChildClosed
+
+
+@dataclass(slots=True)
+class StopRun:
+    """The parent needs the run no longer, or has closed. Reply: RunReply, also if it is not that parent's child."""
+
+    request_id: str
+    parent: ParentRun
+    terminate: bool
+    reason: str
+
+
 Request = (
-    StartRun | Claimed | Reported | Asked | FireTimer | CheckLease | Registered | CancelRun | TerminateRun | AcceptRun
+    StartRun
+    | Claimed
+    | Reported
+    | Asked
+    | FireTimer
+    | CheckLease
+    | Registered
+    | CancelRun
+    | TerminateRun
+    | AcceptRun
+    | SignalRun
+    | ChildEnded
+    | StopRun
 )
 
 
@@ -190,6 +233,7 @@ class Decision:
         change: What to commit; None: nothing changes.
         replies: One for each request, in order. Valid only once `change` is committed.
         jobs: Publish these after the commit (their entries are in `change.outbox_add`).
+        letters: Deliver these after the commit (their entries are there too).
         grants: Push these after the commit; give their credits back if it fails.
         cancels: Send these after the commit.
         events: What was appended, for the owner and for watchers.
@@ -204,6 +248,7 @@ class Decision:
     change: Change | None = None
     replies: list[Reply] = field(default_factory=list)
     jobs: list[Job] = field(default_factory=list)
+    letters: list[Letter] = field(default_factory=list)
     grants: list[PushedGrant] = field(default_factory=list)
     cancels: list[CancelOrder] = field(default_factory=list)
     events: list[HistoryEvent] = field(default_factory=list)

@@ -26,6 +26,7 @@ from treadle.v1.run_service_pb2 import (
     CONFLICT_POLICY_USE_EXISTING,
 )
 from treadle.v1.state_pb2 import (
+    COMMAND_STATE_CHILD,
     COMMAND_STATE_HELD,
     RUN_OUTCOME_TERMINATED,
     RUN_STATE_CLOSED,
@@ -50,8 +51,9 @@ from treadle.v1.worker_service_pb2 import (
     Verdict,
 )
 
+from . import children
 from .env import Credit
-from .requests import AcceptRun, CancelRun, Claimed, PushedGrant, RunReply, StartRun, TerminateRun
+from .requests import AcceptRun, CancelRun, Claimed, PushedGrant, RunReply, StartRun, StopRun, TerminateRun
 from .view import HOUR_MS, RunView
 
 __all__ = (
@@ -62,8 +64,10 @@ __all__ = (
     "delete",
     "halt",
     "park",
+    "refuse",
     "release",
     "start",
+    "stop",
     "sweep",
     "terminate",
     "wake",
@@ -130,6 +134,7 @@ def _create(view: RunView, request: StartRun) -> None:
         sampled=request.sampled,
         request_ids=[request.request_id],
         state=RUN_STATE_QUEUED,
+        parent=request.parent,
     )
     view.event(
         run_started=RunStarted(
@@ -139,6 +144,7 @@ def _create(view: RunView, request: StartRun) -> None:
             trigger=request.trigger,
             caller=request.caller,
             sampled=request.sampled,
+            parent=request.parent,
         )
     )
 
@@ -316,7 +322,7 @@ def cancel(view: RunView, request: CancelRun) -> RunReply | RequestError:
     """Record that the run should stop; its code sees it at this position."""
     if view.exists and request.request_id in view.head.request_ids:
         return RunReply(view.head)
-    refusal = _refuse(view)
+    refusal = refuse(view)
     if refusal is not None:
         return refusal
     _note_request(view, request.request_id)
@@ -332,7 +338,7 @@ def terminate(view: RunView, request: TerminateRun) -> RunReply | RequestError:
     """End the run without asking its code."""
     if view.exists and request.request_id in view.head.request_ids:
         return RunReply(view.head)
-    refusal = _refuse(view)
+    refusal = refuse(view)
     if refusal is not None:
         return refusal
     _note_request(view, request.request_id)
@@ -341,11 +347,22 @@ def terminate(view: RunView, request: TerminateRun) -> RunReply | RequestError:
     return RunReply(view.head)
 
 
+def stop(view: RunView, request: StopRun) -> RunReply | RequestError:
+    """The parent stops its child. One that was never started may still be: NotFound, and the letter comes again."""
+    if not view.exists and view.loaded.tombstone is None:
+        return refuse(view) or RunReply(view.head)
+    if view.closed or not children.is_child_of(view, request.parent):
+        return RunReply(view.head)
+    if request.terminate:
+        return terminate(view, TerminateRun(request.request_id, request.reason))
+    return cancel(view, CancelRun(request.request_id, request.reason))
+
+
 def accept(view: RunView, request: AcceptRun) -> RunReply | RequestError:
     """Let a run that needs attention go on: what its code does not ask for any more is left behind."""
     if view.exists and request.request_id in view.head.request_ids:
         return RunReply(view.head)
-    refusal = _refuse(view)
+    refusal = refuse(view)
     if refusal is not None:
         return refusal
     head = view.head
@@ -364,7 +381,8 @@ def accept(view: RunView, request: AcceptRun) -> RunReply | RequestError:
     return RunReply(head)
 
 
-def _refuse(view: RunView) -> RequestError | None:
+def refuse(view: RunView) -> RequestError | None:
+    """Return why nothing can be asked of the run: it is not there, or closed."""
     run_id = view.run.run_id
     if not view.exists:
         return NotFound(
@@ -395,6 +413,7 @@ def close(view: RunView, outcome: RunOutcome.ValueType) -> None:
     head.delete_at_ms = view.now + view.env.settings.retention_ms
     del head.started_locals[:]
     view.dirty = True
+    children.closed(view, outcome)
 
 
 def sweep(view: RunView) -> None:
@@ -407,8 +426,12 @@ def sweep(view: RunView) -> None:
     for row in rows:
         if row.state == COMMAND_STATE_HELD and not row.local:
             view.cancel_holder(row, "run closed")
+        elif row.state == COMMAND_STATE_CHILD:
+            children.leave(view, row)
         view.drop(row)
-    if not rows:
+    if not rows and not view.loaded.whole:
+        view.drop_notes()  # they fill the page, and rows may be behind it
+    elif not rows:
         head.sweeping = False
         head.open_commands = 0
 

@@ -39,6 +39,8 @@ from treadle.v1.state_pb2 import (
     RUN_STATE_QUEUED,
     RUN_STATE_WAITING,
     CommandRow,
+    Letter,
+    OutboxEntry,
     RunHead,
 )
 
@@ -63,7 +65,17 @@ _OPEN = {
 }
 
 _MATTERS = frozenset(
-    ("step_completed", "step_failed", "step_cancelled", "timer_fired", "cancel_requested", "step_retried")
+    (
+        "step_completed",
+        "step_failed",
+        "step_cancelled",
+        "timer_fired",
+        "cancel_requested",
+        "step_retried",
+        "signal_received",
+        "child_completed",
+        "child_failed",
+    )
 )
 """Events that workflow code can notice: they wake a parked run and are hinted to an owner."""
 
@@ -144,6 +156,7 @@ class RunView:
         self._touched: dict[str, None] = {}
         self._inputs: dict[str, Payload] = {}
         self._new_inputs: dict[str, Payload] = {}
+        self._notes: dict[str, bytes | None] = {}
         self._outbox: dict[str, bytes] = {}
         self._waits: dict[tuple[str, str], int | None] = {}
         self._stale_timers: list[str] = []
@@ -186,6 +199,12 @@ class RunView:
             self._inputs[command_id] = Payload.FromString(self.loaded.fields[f"i:{command_id}"])
         return self._inputs[command_id]
 
+    def note(self, name: str) -> bytes | None:
+        """Return what is kept under a name beside the rows; it must have been loaded. None: nothing is."""
+        if name in self._notes or self.restart:
+            return self._notes.get(name)
+        return self.loaded.fields.get(name)
+
     def loaded_events(self) -> list[HistoryEvent]:
         """Return the page of history that was loaded."""
         if self._page is None:
@@ -224,6 +243,15 @@ class RunView:
     def put_input(self, command_id: str, payload: Payload) -> None:
         """Keep the encoded input of a pool step while it is open."""
         self._inputs[command_id] = self._new_inputs[command_id] = payload
+
+    def put_note(self, name: str, data: bytes) -> None:
+        """Keep something beside the rows, as long as there is the run."""
+        self._notes[name] = data
+        self.dirty = True
+
+    def drop_notes(self) -> None:
+        """Forget of signals and answers what was loaded."""
+        self._notes |= {name: None for name in self.loaded.fields if name[:2] in ("s:", "a:")}
 
     def drop(self, row: CommandRow) -> None:
         """Remove the row of a command that is settled."""
@@ -290,6 +318,18 @@ class RunView:
         self._outbox[job.dispatch_id] = entry(job, self.now)
         self.decision.jobs.append(job)
 
+    def post(self, run_id: str, **kind: Any) -> None:
+        """Write a letter to another run into the outbox; it is delivered once the commit is done."""
+        letter = Letter(
+            letter_id=f"{self.env.bits64():016x}",
+            namespace=self.run.namespace,
+            from_run_id=self.run.run_id,
+            run_id=run_id,
+            **kind,
+        )
+        self._outbox[letter.letter_id] = OutboxEntry(time_ms=self.now, letter=letter).SerializeToString()
+        self.decision.letters.append(letter)
+
     def trace(self, path: str) -> TraceContext:
         """Return the context of a span of this run."""
         head = self.head
@@ -355,6 +395,11 @@ class RunView:
                 change.set_fields[f"c:{command_id}"] = row.SerializeToString()
         for command_id, payload in self._new_inputs.items():
             change.set_fields[f"i:{command_id}"] = payload.SerializeToString()
+        for name, data in self._notes.items():
+            if data is None:
+                change.del_fields.append(name)
+            else:
+                change.set_fields[name] = data
         if not self.deleted:
             self._set_timer(change, head, "", self.head_due(), at_once=change.cold and self._was_active)
         self._move_indexes(change)

@@ -7,6 +7,7 @@ from typing import Final
 __all__ = (
     "ATTEMPT_NUMBER",
     "ATTEMPT_OUTCOME",
+    "CHILD_RUN_ID",
     "DROPPED",
     "ERROR_TYPE",
     "EXCEPTION",
@@ -26,6 +27,8 @@ __all__ = (
     "RUN_ID",
     "RUN_OUTCOME",
     "SCOPE",
+    "SIGNAL_ID",
+    "SIGNAL_NAME",
     "SOURCE",
     "STEP_ID",
     "STEP_KIND",
@@ -59,7 +62,7 @@ DROPPED: Final = "treadle.run.spans_dropped"
 STEP_ID: Final = "treadle.step.id"
 STEP_NAME: Final = "treadle.step.name"
 STEP_KIND: Final = "treadle.step.kind"
-"""task or sleep."""
+"""task, sleep, child, signal or question."""
 STEP_OUTCOME: Final = "treadle.step.outcome"
 """On the last attempt only."""
 LOCAL: Final = "treadle.step.local"
@@ -75,7 +78,10 @@ WORKER_ID: Final = "treadle.worker.id"
 TIMER_FIRE_AT: Final = "treadle.timer.fire_at"
 """Milliseconds since 1970."""
 WAIT_OUTCOME: Final = "treadle.wait.outcome"
-"""fired or cancelled."""
+"""fired or cancelled; of a question answered, refused or cancelled."""
+CHILD_RUN_ID: Final = "treadle.child.run.id"
+SIGNAL_NAME: Final = "treadle.signal.name"
+SIGNAL_ID: Final = "treadle.signal.id"
 
 FANOUT_STEPS: Final = "treadle.fanout.steps"
 FANOUT_ATTEMPTS: Final = "treadle.fanout.attempts"

@@ -4,6 +4,9 @@
     execute {workflow}    path "run", from start to close
     step {name}           path "step/<command id>/<attempt>", one an attempt, from publication to what ended it
     sleep                 path "timer/<command id>"
+    signal {name}         path "signal/<signal id>", an instant
+    question {name}       path "signal/<signal id>", until its answer
+    child {workflow}      path "child/<command id>", until it has closed; the child's trace links to it
 
 All but the first hang under the anchor: attempts of a step are siblings joined by links, because a span around them could
 only be written at the end, and until then they would be orphans. What no event tells makes no span: a run that closes ends
@@ -32,7 +35,7 @@ from treadle.controlplane.tracing.span_data import (
     description_of,
     exception_event,
 )
-from treadle.controlplane.tracing.state import OpenStep, OpenTimer, ProjectionState, Summary
+from treadle.controlplane.tracing.state import OpenChild, OpenQuestion, OpenStep, OpenTimer, ProjectionState, Summary
 from treadle.v1.common_pb2 import (
     FAILURE_KIND_CANCELLED,
     FAILURE_KIND_LOST,
@@ -125,6 +128,10 @@ class _Fold:
                 self._end_attempt(command_id, step, "cancelled", final=True)
         for command_id in list(state.timers):
             self._end_timer(command_id, "cancelled")
+        for command_id in list(state.children):
+            self._end_child(command_id, "cancelled")
+        for signal_id in list(state.questions):
+            self._end_question(signal_id, "cancelled")
         for name, summary in state.summaries.items():
             self._summary(name, summary)
         values: dict[str, str | int | bool] = {
@@ -340,6 +347,50 @@ class _Fold:
             }
             self._span(f"timer/{command_id}", "sleep", timer.started_ms, values)
 
+    # --- children ----------------------------------------------------------------------------------------------------
+    def _child_scheduled(self, body: Any) -> None:
+        self.state.children[body.command_id] = OpenChild(body.workflow, body.run_id, self._now)
+
+    def _end_child(self, command_id: str, outcome: str, failure: Failure | None = None) -> None:
+        child = self.state.children.pop(command_id, None)
+        if child is not None:
+            values: Attributes = {
+                a.STEP_ID: command_id,
+                a.STEP_KIND: "child",
+                a.CHILD_RUN_ID: child.run_id,
+                a.WAIT_OUTCOME: outcome,
+            }
+            self._span(
+                f"child/{command_id}",
+                f"child {child.workflow}",
+                child.started_ms,
+                values,
+                failure=failure,
+                status="error" if outcome in _ERRORS else "unset",
+            )
+
+    def _child_failed(self, body: Any) -> None:
+        self._end_child(body.command_id, _OUTCOMES.get(body.failure.kind, "failure"), body.failure)
+
+    # --- signals -----------------------------------------------------------------------------------------------------
+    def _signal_received(self, body: Any) -> None:
+        if body.asks:
+            self.state.questions[body.signal_id] = OpenQuestion(body.name, self._now)
+        else:
+            values: Attributes = {a.SIGNAL_NAME: body.name, a.SIGNAL_ID: body.signal_id, a.STEP_KIND: "signal"}
+            self._span(f"signal/{body.signal_id}", f"signal {body.name}", self._now, values)
+
+    def _end_question(self, signal_id: str, outcome: str) -> None:
+        question = self.state.questions.pop(signal_id, None)
+        if question is not None:
+            values: Attributes = {
+                a.SIGNAL_NAME: question.name,
+                a.SIGNAL_ID: signal_id,
+                a.STEP_KIND: "question",
+                a.WAIT_OUTCOME: outcome,
+            }
+            self._span(f"signal/{signal_id}", f"question {question.name}", question.asked_ms, values)
+
     # --- spans -------------------------------------------------------------------------------------------------------
     def _span(
         self,
@@ -403,6 +454,13 @@ _RULES: Final[dict[str, Callable[[_Fold, Any], None]]] = {
     "step_failed": _Fold._step_failed,
     "step_cancelled": _Fold._step_cancelled,
     "timer_started": _Fold._timer_started,
+    "child_scheduled": _Fold._child_scheduled,
+    "child_completed": lambda fold, body: fold._end_child(body.command_id, "success"),
+    "child_failed": _Fold._child_failed,
+    "signal_received": _Fold._signal_received,
+    "signal_answered": lambda fold, body: fold._end_question(
+        body.signal_id, "refused" if body.HasField("failure") else "answered"
+    ),
     "timer_fired": lambda fold, body: fold._end_timer(body.command_id, "fired"),
     "timer_cancelled": lambda fold, body: fold._end_timer(body.command_id, "cancelled"),
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-__all__ = ("OpenStep", "OpenTimer", "ProjectionState", "Summary")
+__all__ = ("OpenChild", "OpenQuestion", "OpenStep", "OpenTimer", "ProjectionState", "Summary")
 
 
 class OpenStep(msgspec.Struct, frozen=True, gc=False):
@@ -42,6 +42,23 @@ class OpenTimer:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenChild:
+    """A child run that has not closed. Milliseconds since 1970."""
+
+    workflow: str
+    run_id: str
+    started_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenQuestion:
+    """A question without an answer. Milliseconds since 1970."""
+
+    name: str
+    asked_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Attempts of the steps of one name that are too many for spans of their own: when, and how many of which outcome."""
 
@@ -60,6 +77,8 @@ class ProjectionState:
         closed: It has its outcome.
         spans, dropped: Spans made so far, and left out by the budget.
         steps, timers: Open ones, by command id.
+        children: Open ones, by command id.
+        questions: Open ones, by signal id.
         names: Name of a step -> how many steps of it there were.
         summaries: Name of a step -> its summary.
     """
@@ -73,6 +92,8 @@ class ProjectionState:
     dropped: int = 0
     steps: dict[str, OpenStep] = field(default_factory=dict)
     timers: dict[str, OpenTimer] = field(default_factory=dict)
+    children: dict[str, OpenChild] = field(default_factory=dict)
+    questions: dict[str, OpenQuestion] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
     summaries: dict[str, Summary] = field(default_factory=dict)
 
@@ -88,6 +109,8 @@ class ProjectionState:
             self.dropped,
             dict(self.steps),
             dict(self.timers),
+            dict(self.children),
+            dict(self.questions),
             dict(self.names),
             dict(self.summaries),
         )

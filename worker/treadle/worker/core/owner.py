@@ -30,6 +30,8 @@ from .slots import Slots
 
 __all__ = ("Owner", "Stand")
 
+_UNREAD = 100
+"""So many ids of signals that were not received are told with an outcome."""
 _CONFIRM_EVENTS = 64
 """So many fed events are confirmed at once: the replica sends at most 200 that are not, and must not run dry."""
 
@@ -243,8 +245,9 @@ class Owner:
         if feed is None:
             return "release"
         if feed.ahead is not None:
-            ends = self._checkpoints and feed.execution.outcome is not None and feed.execution.divergence is None
-            return "outcome" if ends else ""
+            execution = feed.execution
+            ends = execution.outcome is not None and execution.divergence is None and not execution.untold
+            return "outcome" if ends and self._checkpoints else ""
         if feed.execution.divergence is not None:
             return "diverged"
         if feed.execution.outcome is not None and feed.caught_up:
@@ -305,7 +308,7 @@ class Owner:
         if feed.waits_to_be_fed or not feed.caught_up or feed.execution.divergence is not None:
             return False
         waits = feed.execution.waits()
-        return (waits.pool_steps, waits.local_steps, waits.timers) == (0, 1, 0)
+        return (waits.pool_steps, waits.local_steps, waits.timers, waits.signals) == (0, 1, 0, 0)
 
     def _tell_ahead(self, feed: Feed, now_ms: int) -> None:
         checkpoint = self._checkpoints[0]
@@ -363,6 +366,7 @@ class Owner:
         self._shared.ends[self.job.name] = self.feed.fed + request.ahead
         outcome = self.feed.execution.outcome
         assert outcome is not None
+        request.unread.extend(self.feed.execution.unread()[:_UNREAD])
         if outcome.cancelled:
             request.cancelled.SetInParent()
         elif outcome.failure is not None:

@@ -9,17 +9,27 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from inspect import CORO_CREATED, getcoroutinestate
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from treadle.protocol.errors import PayloadError
-from treadle.protocol.failures import failure_of, step_error
+from treadle.protocol.failures import failure_of
+from treadle.protocol.ids import child_id
 from treadle.v1 import history_pb2 as history
-from treadle.v1.common_pb2 import FAILURE_KIND_CANCELLED, FAILURE_KIND_STUCK, Failure
+from treadle.v1.common_pb2 import (
+    FAILURE_KIND_STUCK,
+    Failure,
+    OnParentClose,
+    Payload,
+)
+from treadle.v1.worker_service_pb2 import AnswerSignal, Command, PublishState, ScheduleChild
+from treadle.worker.loop.delivery import deliver
 from treadle.worker.loop.durable_loop import DurableLoop, TimerCall
 from treadle.worker.loop.future import DurableFuture, DurableTask
 from treadle.worker.loop.ledger import Ask, Kind, Ledger
+from treadle.worker.loop.mail import Mail
 from treadle.worker.loop.port import Divergence, ExecutionFactory, Outcome, RunContext, Turn, Waits
 
 if TYPE_CHECKING:
@@ -68,6 +78,7 @@ class WorkflowExecution:
         self._ledger = Ledger(context)
         self._loop = DurableLoop(self)  # type: ignore[abstract]  # the rest refuses
         self._variables = contextvars.Context()
+        self.mail = Mail()
         self._main: DurableTask | None = None
         self.fed = 0
         self.outcome: Outcome | None = None
@@ -84,7 +95,15 @@ class WorkflowExecution:
         return self._ledger.divergence
 
     def waits(self) -> Waits:
-        return self._ledger.waits()
+        waits = self._ledger.waits()
+        return replace(waits, signals=self.mail.waiting) if self.mail.waiting else waits
+
+    @property
+    def untold(self) -> int:
+        return self._ledger.untold
+
+    def unread(self) -> list[str]:
+        return self.mail.unread
 
     def take(self) -> Turn:
         ended = self.outcome is not None or self._ledger.divergence is not None
@@ -140,7 +159,8 @@ class WorkflowExecution:
         elif not idle:
             self.outcome = Outcome(failure=_stuck("it goes on without end: a loop that never waits for anything"))
         elif main is not None:
-            self.outcome = None if any(self._ledger.open) else Outcome(failure=_stuck(_WAITS_FOR_NOTHING))
+            waits = any(self._ledger.open) or self.mail.waiting
+            self.outcome = None if waits else Outcome(failure=_stuck(_WAITS_FOR_NOTHING))
 
     def _outcome_of(self, main: DurableTask) -> Outcome:
         if main.cancelled():
@@ -203,19 +223,19 @@ class WorkflowExecution:
             self._ledger.recorded(event.command_id, event.digest, position, None)
         ask = self._ledger.settle(event.command_id, event)
         if ask is not None:
-            _deliver(ask, event)
+            deliver(ask, event)
 
     def _step_failed(self, event: history.StepFailed, position: int) -> None:
         if event.local:
             self._ledger.recorded(event.command_id, event.digest, position, None)
         ask = self._ledger.settle(event.command_id, event)
         if ask is not None:
-            _deliver(ask, event)
+            deliver(ask, event)
 
     def _step_cancelled(self, event: history.StepCancelled, _position: int) -> None:
         ask = self._ledger.settle(event.command_id, event)
         if ask is not None:
-            _deliver(ask, event)
+            deliver(ask, event)
 
     def _step_cancel_requested(self, event: history.StepCancelRequested, _position: int) -> None:
         ask = self._ledger.find(event.command_id)
@@ -223,7 +243,7 @@ class WorkflowExecution:
             ask.cancel_known = True
 
     def _timer_started(self, event: history.TimerStarted, position: int) -> None:
-        ask = self._ledger.recorded(event.command_id, event.digest, position, None, timer=True)
+        ask = self._ledger.recorded(event.command_id, event.digest, position, None, kind=Kind.TIMER)
         if ask is not None:
             ask.fire_at_ms = event.fire_at_ms
 
@@ -235,6 +255,28 @@ class WorkflowExecution:
 
     def _timer_cancelled(self, event: history.TimerCancelled, _position: int) -> None:
         self._ledger.settle(event.command_id, None)
+
+    def _child_scheduled(self, event: history.ChildScheduled, position: int) -> None:
+        self._ledger.recorded(event.command_id, event.digest, position, event.input.data, kind=Kind.CHILD)
+
+    def _child_cancel_requested(self, event: history.ChildCancelRequested, _position: int) -> None:
+        ask = self._ledger.find(event.command_id)
+        if ask is not None:
+            ask.cancel_known = True
+
+    def _child_ended(self, event: history.ChildCompleted | history.ChildFailed, _position: int) -> None:
+        ask = self._ledger.settle(event.command_id, event)
+        if ask is not None:
+            deliver(ask, event)
+
+    def _signal_received(self, event: history.SignalReceived, _position: int) -> None:
+        self.mail.deliver(event)
+
+    def _signal_answered(self, event: history.SignalAnswered, position: int) -> None:
+        self._ledger.noted(event.command_id, event.digest, position)
+
+    def _state_published(self, event: history.StatePublished, position: int) -> None:
+        self._ledger.noted(event.command_id, event.digest, position)
 
     # what code asks for
 
@@ -274,9 +316,51 @@ class WorkflowExecution:
             self._settle_early(ask, early)
         return await future
 
+    def start_child(
+        self,
+        workflow: Workflow[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        id: str | None,
+        on_parent_close: OnParentClose.ValueType,
+    ) -> tuple[str, asyncio.Future[Any]]:
+        """Start a run of `workflow` as a child. Returns its id and what has its result.
+
+        Raises:
+            TypeError: Wrong arguments, as in an ordinary call.
+            PayloadError: The arguments cannot be encoded.
+        """
+        loop = self._loop
+        if loop.closing:
+            raise GeneratorExit
+        payload = workflow.signature.encode_call(args, kwargs)
+        future = _StepFuture(loop)
+        path, context = loop.current_path(), self.context
+        command_id = self._ledger.next_id(path, workflow.name)
+        run_id = id or child_id(context.namespace, context.run_id, context.incarnation, command_id)
+        if loop.finishing:
+            return run_id, future  # the main task has ended: nothing more is recorded, nothing will come
+        ask = self._ledger.ask(path, workflow.name, Kind.CHILD, b"%b\x1f%b" % (run_id.encode(), payload.data))
+        ask.workflow = workflow
+        ask.prepared = Command(
+            schedule_child=ScheduleChild(
+                run_id=run_id,
+                workflow=workflow.name,
+                pool=workflow.pool,
+                input=payload,
+                on_parent_close=on_parent_close,
+            )
+        )
+        ask.future, future.ask, future.ledger = future, ask, self._ledger
+        early = self._ledger.early_outcome(ask)
+        if early is not None:
+            self._settle_early(ask, early)
+        return run_id, future
+
     def _settle_early(self, ask: Ask, outcome: Any) -> None:
         if self._ledger.settle(ask.command_id, outcome) is not None:
-            self._loop.call_soon(_deliver, ask, outcome)
+            self._loop.call_soon(deliver, ask, outcome)
 
     def start_timer(self, call: TimerCall, delay_ms: int, path: str, name: str) -> None:
         """The code starts a timer."""
@@ -295,6 +379,27 @@ class WorkflowExecution:
         """The code needs a timer no longer."""
         self._ledger.drop(call.ask)
 
+    def publish_state(self, data: bytes) -> None:
+        """The code shows its state."""
+        self._note("state", data, Command(publish_state=PublishState(state=Payload(data=data))))
+
+    def answer(self, signal_id: str, data: bytes, failure: Failure | None) -> None:
+        """The code answers a question: with encoded data, or with why there is no answer."""
+        said = AnswerSignal(signal_id=signal_id)
+        if failure is None:
+            said.result.data = data
+        else:
+            said.failure.CopyFrom(failure)
+            data = failure.SerializeToString(deterministic=True)
+        self._note("answer", b"%b\x1f%b" % (signal_id.encode(), data), Command(answer_signal=said))
+
+    def _note(self, name: str, data: bytes, command: Command) -> None:
+        loop = self._loop
+        if loop.closing:
+            raise GeneratorExit
+        if not loop.finishing:
+            self._ledger.note(loop.current_path(), name, data, command)
+
     def random(self) -> Random:
         """The random numbers of the task that runs: the same in each replay."""
         task = asyncio.current_task(self._loop)
@@ -308,24 +413,6 @@ class WorkflowExecution:
     def now(self) -> float:
         """The time of the last fed event, in seconds since 1970."""
         return self._loop.time()
-
-
-def _deliver(ask: Ask, outcome: Any) -> None:
-    """Give the code the outcome of a step, as a fresh value or a fresh error."""
-    future, step = ask.future, ask.step
-    ask.future = None  # they refer to each other
-    if future is None or step is None or future.done():
-        return
-    if isinstance(outcome, history.StepCompleted):
-        try:
-            future.set_result(step.signature.decode_result(outcome.result))
-        except PayloadError as error:
-            future.set_exception(error)
-    elif isinstance(outcome, history.StepFailed):
-        future.set_exception(step_error(step.name, outcome.failure))
-    else:
-        cancelled = Failure(kind=FAILURE_KIND_CANCELLED, attempts=outcome.attempt)
-        future.set_exception(step_error(step.name, cancelled))
 
 
 _WAITS_FOR_NOTHING: Final = (
@@ -354,6 +441,10 @@ _QUIET: Final[_Handlers] = {
     "step_retried": WorkflowExecution._step_retried,
     "step_cancel_requested": WorkflowExecution._step_cancel_requested,
     "timer_started": WorkflowExecution._timer_started,
+    "signal_answered": WorkflowExecution._signal_answered,
+    "state_published": WorkflowExecution._state_published,
+    "child_scheduled": WorkflowExecution._child_scheduled,
+    "child_cancel_requested": WorkflowExecution._child_cancel_requested,
 }
 """Events that only the ledger hears of: nothing gets ready to run by them."""
 
@@ -365,4 +456,7 @@ _HANDLERS: Final[_Handlers] = {
     "step_cancelled": WorkflowExecution._step_cancelled,
     "timer_fired": WorkflowExecution._timer_fired,
     "timer_cancelled": WorkflowExecution._timer_cancelled,
+    "signal_received": WorkflowExecution._signal_received,
+    "child_completed": WorkflowExecution._child_ended,
+    "child_failed": WorkflowExecution._child_ended,
 }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from treadle.worker.loop.durable_loop import TimerCall
     from treadle.worker.loop.future import DurableFuture
     from treadle.worker.steps import Step
+    from treadle.worker.workflows import Workflow
 
 __all__ = ("Ask", "Kind", "Ledger")
 
@@ -29,6 +30,13 @@ class Kind(IntEnum):
     POOL_STEP = 0
     LOCAL_STEP = 1
     TIMER = 2
+    NOTE = 3
+    """Nothing: it is said, and the code goes on."""
+    CHILD = 4
+
+
+_LASTING = (Kind.NOTE, Kind.CHILD)
+"""What counts although the code ends before it was handed out."""
 
 
 class Ask:
@@ -39,6 +47,8 @@ class Ask:
         data: Its encoded input; a timer's delay in milliseconds, as text.
         step, future: Steps only: the step object, and what the code awaits.
         call: Timers only: what runs when it fires.
+        prepared: Notes and children: the command, but for its id and digest.
+        workflow: Children only: what they run.
         taken: It was handed out by `take`: the core knows of it.
         recorded: The history has it.
         dropped: The code needs it no longer.
@@ -62,10 +72,12 @@ class Ask:
         "future",
         "kind",
         "name",
+        "prepared",
         "recorded",
         "step",
         "taken",
         "try_number",
+        "workflow",
     )
 
     def __init__(self, command_id: str, name: str, kind: Kind, data: bytes, input_digest: int) -> None:
@@ -77,6 +89,8 @@ class Ask:
         self.step: Step[..., Any] | None = None
         self.future: DurableFuture | None = None
         self.call: TimerCall | None = None
+        self.prepared: Command | None = None
+        self.workflow: Workflow[..., Any] | None = None
         self.taken = False
         self.recorded = False
         self.dropped = False
@@ -89,7 +103,9 @@ class Ask:
     def command(self) -> Command:
         """The command that asks for it."""
         command = Command(command_id=self.command_id, digest=self.digest)
-        if self.kind is Kind.TIMER:
+        if self.prepared is not None:
+            command.MergeFrom(self.prepared)
+        elif self.kind is Kind.TIMER:
             command.start_timer.CopyFrom(StartTimer(delay_ms=int(self.data), from_ms=self.asked_ms))
         elif self.step is not None:
             step = self.step
@@ -107,17 +123,18 @@ class Ask:
 
     def words(self) -> str:
         """What it is, for a person."""
-        return describe(self.command_id, self.data, timer=self.kind is Kind.TIMER)
+        return describe(self.command_id, self.data, self.kind)
 
 
-def describe(command_id: str, data: bytes | None, *, timer: bool = False) -> str:
+def describe(command_id: str, data: bytes | None, kind: Kind = Kind.POOL_STEP) -> str:
     """A command in words: its id with what it was given, shortened."""
-    if timer:
+    if kind is Kind.TIMER:
         return f"timer {command_id}" + (f" of {data.decode()} ms" if data else "")
+    what = {Kind.NOTE: "note", Kind.CHILD: "child"}.get(kind, "step")
     if data is None:
-        return f"step {command_id}"
+        return f"{what} {command_id}"
     text = data.decode("utf-8", "replace")
-    return f"step {command_id} with {text if len(text) <= 300 else text[:297] + '...'}"
+    return f"{what} {command_id} with {text if len(text) <= 300 else text[:297] + '...'}"
 
 
 class Ledger:
@@ -126,6 +143,7 @@ class Ledger:
     Attributes:
         divergence: Set when code and history disagree.
         open: How many asks of each kind are waited for.
+        untold: How many notes and children were not handed out yet. They are said even if the code has ended.
     """
 
     def __init__(self, context: RunContext) -> None:
@@ -140,7 +158,13 @@ class Ledger:
         self._unasked: dict[str, Any] = {}
         self._unasked_pool_steps: set[str] = set()
         self.divergence: Divergence | None = None
-        self.open = [0, 0, 0]
+        self.open = [0, 0, 0, 0, 0]
+        self.untold = 0
+
+    def next_id(self, path: str, name: str) -> str:
+        """The command id that the next ask of (path, name) gets."""
+        place = f"{path}/{name}"
+        return f"{place}#{self._occurrences.get(place, 0) + 1}"
 
     def ask(self, path: str, name: str, kind: Kind, data: bytes) -> Ask:
         """The code asks for something; each call is another occurrence of (path, name)."""
@@ -156,8 +180,28 @@ class Ledger:
             self._timers[command_id] = ask
         self.open[kind] += 1
         ask.recorded = command_id in self._unasked
+        self.untold += kind in _LASTING and not ask.recorded
         self._pending.append((ask, False))
         return ask
+
+    def note(self, path: str, name: str, data: bytes, command: Command) -> None:
+        """The code says something and waits for nothing; `command` without id and digest."""
+        ask = self.ask(path, name, Kind.NOTE, data)
+        self.open[Kind.NOTE] -= 1
+        if self.early_outcome(ask) is not None:
+            del self._asks[ask.command_id]
+            self._pending.pop()
+            return
+        ask.prepared = command
+
+    def noted(self, command_id: str, input_digest: int, position: int) -> None:
+        """The history has a note."""
+        ask = self.recorded(command_id, input_digest, position, None, kind=Kind.NOTE)
+        if ask is None:
+            if command_id in self._unasked:
+                self._unasked[command_id] = True
+            return
+        del self._asks[command_id]
 
     def early_outcome(self, ask: Ask) -> Any:
         """The outcome that an accepted history has of something that the code asked for only now; None if none."""
@@ -167,6 +211,7 @@ class Ledger:
         """The code needs it no longer; what still comes of it is ignored."""
         if ask.dropped or ask.command_id not in self._asks:
             return
+        self._told(ask)
         ask.dropped = True
         ask.future = ask.call = None  # they refer to each other
         self._close(ask)
@@ -177,7 +222,7 @@ class Ledger:
             self._pending.append((ask, True))
 
     def recorded(
-        self, command_id: str, input_digest: int, position: int, data: bytes | None, *, timer: bool = False
+        self, command_id: str, input_digest: int, position: int, data: bytes | None, *, kind: Kind = Kind.POOL_STEP
     ) -> Ask | None:
         """The history has a command at `position`: return the ask that it belongs to, None if there is none."""
         ask = self._asks.get(command_id)
@@ -185,11 +230,12 @@ class Ledger:
             if position <= self._accepted_until:
                 self._unasked.setdefault(command_id, None)
             else:
-                self._diverge(describe(command_id, data, timer=timer), position, None)
+                self._diverge(describe(command_id, data, kind), position, None)
             return None
         if ask.digest != input_digest and position > self._accepted_until:
-            self._diverge(describe(command_id, data, timer=timer), position, ask)
+            self._diverge(describe(command_id, data, kind), position, ask)
             return None
+        self._told(ask)
         ask.recorded = True
         if ask.dropped and ask.kind is not Kind.LOCAL_STEP:
             self._pending.append((ask, True))
@@ -219,14 +265,14 @@ class Ledger:
             self._pending.append((ask, False))
 
     def take(self, *, ended: bool) -> Turn:
-        """What is new since the last call; after the code ended, only which local steps nobody waits for."""
+        """What is new since the last call; after the code ended: notes, children, and local steps nobody waits for."""
         turn = Turn()
         if self._local_cancels:
             turn.local_cancels = self._local_cancels
             self._local_cancels = []
         if self._pending:
-            if not ended:
-                for ask, cancels in self._pending:
+            for ask, cancels in self._pending:
+                if not ended or (ask.kind in _LASTING and not cancels):
                     self._take(ask, cancels, turn)
             self._pending.clear()
         return turn
@@ -245,14 +291,15 @@ class Ledger:
                 ask.taken = True
                 turn.local_calls.append(_local_call(ask))
         elif not ask.recorded and not ask.taken:
+            self._told(ask)
             ask.taken = True
             turn.commands.append(ask.command())
 
     def waits(self) -> Waits:
         """What the code waits for."""
         due = [ask.fire_at_ms for ask in self._timers.values() if ask.fire_at_ms is not None]
-        pool, local, timers = self.open
-        return Waits(pool, local, timers, min(due, default=None))
+        pool, local, timers, _, children = self.open
+        return Waits(pool + children, local, timers, min(due, default=None))
 
     def ran_in_pool(self, command_id: str, ask: Ask | None) -> None:
         """The history ran as a pool step what the code calls as a local one, now or later: its outcome will come."""
@@ -262,6 +309,11 @@ class Ledger:
             self.open[ask.kind] -= 1
             ask.kind = Kind.POOL_STEP
             self.open[ask.kind] += 1
+
+    def _told(self, ask: Ask) -> None:
+        """It was handed out, is recorded, or is wanted no longer: the first of these counts."""
+        if ask.kind in _LASTING and not (ask.taken or ask.recorded or ask.dropped):
+            self.untold -= 1
 
     def _close(self, ask: Ask) -> None:
         self.open[ask.kind] -= 1

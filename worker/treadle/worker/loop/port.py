@@ -101,12 +101,14 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """What the code waits for: open pool steps, local steps and timers, and when the earliest timer fires (ms)."""
+    """What the code waits for: open pool steps (and child runs), local steps and timers, when the earliest timer fires (ms),
+    and how many of its tasks wait for a signal."""
 
     pool_steps: int
     local_steps: int
     timers: int
     earliest_timer_ms: int | None
+    signals: int = 0
 
 
 class Execution(Protocol):
@@ -141,6 +143,15 @@ class Execution(Protocol):
 
     def waits(self) -> Waits:
         """What the code waits for now."""
+        ...
+
+    @property
+    def untold(self) -> int:
+        """How many notes and children `take` has not given out; they count even if the code has ended."""
+        ...
+
+    def unread(self) -> list[str]:
+        """Ids of signals and questions that were fed and the code has not received, in the order they came."""
         ...
 
     def close(self) -> None:

@@ -1,0 +1,64 @@
+"""The Python of the topic pages is a program each: it is executed, in order, and its `main` runs on a real control plane."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from treadle.controlplane.embedded import embedded
+from treadle.worker.app import collect
+from treadle.worker.config import WorkerConfig
+from treadle.worker.runtime import Worker
+from treadle.worker.steps import Step
+from treadle.worker.workflows import Workflow
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGES = {
+    "signals": "charged 12",
+    "fan-out": ["reserve", "release"],
+    "children": [
+        "charged 1",
+        "charged 2",
+        "failed: StepError: step charge failed: Fatal: order -1 does not exist",
+    ],
+}
+"""Page -> what its `main` returns."""
+
+
+@contextmanager
+def program(page: Path) -> Iterator[ModuleType]:
+    """Yield the Python blocks of a page as one imported module; a failure names the page's line."""
+    text = page.read_text(encoding="utf-8")
+    module = ModuleType(f"docs_{page.stem}".replace("-", "_"))
+    sys.modules[module.__name__] = module  # dataclasses and type hints look their module up
+    try:
+        for found in re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S):
+            line = text.count("\n", 0, found.start(1))
+            exec(compile("\n" * line + found[1], str(page), "exec", dont_inherit=True), module.__dict__)
+        yield module
+    finally:
+        del sys.modules[module.__name__]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_examples_of_a_page_run(name: str, tmp_path: Path) -> None:
+    async def main(module: ModuleType) -> object:
+        registry = collect([value for value in vars(module).values() if isinstance(value, Step | Workflow)])
+        async with embedded(tmp_path, 0) as address:
+            worker = Worker(WorkerConfig(app=name, server=address, pool="default"), registry)
+            working = asyncio.create_task(worker.run())
+            try:
+                return await module.main(address)
+            finally:
+                worker.drain()
+                await working
+
+    with program(DOCS / f"{name}.md") as module:
+        assert asyncio.run(main(module)) == PAGES[name]

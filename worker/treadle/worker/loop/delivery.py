@@ -1,0 +1,65 @@
+"""What code gets for what it asked: the outcome of a step or a child, as a fresh value or a fresh error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from treadle.protocol.errors import PayloadError, RunCancelled, RunIdConflict, RunTerminated
+from treadle.protocol.failures import run_error, step_error
+from treadle.v1 import history_pb2 as history
+from treadle.v1.common_pb2 import (
+    FAILURE_KIND_CANCELLED,
+    FAILURE_KIND_ID_TAKEN,
+    FAILURE_KIND_TERMINATED,
+    Failure,
+)
+
+if TYPE_CHECKING:
+    from treadle.worker.loop.future import DurableFuture
+    from treadle.worker.loop.ledger import Ask
+    from treadle.worker.workflows import Workflow
+
+__all__ = ("deliver",)
+
+
+def deliver(ask: Ask, outcome: Any) -> None:
+    """Give the code the outcome of a step, as a fresh value or a fresh error."""
+    future, step = ask.future, ask.step
+    ask.future = None  # they refer to each other
+    if future is None or future.done():
+        return
+    if ask.workflow is not None:
+        _deliver_child(ask, ask.workflow, future, outcome)
+        return
+    if step is None:
+        return
+    if isinstance(outcome, history.StepCompleted):
+        try:
+            future.set_result(step.signature.decode_result(outcome.result))
+        except PayloadError as error:
+            future.set_exception(error)
+    elif isinstance(outcome, history.StepFailed):
+        future.set_exception(step_error(step.name, outcome.failure))
+    else:
+        cancelled = Failure(kind=FAILURE_KIND_CANCELLED, attempts=outcome.attempt)
+        future.set_exception(step_error(step.name, cancelled))
+
+
+def _deliver_child(ask: Ask, workflow: Workflow[..., Any], future: DurableFuture, outcome: Any) -> None:
+    assert ask.prepared is not None
+    run_id = ask.prepared.schedule_child.run_id
+    if isinstance(outcome, history.ChildCompleted):
+        try:
+            future.set_result(workflow.signature.decode_result(outcome.result))
+        except PayloadError as error:
+            future.set_exception(error)
+        return
+    failure = outcome.failure
+    if failure.kind == FAILURE_KIND_ID_TAKEN:
+        future.set_exception(RunIdConflict(failure.message))
+    elif failure.kind == FAILURE_KIND_CANCELLED:
+        future.set_exception(RunCancelled(f"child {run_id} was cancelled: {failure.message}", run_id=run_id))
+    elif failure.kind == FAILURE_KIND_TERMINATED:
+        future.set_exception(RunTerminated(f"child {run_id} was terminated: {failure.message}", run_id=run_id))
+    else:
+        future.set_exception(run_error(run_id, failure))
