@@ -12,11 +12,11 @@ from treadle.cli.__main__ import app, main
 from treadle.cli.doctor import check_lines
 from treadle.cli.draw import Row, header_lines, last_error, step_rows
 from treadle.cli.exits import Exit, exit_code
+from treadle.cli.json_input import read_object
 from treadle.cli.options import Connection
 from treadle.cli.output import emit
 from treadle.cli.plain import plain, plain_payload, plain_run, plain_timeline
 from treadle.cli.run_list import parse_since
-from treadle.cli.run_start import read_input
 from treadle.client.progress import duration_text, failure_text, payload_text, progress_line
 from treadle.client.timeline import Timeline, timeline_of
 from treadle.client.views import RunInfo, RunStatus, run_info
@@ -103,11 +103,11 @@ def test_nobody_there_exits_4_with_the_address_and_a_remedy(capsys: pytest.Captu
 def test_input_is_json_or_a_file(tmp_path: Path) -> None:
     file = tmp_path / "in.json"
     file.write_text('{"a": 1}')
-    assert read_input('{"name": "Ada"}') == {"name": "Ada"}
-    assert read_input(f"@{file}") == {"a": 1}
+    assert read_object('{"name": "Ada"}') == {"name": "Ada"}
+    assert read_object(f"@{file}") == {"a": 1}
     for wrong in ("[1]", "{", "@" + str(tmp_path / "gone.json"), '"text"'):
         with pytest.raises(errors.ConfigError):
-            read_input(wrong)
+            read_object(wrong)
 
 
 def test_since_is_a_span_or_a_time() -> None:

@@ -111,6 +111,27 @@ def test_a_cancelled_map_cancels_what_runs() -> None:
     assert run.result() == "y"
 
 
+def test_an_error_that_no_step_has_is_not_tolerated_and_not_lost() -> None:
+    run = Feeder(maps, 3, 2, 1.0)
+    first, _ = asked(run)
+    run.complete(first.command_id, "not a number")
+    assert run.failure().type == "PayloadError"
+
+
+def test_shares_are_counted_exactly() -> None:
+    async def main() -> int:
+        return sum(isinstance(one, StepError) for one in await _picky.map(range(100), tolerate=0.29))
+
+    assert asyncio.run(main()) == 29
+
+
+@step
+async def _picky(x: int) -> int:
+    if x < 29:
+        raise StepError(f"no {x}")
+    return x
+
+
 @pytest.mark.parametrize("options", [{"limit": 0}, {"tolerate": 1.5}, {"tolerate": -0.1}])
 def test_out_of_range_is_told(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="step resize"):

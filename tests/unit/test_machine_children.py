@@ -218,6 +218,11 @@ def test_a_letter_is_delivered_until_it_can_change_nothing_more(reply: Exception
     assert applied(reply) is done
 
 
+def test_a_letter_of_a_newer_build_is_not_taken_for_another() -> None:
+    with pytest.raises(ValueError, match="no kind that is known here"):
+        request_of(Letter(letter_id="l1", from_run_id="r"))
+
+
 def test_a_child_whose_id_is_taken_fails() -> None:
     rig, _ = parent()
     (letter,) = letters(rig)

@@ -10,7 +10,7 @@ from tests.unit.machine_rig import RUN, Owner, Rig, sleep, value
 from treadle.controlplane.machine import Settings
 from treadle.controlplane.machine.requests import RunReply, SignalRun
 from treadle.controlplane.machine.signals import STATE_FIELD, answer_field
-from treadle.protocol.errors import NotFound, Refused, RunClosed
+from treadle.protocol.errors import FieldInvalid, NotFound, Refused, RunClosed
 from treadle.v1.history_pb2 import SignalAnswered, StatePublished
 from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RUN_STATE_OPEN, RUN_STATE_PARKED, RUN_STATE_QUEUED
 from treadle.v1.worker_service_pb2 import (
@@ -55,6 +55,14 @@ def test_a_signal_is_recorded_once_whoever_sends_it_again_and_however_late() -> 
     assert isinstance(rig.ask(signal("s2")), RunReply), "it was taken before the run closed"
     assert isinstance(rig.ask(signal("s4")), RunClosed)
     assert list(rig.last("run_completed").unread) == ["s2", "s3"]
+
+
+def test_an_id_is_of_a_signal_or_of_a_question() -> None:
+    rig, _ = opened()
+    rig.ask(signal())
+    refused = rig.ask(signal(asks=True))
+    assert isinstance(refused, FieldInvalid) and "'s1'" in str(refused) and refused.field == "signal_id"
+    assert rig.kinds().count("signal_received") == 1
 
 
 def test_there_must_be_a_run() -> None:

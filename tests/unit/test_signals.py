@@ -245,6 +245,21 @@ def test_a_signal_is_no_question() -> None:
     assert run.take().commands == [] and len(run.execution.unread()) == 1
 
 
+def test_a_question_whose_answer_cannot_be_encoded_can_still_be_refused() -> None:
+    @workflow
+    async def tries() -> None:
+        question = await receive_question("q")
+        try:
+            question.answer(object())
+        except PayloadError:
+            question.refuse("no words for it")
+
+    run = Feeder(tries)
+    send(run, "q", None, "q1", asks=True)
+    (said,) = run.take().commands
+    assert said.answer_signal.failure.message == "no words for it"
+
+
 def test_a_question_is_answered_once() -> None:
     @workflow
     async def twice() -> str:

@@ -277,7 +277,7 @@ def test_who_has_seen_all_fields_knows_that_another_is_missing() -> None:
 
 def closed_cache(events: int = 2) -> RunCache:
     cache = RunCache()
-    cache.keeps_closed = True
+    cache.closed_shards = {RUN.shard}
     for change in (
         Change(RUN, 0, 1, b"open", events=[b"e1"]),
         Change(RUN, 1, 2, b"shut", events=[b"e"] * (events - 1), ended=True, cold=True),

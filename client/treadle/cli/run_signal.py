@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from treadle.cli.json_input import read_value
 from treadle.cli.options import Connection, OutputOption
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ async def signal(
     name
         What the code receives it by.
     input
-        The value as JSON.
+        The value as JSON; @FILE reads a file, @- stdin.
     id
         Of the signal: sent again under the same id, it changes nothing. One is made otherwise.
     """
     from treadle.cli.output import emit_one, note
     from treadle.cli.plain import plain_run
 
-    value = _json(input)
+    value = read_value(input)
     connection = connection or Connection()
     async with connection.client() as client:
         info: RunInfo = await client.run(run).signal(name, value, id=id)
@@ -70,7 +70,7 @@ async def ask(
     name
         What the code receives it by.
     input
-        The value as JSON.
+        The value as JSON; @FILE reads a file, @- stdin.
     id
         Of the question: who asks again under the same id gets the same answer. One is made otherwise.
     timeout
@@ -78,7 +78,7 @@ async def ask(
     """
     from treadle.cli.plain import dumps
 
-    value = _json(input)
+    value = read_value(input)
     connection = connection or Connection()
     async with connection.client() as client:
         print(dumps(await client.run(run).ask(name, value, id=id, timeout=timeout)))
@@ -99,17 +99,3 @@ async def state(run: str, /, *, connection: Connection | None = None) -> int:
     async with connection.client() as client:
         print(dumps(await client.run(run).state()))
     return 0
-
-
-def _json(text: str) -> Any:
-    """Return the value that `-i` gives.
-
-    Raises:
-        ConfigError: It is no JSON.
-    """
-    from treadle.protocol.errors import ConfigError
-
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"--input: not JSON: {error}; text needs quotes: -i '\"yes\"'") from error

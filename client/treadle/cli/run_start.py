@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from treadle.cli.json_input import read_object
 from treadle.cli.options import Connection, OutputOption
 
 __all__ = ("start",)
@@ -56,7 +54,7 @@ async def start(
     from treadle.cli.run_watch import follow, outcome_exit, progress_printer
 
     connection = connection or Connection()
-    arguments = read_input(input)
+    arguments = read_object(input)
     async with connection.client() as client:
         run = await client.start(workflow, arguments, id=id, pool=pool, on_conflict=on_conflict)
         if run.existed:
@@ -73,32 +71,6 @@ async def start(
         value = plain_run(info)
         emit_one(value, output, lambda: _print_outcome(value))
         return outcome_exit(info)
-
-
-def read_input(text: str) -> dict[str, Any]:
-    """Return the arguments that `-i` gives: JSON, @FILE, or @- for stdin.
-
-    Raises:
-        ConfigError: The file cannot be read, or it is no JSON object.
-    """
-    from treadle.protocol.errors import ConfigError
-
-    where = "--input"
-    if text.startswith("@"):
-        where = "stdin" if text == "@-" else text[1:]
-        try:
-            text = sys.stdin.read() if text == "@-" else Path(where).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--input: cannot read {where!r}: {error}") from error
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{where}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(
-            f'{where}: give a JSON object by parameter name, like \'{{"name": "Ada"}}\', not {text[:40]!r}'
-        )
-    return value
 
 
 def _print_outcome(value: dict[str, Any]) -> None:

@@ -55,6 +55,7 @@ _SHORT_S: Final = 0.5
 
 _PAGE: Final = 200
 _POLL_S: Final = 30.0
+"""How long one call waits for an answer; then it is asked again under the same id."""
 
 
 class RunHandle(Generic[R]):

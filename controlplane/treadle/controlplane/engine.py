@@ -214,7 +214,11 @@ class Engine:
 
     def deliver(self, letter: Letter) -> None:
         """Bring a letter to its run; its entry leaves the outbox once it was applied there."""
-        run, request = children.request_of(letter)
+        try:
+            run, request = children.request_of(letter)
+        except ValueError as error:
+            _log.warning("letter_kept", error=str(error))
+            return
         self.committer.submit(run, request, partial(self._delivered, letter))
 
     def _delivered(self, letter: Letter, reply: Reply | Exception) -> None:

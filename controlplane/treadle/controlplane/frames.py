@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from treadle.protocol.errors import ConfigError, FieldInvalid
-from treadle.protocol.ids import check_name
+from treadle.protocol.ids import check_name, check_run_id
 from treadle.v1.worker_service_pb2 import OwnerRequest, SessionRequest
 
 __all__ = ("check_frame",)
@@ -16,7 +16,7 @@ def check_frame(frame: SessionRequest, limit: int) -> None:
     """Look at the requests of owners; `limit` is how many commands and checkpoints one may carry.
 
     Raises:
-        FieldInvalid: A pool is no name, a delay is no delay, or there are too many commands.
+        FieldInvalid: A pool is no name, a child's id is none, a delay is no delay, or there are too many commands.
     """
     for ask in frame.requests:
         if len(ask.commands) + len(ask.checkpoints) > limit:
@@ -31,10 +31,17 @@ def _check_commands(ask: OwnerRequest) -> None:
             _check_delay(ask, command.start_timer.delay_ms)
         elif kind == "schedule_step":
             _check_delay(ask, command.schedule_step.timeout_ms)
-            try:
-                check_name("pool", command.schedule_step.pool)
-            except ConfigError as error:
-                raise FieldInvalid(f"run {ask.run_id!r}: {error}", field="requests.commands.pool") from error
+            _check_pool(ask, command.schedule_step.pool)
+        elif kind == "schedule_child":
+            check_run_id(command.schedule_child.run_id)
+            _check_pool(ask, command.schedule_child.pool)
+
+
+def _check_pool(ask: OwnerRequest, pool: str) -> None:
+    try:
+        check_name("pool", pool)
+    except ConfigError as error:
+        raise FieldInvalid(f"run {ask.run_id!r}: {error}", field="requests.commands.pool") from error
 
 
 def _check_delay(ask: OwnerRequest, delay_ms: int) -> None:

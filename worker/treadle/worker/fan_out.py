@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from inspect import isawaitable
-from typing import Any, TypeVar
+from math import floor
+from typing import Any, Final, TypeVar
 
 from treadle.protocol.errors import ConfigError, MapFailed, RunError, StepError
 
 __all__ = ("map_over",)
 
 T = TypeVar("T")
+
+_GRAIN: Final = 1e-9
+"""29 % of 100 are 29, also where floats say 28.999…"""
 
 
 async def map_over(
@@ -23,14 +27,16 @@ async def map_over(
 
     Raises:
         ConfigError: `limit` or `tolerate` is out of range.
+        Exception: What else a call raised, at once.
         MapFailed: More failed than is tolerated. No further item was begun; what was running was cancelled.
     """
     if limit < 1 or not 0 <= tolerate <= 1:
         raise ConfigError(f"{what}: limit={limit!r}, tolerate={tolerate!r}: give at least 1, and a share from 0 to 1")
     waiting = list(items)
-    allowed = int(len(waiting) * tolerate)
+    allowed = floor(len(waiting) * tolerate + _GRAIN)
     found: list[Any] = [None] * len(waiting)
     failed: dict[int, StepError | RunError] = {}
+    broken: list[asyncio.Task[None]] = []
     free = asyncio.Semaphore(limit)
     running: set[asyncio.Task[None]] = set()
 
@@ -47,19 +53,23 @@ async def map_over(
 
     def ended(task: asyncio.Task[None]) -> None:
         running.discard(task)
+        if task.cancelled() or task.exception() is not None:
+            broken.append(task)  # by an error that no step has: nobody tolerates it
         changed.set()
 
     try:
         for index, item in enumerate(waiting):
             await free.acquire()
-            if len(failed) > allowed:
+            if broken or len(failed) > allowed:
                 break
             task = asyncio.create_task(one(index, item))
             running.add(task)
             task.add_done_callback(ended)
-        while running and len(failed) <= allowed:
+        while running and not broken and len(failed) <= allowed:
             changed.clear()
             await changed.wait()
+        if broken:
+            broken[0].result()  # raises it
     finally:
         if running:
             await _cancel(running)

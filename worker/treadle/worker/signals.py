@@ -43,8 +43,9 @@ class Question(Generic[T]):
             PayloadError: The value cannot be encoded, or is larger than 1 MiB.
             ConfigError: It was answered, or refused, before.
         """
+        data = encode_bytes(value, what=f"answer to question {self.id!r}")  # if that fails, it can still be refused
         self._once()
-        self._execution.answer(self.id, encode_bytes(value, what=f"answer to question {self.id!r}"), None)
+        self._execution.answer(self.id, data, None)
 
     def refuse(self, reason: str) -> None:
         """Say why there is no answer: who asks gets `QuestionRefused`.

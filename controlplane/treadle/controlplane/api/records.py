@@ -76,6 +76,11 @@ class Records:
         (loaded,) = await self._store.load([Want(run)])
         return _head(run, loaded.head)
 
+    async def noted(self, run: RunKey, field: str) -> tuple[RunHead, bytes | None]:
+        """Return the run's head, and what is kept in a field beside it. Raises NotFound."""
+        (loaded,) = await self._store.load([Want(run, fields=[field])])
+        return _head(run, loaded.head), loaded.fields.get(field)
+
     async def view(self, head: RunHead) -> Run:
         """Return the run as clients see it: with its outcome if closed, with the reason if it does not move."""
         if head.state == RUN_STATE_CLOSED:

@@ -67,7 +67,7 @@ class RunService(RunServiceServicer):
         self._hub = hub
         self._records = Records(store, Fleet(store))
         self._starts = Starts(engine, Admission(store, outbox_max), max_payload_bytes, metrics or Metrics())
-        self._signals = Signals(engine, store, hub, max_payload_bytes)
+        self._signals = Signals(engine, self._records, hub, max_payload_bytes)
         self.ends = RunEnds(store, hub)
 
     async def run(self) -> None:

@@ -6,12 +6,11 @@ import time
 from typing import Final
 
 from treadle.controlplane.api import checks
+from treadle.controlplane.api.records import Records
 from treadle.controlplane.api.starts import Engine, run_reply
 from treadle.controlplane.hints import HintHub
 from treadle.controlplane.machine import requests, signals
-from treadle.controlplane.store.port import Loaded, RunStore, Want
-from treadle.protocol.errors import NotFound, RunClosed
-from treadle.protocol.ids import RunKey
+from treadle.protocol.errors import RunClosed, Unavailable
 from treadle.v1 import run_service_pb2 as pb
 from treadle.v1.history_pb2 import SignalAnswered, StatePublished
 from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RunHead
@@ -27,13 +26,13 @@ class Signals:
 
     Args:
         engine: Decides and commits.
-        store: Read for answers and states.
+        records: Read for answers and states.
         hub: Wakes who waits for an answer.
         max_payload_bytes: Largest value.
     """
 
-    def __init__(self, engine: Engine, store: RunStore, hub: HintHub, max_payload_bytes: int) -> None:
-        self._engine, self._store, self._hub = engine, store, hub
+    def __init__(self, engine: Engine, records: Records, hub: HintHub, max_payload_bytes: int) -> None:
+        self._engine, self._records, self._hub = engine, records, hub
         self._max_payload_bytes = max_payload_bytes
 
     async def send(self, request: pb.SignalRunRequest) -> RunHead:
@@ -59,22 +58,24 @@ class Signals:
         async with self._hub.subscribe(run) as woken:
             run_reply(asked, await self._engine.ask(run, asked))
             while True:
-                found = await self._load(run, field)
-                if field in found.fields:
-                    said = SignalAnswered.FromString(found.fields[field])
+                head, data = await self._records.noted(run, field)
+                if data is not None:
+                    said = SignalAnswered.FromString(data)
                     answer = pb.AskRunResponse(answered=True)
                     if said.HasField("failure"):
                         answer.failure.CopyFrom(said.failure)
                     else:
                         answer.result.CopyFrom(said.result)
                     return answer
-                if RunHead.FromString(found.head).state == RUN_STATE_CLOSED:
+                if head.state == RUN_STATE_CLOSED:
                     raise RunClosed(
                         f"run {run.run_id!r} was closed without an answer to question {request.signal_id!r}",
                         remedy="see how the run ended; its last event names what its code had not received",
                     )
+                if self._hub.closed:
+                    raise Unavailable("this replica stops", remedy="ask again under the same id")
                 left = until - time.monotonic()
-                if left <= 0 or self._hub.closed:
+                if left <= 0:
                     return pb.AskRunResponse()
                 await woken.wait(min(left, _POLL_S))
 
@@ -84,23 +85,14 @@ class Signals:
         Raises:
             NotFound: There is no such run.
         """
-        found = await self._load(checks.run_of(request.namespace, request.run_id), signals.STATE_FIELD)
-        incarnation = RunHead.FromString(found.head).incarnation
-        data = found.fields.get(signals.STATE_FIELD)
+        run = checks.run_of(request.namespace, request.run_id)
+        head, data = await self._records.noted(run, signals.STATE_FIELD)
         if data is None:
-            return pb.GetStateResponse(incarnation=incarnation)
-        return pb.GetStateResponse(published=True, state=StatePublished.FromString(data).state, incarnation=incarnation)
+            return pb.GetStateResponse(incarnation=head.incarnation)
+        state = StatePublished.FromString(data).state
+        return pb.GetStateResponse(published=True, state=state, incarnation=head.incarnation)
 
     def _checked(self, request: pb.SignalRunRequest | pb.AskRunRequest, *, asks: bool) -> requests.SignalRun:
         checks.check_payload("data", request.data, self._max_payload_bytes)
         name = checks.signal_name_of(request.name)
         return requests.SignalRun(checks.signal_id_of(request.signal_id), name, request.data, asks)
-
-    async def _load(self, run: RunKey, field: str) -> Loaded:
-        (found,) = await self._store.load([Want(run, fields=[field])])
-        if not found.head:
-            raise NotFound(
-                f"no run {run.run_id!r} in namespace {run.namespace!r}",
-                remedy="check the id and the namespace; closed runs are deleted after their retention",
-            )
-        return found

@@ -142,13 +142,19 @@ def _failure(event: HistoryEvent, outcome: RunOutcome.ValueType) -> Failure:
 
 # --- letters -------------------------------------------------------------------------------------------------------------
 def request_of(letter: Letter) -> tuple[RunKey, Request]:
-    """Return whom a letter is for, and what it asks of that run."""
+    """Return whom a letter is for, and what it asks of that run.
+
+    Raises:
+        ValueError: It says what this build does not know: who wrote it is newer, and another replica delivers it.
+    """
     run = RunKey(letter.namespace, letter.run_id)
     kind = letter.WhichOneof("kind")
     if kind == "start_child":
         return run, _start(letter.letter_id, letter.start_child)
     if kind == "child_closed":
         return run, ChildEnded(letter.child_closed)
+    if kind != "stop_child":
+        raise ValueError(f"letter {letter.letter_id} of run {letter.from_run_id!r} has no kind that is known here")
     said = letter.stop_child
     return run, StopRun(letter.letter_id, said.parent, said.terminate, said.reason)
 

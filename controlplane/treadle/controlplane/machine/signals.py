@@ -7,7 +7,7 @@ history where whoever asks finds it without a worker.
 
 from __future__ import annotations
 
-from treadle.protocol.errors import Refused, RequestError
+from treadle.protocol.errors import FieldInvalid, Refused, RequestError
 from treadle.v1.history_pb2 import SignalAnswered, SignalReceived, StatePublished
 from treadle.v1.worker_service_pb2 import Command
 
@@ -25,6 +25,9 @@ _SHARE = 0.9
 """Of the longest history, signals may fill so much: a flood of them must not stop the run."""
 
 
+_KINDS = {False: b"signal", True: b"question"}
+
+
 def seen_field(signal_id: str) -> str:
     """Return the field of a run that tells whether a signal was recorded."""
     return f"s:{signal_id}"
@@ -37,13 +40,20 @@ def answer_field(signal_id: str) -> str:
 
 def receive(view: RunView, request: SignalRun) -> RunReply | RequestError:
     """Record a signal; the same id again changes nothing, whatever became of the run."""
-    field = seen_field(request.signal_id)
-    if view.exists and view.note(field) is not None:
+    field, kind = seen_field(request.signal_id), _KINDS[request.asks]
+    known = view.note(field) if view.exists else None
+    if known == kind:
         return RunReply(view.head)
+    if known is not None:
+        return FieldInvalid(
+            f"signal_id {request.signal_id!r} of run {view.run.run_id!r} is that of a {known.decode()}",
+            field="signal_id",
+            remedy="give signals and questions ids of their own",
+        )
     refusal = runs.refuse(view) or _flood(view)
     if refusal is not None:
         return refusal
-    view.put_note(field, b"")
+    view.put_note(field, kind)
     view.event(
         signal_received=SignalReceived(
             name=request.name, signal_id=request.signal_id, data=request.data, asks=request.asks

@@ -13,7 +13,7 @@ taken for new: should it exist, or have left a tombstone, the commit meets a con
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import cast
 
@@ -133,7 +133,7 @@ class RunCache:
         limit: Bytes of all entries together, as accounted.
 
     Attributes:
-        keeps_closed: Somebody will ask for what has closed, once (see `take_closed`).
+        closed_shards: Of these shards somebody here will ask for what has closed, once (see `take_closed`).
         size: Bytes of the entries.
         hits, misses: Wants that were answered, or not.
     """
@@ -143,7 +143,7 @@ class RunCache:
         self._entries: OrderedDict[RunKey, _Entry] = OrderedDict()
         self._asked: list[set[RunKey]] = []
         self._not_new: set[RunKey] = set()
-        self.keeps_closed = False
+        self.closed_shards: Collection[int] = ()
         self.size = self.hits = self.misses = 0
 
     def __len__(self) -> int:
@@ -234,7 +234,7 @@ class RunCache:
     def _follow(self, change: Change) -> None:
         run = change.run
         entry = self._entries.get(run)
-        if change.delete or (change.cold and not (self.keeps_closed and change.ended)):
+        if change.delete or (change.cold and not (change.ended and run.shard in self.closed_shards)):
             self._drop(run)
         elif change.expect == 0 or change.restart:
             entry = _Entry(0, b"", 0, complete=True)

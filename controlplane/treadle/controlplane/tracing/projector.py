@@ -112,7 +112,6 @@ class TraceProjector:
         self._last_shard = -1
         self._pause_s = 0.0
         engine.store.trace()
-        engine.committer.runs.cache.keeps_closed = True
 
     async def run(self) -> None:
         """Work for ever."""
@@ -155,6 +154,7 @@ class TraceProjector:
         Raises:
             Unavailable: The store is away; nothing is lost.
         """
+        self._engine.committer.runs.cache.closed_shards = frozenset(shards)
         limit = self._runs
         later = [shard for shard in shards if shard > self._last_shard]
         wanted = [*later, *(shard for shard in shards if shard <= self._last_shard)]
