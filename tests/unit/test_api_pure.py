@@ -107,6 +107,8 @@ def test_checks_name_field_and_value() -> None:
         with pytest.raises(FieldInvalid) as caught:
             call()
         assert caught.value.field == field
+    with pytest.raises(FieldInvalid, match="must not begin with '~'"):
+        checks.run_of("", "~schedule/nightly")  # those are names of records
     assert len(checks.statuses_of([])) == 7
     assert checks.statuses_of([RunStatus.RUN_STATUS_FAILED] * 2) == [RunStatus.RUN_STATUS_FAILED]
     assert checks.policy_of(StartRunRequest()) == ConflictPolicy.CONFLICT_POLICY_REJECT

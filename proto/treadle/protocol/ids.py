@@ -14,6 +14,7 @@ from zlib import crc32
 from treadle.protocol.errors import ConfigError, FieldInvalid
 
 __all__ = (
+    "RECORD_MARK",
     "SHARDS",
     "RunKey",
     "check_name",
@@ -30,6 +31,9 @@ __all__ = (
 
 SHARDS = 64
 """Hash tags over which runs and workers are spread; fixed for the life of a deployment."""
+
+RECORD_MARK = "~"
+"""What the names of records begin with: things that live in a shard like runs, and execute no code."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _RUN_ID_LIMIT = 200
@@ -79,8 +83,10 @@ def check_run_id(run_id: str) -> str:
     """Return `run_id` if it may name a run: 1 to 200 printable characters.
 
     Raises:
-        FieldInvalid: It is empty, too long or has control characters.
+        FieldInvalid: It is empty, too long, has control characters, or begins with "~": such names are kept for records.
     """
+    if run_id.startswith(RECORD_MARK):
+        raise FieldInvalid(f"run_id {run_id[:40]!r}: must not begin with {RECORD_MARK!r}", field="run_id")
     if not run_id or len(run_id) > _RUN_ID_LIMIT or not run_id.isprintable():
         raise FieldInvalid(f"run_id {run_id[:40]!r}: give 1 to {_RUN_ID_LIMIT} printable characters", field="run_id")
     return run_id

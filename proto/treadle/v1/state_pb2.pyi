@@ -41,9 +41,11 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     """It has its outcome."""
     RUN_STATE_NEEDS_ATTENTION: _RunState.ValueType  # 6
     """It stands still until a person or fitting code comes."""
+    RUN_STATE_RECORD: _RunState.ValueType  # 7
+    """No run, but a record that lives in a shard like one (a schedule, a slot of events): its name begins with "~"."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
-    """Where a run stands."""
+    """Where a run, or a record, stands."""
 
 RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
 """Not set; never stored."""
@@ -59,6 +61,8 @@ RUN_STATE_CLOSED: RunState.ValueType  # 5
 """It has its outcome."""
 RUN_STATE_NEEDS_ATTENTION: RunState.ValueType  # 6
 """It stands still until a person or fitting code comes."""
+RUN_STATE_RECORD: RunState.ValueType  # 7
+"""No run, but a record that lives in a shard like one (a schedule, a slot of events): its name begins with "~"."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 class _RunOutcome:

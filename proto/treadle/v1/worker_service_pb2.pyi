@@ -177,6 +177,7 @@ class RegisterRequest(_message.Message):
     RUN_SLOTS_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     SENT_MS_FIELD_NUMBER: _builtins.int
+    SPECS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace it works for."""
     worker_id: _builtins.str
@@ -201,6 +202,10 @@ class RegisterRequest(_message.Message):
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Steps it has that may come as pool steps."""
 
+    @_builtins.property
+    def specs(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkflowSpec]:
+        """What is known of the workflows besides their names, where there is something to say."""
+
     def __init__(
         self,
         *,
@@ -214,14 +219,37 @@ class RegisterRequest(_message.Message):
         run_slots: _builtins.int = ...,
         session_id: _builtins.str = ...,
         sent_ms: _builtins.int = ...,
+        specs: _abc.Iterable[Global___WorkflowSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "namespace", b"namespace", "pool", b"pool", "run_slots", b"run_slots", "sent_ms", b"sent_ms", "session_id", b"session_id", "step_slots", b"step_slots", "steps", b"steps", "worker_id", b"worker_id", "workflows", b"workflows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "namespace", b"namespace", "pool", b"pool", "run_slots", b"run_slots", "sent_ms", b"sent_ms", "session_id", b"session_id", "specs", b"specs", "step_slots", b"step_slots", "steps", b"steps", "worker_id", b"worker_id", "workflows", b"workflows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegisterRequest: _TypeAlias = RegisterRequest  # noqa: Y015
+
+@_typing.final
+class WorkflowSpec(_message.Message):
+    """What a worker knows of a workflow besides its name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the workflow."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkflowSpec: _TypeAlias = WorkflowSpec  # noqa: Y015
 
 @_typing.final
 class RegisterResponse(_message.Message):

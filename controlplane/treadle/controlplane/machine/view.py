@@ -37,6 +37,7 @@ from treadle.v1.state_pb2 import (
     RUN_STATE_OPEN,
     RUN_STATE_PARKED,
     RUN_STATE_QUEUED,
+    RUN_STATE_RECORD,
     RUN_STATE_WAITING,
     CommandRow,
     Letter,
@@ -370,6 +371,8 @@ class RunView:
             return head.retry_due_ms
         if head.state == RUN_STATE_CLOSED:
             return self.now if head.sweeping else head.delete_at_ms
+        if head.state == RUN_STATE_RECORD:
+            return head.watch_due_ms
         return head.watch_due_ms or far  # parked, needs attention
 
     def change(self) -> Change | None:
