@@ -22,6 +22,7 @@ from treadle.worker.workflows import Workflow
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = {
     "signals": "charged 12",
+    "continue-as-new": ("Ada has paid 5 months", 3),
     "fan-out": ["reserve", "release"],
     "children": [
         "charged 1",

@@ -19,6 +19,7 @@ from treadle.worker import (
     Retry,
     StepError,
     StepLost,
+    continue_as_new,
     publish_state,
     receive,
     receive_question,
@@ -232,6 +233,25 @@ async def mailbox(n: int) -> list[int]:
     question = await receive_question("sum", int)
     question.answer(question.value + sum(found))
     await local_square(n)
+    return found
+
+
+@workflow(pool="flows")
+async def volumes(n: int, found: list[int] | None = None) -> list[int]:
+    """As `mailbox`, with a new part after every two signals, each of which leaves a step open."""
+    found = found or []
+    publish_state(len(found))
+    for _ in range(2):
+        number = await receive("number", int)
+        await square(number)
+        found.append(number)
+    if len(found) < n:
+        left = asyncio.create_task(square(-1))
+        await local_square(len(found))
+        left.set_name("open")
+        continue_as_new(n, found)
+    question = await receive_question("sum", int)
+    question.answer(question.value + sum(found))
     return found
 
 

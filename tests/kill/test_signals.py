@@ -46,6 +46,35 @@ def senders(house: House, server: ServerProcess, runs: list[str]) -> list[int]:
 
 
 @pytest.mark.parametrize("lane", ["amqp", "session"])
+def test_so_it_is_over_the_parts_of_a_run_that_continues_as_new(
+    build: Build, lane: Lane, request: pytest.FixtureRequest
+) -> None:
+    house = build(lane, rabbit=request.getfixturevalue("rabbit"))
+    server = house.server()
+    owners = [house.worker("flows"), house.worker("flows", options=("--always-replay",))]
+    house.worker("steps")
+    house.ready()
+    runs = [f"r{n}" for n in range(RUNS)]
+    handles = [house.start(run, "volumes", n=SIGNALS) for run in runs]
+    with ThreadPoolExecutor(1) as pool:
+        sent: Future[list[int]] = pool.submit(senders, house, server, runs)
+        for kill in range(KILLS):
+            house.until_starts(RUNS * SIGNALS * (kill + 1) // (KILLS + 1), step="square")
+            victim = owners[kill % 2]
+            victim.kill()
+            if kill % 2:
+                server.kill()
+                server.restart()
+            victim.start()
+        answers = sent.result(120)
+    assert [handle.result(timeout="60s") for handle in handles] == [list(range(SIGNALS))] * RUNS
+    assert answers == [1 + sum(range(SIGNALS))] * len(answers)
+    assert [house.client.run(run).get().part for run in runs] == [SIGNALS // 2] * RUNS
+    assert [house.client.run(run).state() for run in runs] == [SIGNALS - 2] * RUNS
+    house.until_nothing_waits()
+
+
+@pytest.mark.parametrize("lane", ["amqp", "session"])
 def test_each_signal_is_received_once_and_in_order_whoever_dies(
     build: Build, lane: Lane, request: pytest.FixtureRequest
 ) -> None:

@@ -12,6 +12,7 @@ from treadle.worker import (
     Fatal,
     Retry,
     StepError,
+    continue_as_new,
     now,
     publish_state,
     random,
@@ -332,6 +333,19 @@ async def hears() -> list[Any]:
 
 
 @workflow
+async def goes_on(n: int) -> int:
+    """Ends as a new part of itself, a step still open."""
+    task = asyncio.create_task(double(n))
+    try:
+        found = await receive("a", int)
+        await asyncio.sleep(0.05)
+        continue_as_new(n + found)
+    finally:
+        await shout("bye")
+        task.cancel()
+
+
+@workflow
 async def stuck() -> None:
     await asyncio.Event().wait()
 
@@ -360,8 +374,10 @@ CATALOGUE: list[tuple[Any, tuple[Any, ...], Any]] = [
     (leaves_tasks, (), 6),
     (stuck, (), "Stuck"),
     (hears, (), [1, 2, 2, None]),
+    (goes_on, (3,), None),
 ]
 LETTERS: dict[str, list[tuple[int, str, bytes, bool]]] = {
+    "goes_on": [(10, "a", b"1", False), (20, "a", b"2", False)],
     "hears": [(0, "a", b"1", False), (0, "a", b"2", False), (5, "unheard", b"0", False), (900, "q", b"3", True)],
 }
 """Workflow -> what it is sent; see `Server.letters`."""

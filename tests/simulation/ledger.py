@@ -15,6 +15,7 @@ __all__ = ("Broken", "Ledger", "RunRecord")
 
 _STEP_OUTCOMES = ("step_completed", "step_failed", "step_cancelled")
 _RUN_OUTCOMES = ("run_completed", "run_failed", "run_cancelled", "run_terminated")
+_LAST = (*_RUN_OUTCOMES, "run_continued")
 
 
 class Broken(AssertionError):
@@ -23,8 +24,9 @@ class Broken(AssertionError):
 
 @dataclass
 class RunRecord:
-    """What was seen of one run."""
+    """What was seen of one run, in its present part; `before` has the histories of the parts before."""
 
+    before: list[list[HistoryEvent]] = field(default_factory=list)
     events: list[HistoryEvent] = field(default_factory=list)
     settled: set[str] = field(default_factory=set)
     outcome: str = ""
@@ -49,6 +51,8 @@ class Ledger:
     def committed(self, change: Change) -> None:
         """S1: one outcome a step and a run, nothing after the close; every open run has a next wake-up."""
         record = self.record(change.run)
+        if change.restart:
+            record = self._next_part(change.run, record)
         for data in change.events:
             event = HistoryEvent.FromString(data)
             kind = event.WhichOneof("kind") or ""
@@ -57,9 +61,9 @@ class Ledger:
             if record.outcome:
                 raise Broken(f"S1: {change.run} has {kind} after its outcome {record.outcome}")
             record.events.append(event)
-            if kind in _RUN_OUTCOMES:
+            if kind in _LAST:
                 record.outcome = kind
-                self.closed += 1
+                self.closed += kind in _RUN_OUTCOMES
             if kind in _STEP_OUTCOMES:
                 command = getattr(event, kind).command_id
                 if command in record.settled:
@@ -68,6 +72,14 @@ class Ledger:
             if kind in ("attempt_lost", "run_owner_lost"):
                 self.repairs[kind] += 1
         self._has_wake_up(change)
+
+    def _next_part(self, run: RunKey, record: RunRecord) -> RunRecord:
+        if record.outcome != "run_continued":
+            raise Broken(f"S1: {run} has another part, but the one before ended as {record.outcome or 'open'}")
+        record = self.runs[run] = RunRecord([*record.before, record.events])
+        for key in [key for key in self.starts if key[0] == run]:
+            del self.starts[key]
+        return record
 
     def _has_wake_up(self, change: Change) -> None:
         head = RunHead.FromString(change.head)
@@ -89,8 +101,9 @@ class Ledger:
 
     def fed(self, run: RunKey, event: HistoryEvent) -> None:
         """S4: the coroutine sees exactly the order of the history."""
-        events = self.record(run).events
-        if event.position > len(events) or events[event.position - 1].revision != event.revision:
+        record = self.record(run)  # a frozen owner may still be in a part that is over
+        parts = [events for events in (*record.before, record.events) if event.position <= len(events)]
+        if event.revision not in [events[event.position - 1].revision for events in parts]:
             raise Broken(f"S4: {run} was fed position {event.position} that the history does not have")
 
     def counts_on(self, run: RunKey, told: HistoryEvent) -> None:

@@ -6,7 +6,17 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from treadle.worker import Retry, StepError, publish_state, receive, receive_question, start_child, step, workflow
+from treadle.worker import (
+    Retry,
+    StepError,
+    continue_as_new,
+    publish_state,
+    receive,
+    receive_question,
+    start_child,
+    step,
+    workflow,
+)
 
 QUICK = Retry(attempts=0, initial="200ms", cap="2s")
 
@@ -232,6 +242,18 @@ async def families(n: int) -> list[int]:
 
 
 @workflow
+async def chapters(n: int, found: list[int] | None = None) -> list[int]:
+    """A part for each signal; each leaves a step open."""
+    found = [*(found or [n]), await local_add(await receive("number", int), 0)]
+    left = asyncio.create_task(add(n, 1))
+    publish_state(await local_add(len(found), 0))
+    if len(found) < 4:
+        continue_as_new(n, found)
+    await left
+    return found
+
+
+@workflow
 async def once_more(n: int) -> int:
     return await local_add(n, 1)
 
@@ -254,11 +276,13 @@ WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "told": (told, lambda n: [n, 1, 2, 3]),
     "asked": (asked, lambda n: n + 2),
     "families": (families, lambda n: [(n + 11) * 2, n + 1, 1]),
+    "chapters": (chapters, lambda n: [n, 1, 2, 3]),
     "once_more": (once_more, lambda n: n + 1),
 }
 """Name -> (workflow, its result for an argument)."""
 
 LETTERS: dict[str, list[tuple[str, int, bool]]] = {
+    "chapters": [("number", 1, False), ("number", 2, False), ("number", 3, False)],
     "told": [("number", 1, False), ("number", 2, False), ("number", 3, False)],
     "asked": [("sum", 1, True), ("last", 2, True)],
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from itertools import chain, pairwise
 from random import Random
 from typing import Any
 
@@ -29,6 +30,7 @@ from treadle.protocol.errors import RunClosed
 from treadle.protocol.ids import RunKey, worker_shard
 from treadle.protocol.payloads import decode
 from treadle.v1.common_pb2 import Payload, TraceContext
+from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import Job
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_UNSPECIFIED
 from treadle.v1.worker_service_pb2 import ClaimVerdict
@@ -308,9 +310,12 @@ class World:
 
     def _check_letters(self, run: RunKey) -> None:
         """What was acknowledged stands once in the history, in order, and each question has one answer."""
-        events = self.ledger.record(run).events
+        record = self.ledger.record(run)
+        events = list(
+            chain(*(part[_carried(before) :] for before, part in pairwise([[], *record.before, record.events])))
+        )
         got = [event.signal_received for event in events if event.HasField("signal_received")]
-        sent = [f"{name}-{number}" for name, number, _ in LETTERS.get(events[0].run_started.workflow, [])]
+        sent = [f"{name}-{number}" for name, number, _ in LETTERS.get(record.events[0].run_started.workflow, [])]
         if [letter.signal_id for letter in got] != sent[: len(got)]:
             raise Broken(f"{run}: signals stand as {[letter.signal_id for letter in got]}, sent were {sent}")
         answered = [event.signal_answered.signal_id for event in events if event.HasField("signal_answered")]
@@ -333,6 +338,11 @@ class World:
 
     def _incarnation(self, run: RunKey) -> int:
         return self.ledger.heads()[run].incarnation
+
+
+def _carried(before: list[HistoryEvent]) -> int:
+    """How many events the next part begins with that are no news: its start, and what was taken along."""
+    return before[-1].run_continued.carried + 1 if before else 0
 
 
 _FACTORY = execution_factory(collect(EVERYTHING))

@@ -8,7 +8,15 @@ from itertools import count
 from typing import Any, TypeVar
 
 from treadle.v1.common_pb2 import Payload, RetryPolicy
-from treadle.v1.history_pb2 import AttemptFailed, AttemptStarted, HistoryEvent, RunOpened, RunStarted, StepCompleted
+from treadle.v1.history_pb2 import (
+    AttemptFailed,
+    AttemptStarted,
+    HistoryEvent,
+    RunOpened,
+    RunStarted,
+    SignalReceived,
+    StepCompleted,
+)
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job
 from treadle.v1.worker_service_pb2 import (
     ANSWER_OK,
@@ -62,10 +70,13 @@ class Script:
         self.closed = False
         self.waiting = Waits(1, 0, 0, None)
         self.untold = 0
-        self.letters: list[str] = []
+        self.letters: list[SignalReceived] = []
 
-    def unread(self) -> list[str]:
+    def unread(self) -> list[SignalReceived]:
         return self.letters
+
+    def known_signals(self) -> list[str]:
+        return [letter.signal_id for letter in self.letters]
 
     @property
     def fed(self) -> int:

@@ -57,7 +57,7 @@ def test_code_waits_until_it_comes() -> None:
     assert run.execution.outcome is None
     send(run, "approve", {"by": "Ada", "ok": True})
     assert run.result() == "Ada says yes"
-    assert run.execution.unread() == ["other-1"]
+    assert [letter.signal_id for letter in run.execution.unread()] == ["other-1"]
     assert run.execution.waits().signals == 0
 
 

@@ -63,6 +63,7 @@ def test_public_names() -> None:
         "publish_state",
         "start_child",
         "ChildRun",
+        "continue_as_new",
         "Saga",
         "TreadleError",
         "ConfigError",

@@ -57,6 +57,8 @@ def header_lines(run: RunInfo, timeline: Timeline) -> list[str]:
         f"{run.workflow}   {run.id}   {status_text(run.status)}{took}",
         f"  pool {run.pool} · started {when} · {run.length} events · trace {run.trace_id}",
     ]
+    if run.part > 1:
+        lines.append(f"  part {run.part} of a run that continues as new")
     if run.reason or timeline.reason:
         lines.append(f"  {run.reason or timeline.reason}")
     if run.cancel_requested and not run.status.closed:

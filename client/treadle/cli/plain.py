@@ -71,6 +71,7 @@ def plain_run(run: RunInfo) -> dict[str, Any]:
         "id": run.id,
         "namespace": run.namespace,
         "incarnation": str(run.incarnation),
+        "part": run.part,
         "workflow": run.workflow,
         "pool": run.pool,
         "status": run.status.value,

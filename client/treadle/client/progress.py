@@ -140,6 +140,8 @@ def _step_line(kind: str, event: HistoryEvent, step: StepView) -> tuple[str, str
 
 def _run_line(run_id: str, kind: str, event: HistoryEvent, timeline: Timeline) -> str | None:
     match kind:
+        case "run_started" if timeline.part > 1:
+            return f"{MARKS['running']} run {timeline.workflow:<{_NAME_WIDTH - 2}}   {run_id}   part {timeline.part}"
         case "run_started":
             return f"{MARKS['running']} run {timeline.workflow:<{_NAME_WIDTH - 2}}   {run_id}"
         case "run_owner_lost":
@@ -147,6 +149,8 @@ def _run_line(run_id: str, kind: str, event: HistoryEvent, timeline: Timeline) -
             return f"  {MARKS['lost']} the run was lost: {why} · goes on elsewhere"
         case "run_waiting" | "run_diverged" | "run_halted":
             return f"  {MARKS[timeline.status.value]} {timeline.reason}"
+        case "run_continued":
+            return f"  {MARKS['released']} continues as new with {payload_text(event.run_continued.input)}"
         case "run_accepted":
             return f"  {MARKS['running']} accepted"
         case "cancel_requested":

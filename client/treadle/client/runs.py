@@ -267,15 +267,19 @@ class RunHandle(Generic[R]):
     async def watch(self, *, after: int = 0) -> AsyncGenerator[HistoryEvent, None]:
         """Yield the events of the history, then each new one as it is recorded, until the run is closed.
 
+        A run that continues as new begins again at position 1 with each part.
+
         Goes on where it was when the control plane was away. Close it (`aclosing`) when you leave early.
 
         Raises:
             NotFound: There is no such run.
         """
-        position, backoff = after, Backoff()
+        position, part, backoff = after, 0, Backoff()
         while True:
             call = self._client.stub.WatchRun(
-                WatchRunRequest(namespace=self._client.namespace, run_id=self.id, after_position=position),
+                WatchRunRequest(
+                    namespace=self._client.namespace, run_id=self.id, after_position=position, incarnation=part
+                ),
                 metadata=self._client.metadata,
                 wait_for_ready=True,
             )
@@ -283,6 +287,9 @@ class RunHandle(Generic[R]):
                 async for page in call:
                     backoff.reset()
                     self._check_incarnation(page.run)
+                    if page.run.incarnation != (part or page.run.incarnation):
+                        position = 0
+                    part = page.run.incarnation
                     for event in page.events:
                         if event.position > position:
                             position = event.position
@@ -322,7 +329,7 @@ class RunHandle(Generic[R]):
         return run
 
     def _check_incarnation(self, run: Run) -> None:
-        if self.incarnation and run.incarnation != self.incarnation:
+        if self.incarnation and (run.first_incarnation or run.incarnation) != self.incarnation:
             raise NotFound(f"run {self.id} was started anew; this start of it is gone")
 
     def _steering(self, reason: str) -> dict[str, Any]:

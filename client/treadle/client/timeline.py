@@ -29,6 +29,7 @@ from treadle.v1.history_pb2 import (
     ChildScheduled,
     HistoryEvent,
     RunCompleted,
+    RunContinued,
     RunDiverged,
     RunFailed,
     RunHalted,
@@ -171,6 +172,7 @@ class Timeline:
         cancel_requested: Whether a cancel was asked for.
         state: What the code showed last; None: nothing.
         unread: Ids of signals and questions that a closed run had not received, at most 100.
+        part: Which part of a run that continues as new, from 1.
         steps: By command id, in the order they appeared.
     """
 
@@ -190,6 +192,7 @@ class Timeline:
     cancel_requested: bool = False
     state: Payload | None = None
     unread: tuple[str, ...] = ()
+    part: int = 1
     steps: dict[str, StepView] = field(default_factory=dict)
 
     @property
@@ -214,8 +217,12 @@ class Timeline:
     # --- the run
 
     def _run_started(self, body: RunStarted) -> None:
+        if body.part and self.workflow:  # followed from its part before
+            fresh = Timeline(now_ms=self.now_ms, position=self.position, state=self.state)
+            for name in self.__slots__:
+                setattr(self, name, getattr(fresh, name))
         self.workflow, self.pool, self.trigger = body.workflow, body.pool, body.trigger
-        self.started_ms = self.now_ms
+        self.started_ms, self.part = self.now_ms, max(body.part, 1)
 
     def _run_opened(self, body: RunOpened) -> None:
         self.owner, self.status, self.reason = body.worker_id, RunStatus.RUNNING, ""
@@ -269,9 +276,16 @@ class Timeline:
     def _run_terminated(self, body: Any) -> None:
         self._close(RunStatus.TERMINATED, body.reason)
 
+    def _run_continued(self, body: RunContinued) -> None:
+        self.owner = ""
+        self._abandon()
+
     def _close(self, status: RunStatus, reason: str = "", unread: Iterable[str] = ()) -> None:
         self.status, self.reason, self.owner, self.closed_ms = status, reason, "", self.now_ms
         self.unread = tuple(unread)
+        self._abandon()
+
+    def _abandon(self) -> None:
         for step in self._open():
             self._end(step, "cancelled", reason="run closed")
             step.state, step.end_ms = "abandoned", self.now_ms

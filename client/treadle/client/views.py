@@ -77,6 +77,7 @@ class RunInfo:
         trace_id: 32 hex digits.
         result: Encoded result of a completed run, else None.
         failure: What a failed run raised, else None.
+        part: Which part of a run that continues as new it is, from 1; `incarnation`, `created_at` and `length` are its own.
     """
 
     id: str
@@ -95,6 +96,7 @@ class RunInfo:
     trace_id: str
     result: Payload | None
     failure: Failure | None
+    part: int = 1
 
     @property
     def duration(self) -> timedelta | None:
@@ -129,6 +131,7 @@ def run_info(run: Run) -> RunInfo:
         trace_id=run.trace_id,
         result=run.result if run.HasField("result") else None,
         failure=run.failure if run.HasField("failure") else None,
+        part=max(run.part, 1),
     )
 
 

@@ -121,6 +121,8 @@ class Run(_message.Message):
     TRACE_ID_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    FIRST_INCARNATION_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace."""
     run_id: _builtins.str
@@ -151,6 +153,10 @@ class Run(_message.Message):
     """A cancel was asked for."""
     trace_id: _builtins.str
     """Trace id, 32 hex digits."""
+    first_incarnation: _builtins.int
+    """Of a later part of a run that continues as new: the incarnation of the first part; otherwise 0."""
+    part: _builtins.int
+    """Which part of such a run it is, from 2; otherwise 0."""
     @_builtins.property
     def result(self) -> _common_pb2.Payload:
         """Closed as completed: the encoded result."""
@@ -179,10 +185,12 @@ class Run(_message.Message):
         trace_id: _builtins.str = ...,
         result: _common_pb2.Payload | None = ...,
         failure: _common_pb2.Failure | None = ...,
+        first_incarnation: _builtins.int = ...,
+        part: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "created_ms", b"created_ms", "failure", b"failure", "incarnation", b"incarnation", "length", b"length", "namespace", b"namespace", "open_commands", b"open_commands", "pool", b"pool", "reason", b"reason", "result", b"result", "retrying", b"retrying", "run_id", b"run_id", "state", b"state", "status", b"status", "trace_id", b"trace_id", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "created_ms", b"created_ms", "failure", b"failure", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "length", b"length", "namespace", b"namespace", "open_commands", b"open_commands", "part", b"part", "pool", b"pool", "reason", b"reason", "result", b"result", "retrying", b"retrying", "run_id", b"run_id", "state", b"state", "status", b"status", "trace_id", b"trace_id", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -695,22 +703,26 @@ class WatchRunRequest(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
     AFTER_POSITION_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace; "" means "default"."""
     run_id: _builtins.str
     """The run."""
     after_position: _builtins.int
     """Events behind this position; 0 for all."""
+    incarnation: _builtins.int
+    """Incarnation that the position is in; another part of the run is then shown from its beginning. 0: whichever is there."""
     def __init__(
         self,
         *,
         namespace: _builtins.str = ...,
         run_id: _builtins.str = ...,
         after_position: _builtins.int = ...,
+        incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "namespace", b"namespace", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "incarnation", b"incarnation", "namespace", b"namespace", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

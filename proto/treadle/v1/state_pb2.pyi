@@ -43,6 +43,8 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     """It stands still until a person or fitting code comes."""
     RUN_STATE_RECORD: _RunState.ValueType  # 7
     """No run, but a record that lives in a shard like one (a schedule, a slot of events): its name begins with "~"."""
+    RUN_STATE_CONTINUING: _RunState.ValueType  # 8
+    """It goes on under its id with a new history, once what its code left behind is swept."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
     """Where a run, or a record, stands."""
@@ -63,6 +65,8 @@ RUN_STATE_NEEDS_ATTENTION: RunState.ValueType  # 6
 """It stands still until a person or fitting code comes."""
 RUN_STATE_RECORD: RunState.ValueType  # 7
 """No run, but a record that lives in a shard like one (a schedule, a slot of events): its name begins with "~"."""
+RUN_STATE_CONTINUING: RunState.ValueType  # 8
+"""It goes on under its id with a new history, once what its code left behind is swept."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 class _RunOutcome:
@@ -236,6 +240,9 @@ class RunHead(_message.Message):
     STARTED_LOCALS_FIELD_NUMBER: _builtins.int
     ALONE_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
+    CONTINUATION_FIELD_NUMBER: _builtins.int
+    FIRST_INCARNATION_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace."""
     run_id: _builtins.str
@@ -304,6 +311,12 @@ class RunHead(_message.Message):
     """Closed: when the run is deleted (ms)."""
     alone: _builtins.bool
     """`open`: the owner was told to execute alone."""
+    continuation: _builtins.bytes
+    """`continuing`: the encoded ContinueRun."""
+    first_incarnation: _builtins.int
+    """Of a later part of a run that continues as new: the incarnation of the first part; otherwise 0."""
+    part: _builtins.int
+    """Which part of such a run it is, from 2; otherwise 0."""
     @_builtins.property
     def owner(self) -> Global___Holder:
         """`open`: the owner."""
@@ -366,10 +379,13 @@ class RunHead(_message.Message):
         started_locals: _abc.Iterable[Global___CommandRow] | None = ...,
         alone: _builtins.bool = ...,
         parent: _common_pb2.ParentRun | None = ...,
+        continuation: _builtins.bytes = ...,
+        first_incarnation: _builtins.int = ...,
+        part: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "owner", b"owner", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "created_ms", b"created_ms", "delete_at_ms", b"delete_at_ms", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "pool", b"pool", "projected", b"projected", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "timer_at_ms", b"timer_at_ms", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "delete_at_ms", b"delete_at_ms", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "pool", b"pool", "projected", b"projected", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "timer_at_ms", b"timer_at_ms", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -689,6 +689,7 @@ class OwnerRequest(_message.Message):
     CANCELLED_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
     DIVERGED_FIELD_NUMBER: _builtins.int
+    CONTINUE_RUN_FIELD_NUMBER: _builtins.int
     AHEAD_FIELD_NUMBER: _builtins.int
     UNREAD_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
@@ -744,6 +745,10 @@ class OwnerRequest(_message.Message):
         """Code and history disagree."""
 
     @_builtins.property
+    def continue_run(self) -> Global___ContinueRun:
+        """The code ended to go on with a new history."""
+
+    @_builtins.property
     def unread(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """With an outcome: ids of signals and questions that the code had not received, at most 100."""
 
@@ -766,14 +771,15 @@ class OwnerRequest(_message.Message):
         cancelled: Global___CancelledRun | None = ...,
         release: Global___ReleaseRun | None = ...,
         diverged: Global___DivergedRun | None = ...,
+        continue_run: Global___ContinueRun | None = ...,
         ahead: _builtins.bool = ...,
         unread: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "complete", b"complete", "diverged", b"diverged", "fail", b"fail", "final", b"final", "park", b"park", "release", b"release"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "complete", b"complete", "continue_run", b"continue_run", "diverged", b"diverged", "fail", b"fail", "final", b"final", "park", b"park", "release", b"release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "cancelled", b"cancelled", "checkpoints", b"checkpoints", "commands", b"commands", "complete", b"complete", "diverged", b"diverged", "fail", b"fail", "final", b"final", "incarnation", b"incarnation", "park", b"park", "release", b"release", "run_id", b"run_id", "seen", b"seen", "sent_ms", b"sent_ms", "seq", b"seq", "token", b"token", "told", b"told", "told_revision", b"told_revision", "unread", b"unread"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "cancelled", b"cancelled", "checkpoints", b"checkpoints", "commands", b"commands", "complete", b"complete", "continue_run", b"continue_run", "diverged", b"diverged", "fail", b"fail", "final", b"final", "incarnation", b"incarnation", "park", b"park", "release", b"release", "run_id", b"run_id", "seen", b"seen", "sent_ms", b"sent_ms", "seq", b"seq", "token", b"token", "told", b"told", "told_revision", b"told_revision", "unread", b"unread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_final: _TypeAlias = _typing.Literal["park", "complete", "fail", "cancelled", "release", "diverged"]  # noqa: Y015
+    _WhichOneofReturnType_final: _TypeAlias = _typing.Literal["park", "complete", "fail", "cancelled", "release", "diverged", "continue_run"]  # noqa: Y015
     _WhichOneofArgType_final: _TypeAlias = _typing.Literal["final", b"final"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_final) -> _WhichOneofReturnType_final | None: ...
 
@@ -1222,6 +1228,46 @@ class CancelledRun(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelledRun: _TypeAlias = CancelledRun  # noqa: Y015
+
+@_typing.final
+class ContinueRun(_message.Message):
+    """The code ended to go on under the same id with a new history."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    CARRIED_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    left_out: _builtins.int
+    """How many of them had no room in here. The run fails then: none may be lost."""
+    @_builtins.property
+    def input(self) -> _common_pb2.Payload:
+        """Encoded arguments of the next part."""
+
+    @_builtins.property
+    def carried(self) -> _containers.RepeatedCompositeFieldContainer[_history_pb2.SignalReceived]:
+        """Signals and questions that the code has not received, in the order they came."""
+
+    @_builtins.property
+    def known(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of signals that came in this part, newest last: they stay known in the next one."""
+
+    def __init__(
+        self,
+        *,
+        input: _common_pb2.Payload | None = ...,
+        carried: _abc.Iterable[_history_pb2.SignalReceived] | None = ...,
+        left_out: _builtins.int = ...,
+        known: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carried", b"carried", "input", b"input", "known", b"known", "left_out", b"left_out"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContinueRun: _TypeAlias = ContinueRun  # noqa: Y015
 
 @_typing.final
 class ReleaseRun(_message.Message):

@@ -129,6 +129,20 @@ def test_a_restart_drops_history_and_fields(case: Case) -> None:
     case.run(body)
 
 
+@pytest.mark.parametrize("count", [1, 5000])
+def test_named_fields_outlive_a_restart(case: Case, count: int) -> None:
+    async def body(store: Store) -> None:
+        kept = {f"s:{i}": b"%d" % i for i in range(count)}
+        await commit(store, change(events=[b"old"], set_fields={"c:old": b"o", **kept}))
+        again = change(expect=1, revision=2, head=b"new", events=[b"new"], set_fields={"c:new": b"n"}, restart=True)
+        again.keep_fields = [*kept, "s:never", "a:never"]
+        assert await commit(store, again) == [OK]
+        loaded = await load(store, all_fields=True, field_limit=count + 2, events_after=0)
+        assert loaded == Loaded(2, b"new", {"c:new": b"n", **kept}, None, [b"new"])
+
+    case.run(body)
+
+
 def test_a_deleted_run_leaves_a_tombstone_for_a_while(case: Case) -> None:
     async def body(store: Store) -> None:
         await commit(

@@ -34,6 +34,7 @@ def random_change(rng: Random, run: RunKey, expect: int, now: int) -> Change:
         index_add=[(rng.choice(INDEXES), name, rng.randrange(50)) for name in some],
         index_del=[(rng.choice(INDEXES), name) for name in NAMES if rng.random() < 0.2],
         restart=rng.random() < 0.1,
+        keep_fields=[name for name in NAMES if rng.random() < 0.3],
         delete=rng.random() < 0.1,
         tombstone=b"gone",
         tombstone_ms=rng.choice([0, 3_600_000]),

@@ -22,6 +22,7 @@ from treadle.protocol.errors import (
 )
 from treadle.protocol.retry import Retry
 from treadle.worker.child_runs import ChildRun, start_child
+from treadle.worker.continuation import continue_as_new
 from treadle.worker.current import StepInfo, now, random, sleep_until, step_info, uuid4
 from treadle.worker.saga import Saga
 from treadle.worker.signals import Question, publish_state, receive, receive_question
@@ -51,6 +52,7 @@ __all__ = (
     "publish_state",
     "start_child",
     "ChildRun",
+    "continue_as_new",
     "Saga",
     # errors
     "TreadleError",

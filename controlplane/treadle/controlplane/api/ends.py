@@ -18,6 +18,7 @@ import structlog
 
 from treadle.controlplane.api.views import run_view
 from treadle.controlplane.hints import HintHub
+from treadle.controlplane.machine.view import first_of
 from treadle.controlplane.store.port import Hint, RunStore, Want
 from treadle.protocol.errors import NotFound, RequestError, Unavailable
 from treadle.protocol.ids import RunKey
@@ -245,7 +246,7 @@ class RunEnds:
         for watch in self._of(run):
             if watch.incarnation is None:
                 watch.missed = True
-            elif watch.incarnation not in (0, head.incarnation):
+            elif watch.incarnation not in (0, first_of(head)):
                 self._refuse(watch, _replaced(run))
             elif watch.watcher.ended(watch, head, last):
                 self.remove(watch)
@@ -259,7 +260,7 @@ class RunEnds:
                 continue
             if head is None:
                 self._refuse(watch, _unknown(run))
-            elif watch.incarnation not in (0, head.incarnation):
+            elif watch.incarnation not in (0, first_of(head)):
                 self._refuse(watch, _replaced(run))
 
     def _refuse(self, watch: Watch, error: RequestError) -> None:

@@ -20,6 +20,7 @@ from treadle.controlplane.api.starts import Engine, Starts, run_reply
 from treadle.controlplane.hints import HintHub
 from treadle.controlplane.machine import requests
 from treadle.controlplane.machine.requests import Request
+from treadle.controlplane.machine.view import first_of
 from treadle.controlplane.store.port import Store
 from treadle.controlplane.telemetry import Metrics
 from treadle.protocol.errors import RunClosed, Unavailable
@@ -134,7 +135,7 @@ class RunService(RunServiceServicer):
             left = until - time.monotonic()
             if head.state == RUN_STATE_CLOSED or left <= 0 or self._hub.closed:
                 return pb.WaitRunResponse(run=await self._records.view(head))
-            watch.incarnation = head.incarnation
+            watch.incarnation = first_of(head)
             ended = await waiter.wait(left)
         return pb.WaitRunResponse(run=ended or await self._records.view(await self._records.head(run)))
 
@@ -178,13 +179,17 @@ class RunService(RunServiceServicer):
         An answer without events shows that the state of the run changed (a worker is missing, a slot is free).
         """
         run = checks.run_of(request.namespace, request.run_id)
-        after = request.after_position
+        after, incarnation = request.after_position, request.incarnation
         shown: pb.Run | None = None
         async with self._hub.subscribe(run) as woken:
             while True:
                 page = await self._records.page(run, after)
-                if shown is not None and page.head.incarnation != shown.incarnation:
-                    raise _replaced(run)
+                if page.head.incarnation != (incarnation or page.head.incarnation):
+                    if shown is not None and first_of(page.head) != (shown.first_incarnation or shown.incarnation):
+                        raise _replaced(run)
+                    after, incarnation = 0, page.head.incarnation  # its next part
+                    continue
+                incarnation = page.head.incarnation
                 after = page.events[-1].position if page.events else after
                 caught_up = after >= page.head.length
                 view = await self._records.view(page.head)

@@ -22,6 +22,7 @@ from treadle.controlplane.api.starts import Starts, run_reply
 from treadle.controlplane.api.views import show
 from treadle.controlplane.machine import requests
 from treadle.controlplane.machine.requests import Reply, RunReply
+from treadle.controlplane.machine.view import first_of
 from treadle.protocol.errors import FieldInvalid, Refused, RequestError, RunIdConflict, TreadleError
 from treadle.protocol.ids import RunKey, check_run_id
 from treadle.v1 import run_service_pb2 as pb
@@ -178,7 +179,7 @@ class RunStream:
     def _started(self, number: int, run: RunKey, watch: Watch | None, reply: RunReply) -> None:
         self._starts.count(run, reply)
         frame = self._frame(_ANSWER_BYTES)
-        incarnation = reply.head.incarnation
+        incarnation = first_of(reply.head)
         frame.starts.add(number=number, incarnation=incarnation, existed=not reply.started, watched=watch is not None)
         if watch is not None:
             watch.incarnation = incarnation

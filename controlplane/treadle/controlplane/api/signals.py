@@ -10,6 +10,7 @@ from treadle.controlplane.api.records import Records
 from treadle.controlplane.api.starts import Engine, run_reply
 from treadle.controlplane.hints import HintHub
 from treadle.controlplane.machine import requests, signals
+from treadle.controlplane.machine.view import first_of
 from treadle.protocol.errors import RunClosed, Unavailable
 from treadle.v1 import run_service_pb2 as pb
 from treadle.v1.history_pb2 import SignalAnswered, StatePublished
@@ -88,9 +89,9 @@ class Signals:
         run = checks.run_of(request.namespace, request.run_id)
         head, data = await self._records.noted(run, signals.STATE_FIELD)
         if data is None:
-            return pb.GetStateResponse(incarnation=head.incarnation)
+            return pb.GetStateResponse(incarnation=first_of(head))
         state = StatePublished.FromString(data).state
-        return pb.GetStateResponse(published=True, state=state, incarnation=head.incarnation)
+        return pb.GetStateResponse(published=True, state=state, incarnation=first_of(head))
 
     def _checked(self, request: pb.SignalRunRequest | pb.AskRunRequest, *, asks: bool) -> requests.SignalRun:
         checks.check_payload("data", request.data, self._max_payload_bytes)

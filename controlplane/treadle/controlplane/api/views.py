@@ -51,6 +51,8 @@ def show(
     run.namespace = head.namespace
     run.run_id = head.run_id
     run.incarnation = head.incarnation
+    run.first_incarnation = head.first_incarnation
+    run.part = head.part
     run.workflow = head.workflow
     run.pool = head.pool
     run.status = status_of(head)

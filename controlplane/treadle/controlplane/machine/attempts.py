@@ -184,7 +184,7 @@ def claim_step(view: RunView, request: Claimed) -> ClaimVerdict:
         return ClaimVerdict(claim_id=item.claim_id, verdict=_unknown(view))
     row = view.row(job.command_id)
     if (
-        view.closed
+        view.over
         or job.incarnation != view.head.incarnation
         or row is None
         or row.local
@@ -246,7 +246,7 @@ def report(view: RunView, request: Reported) -> ReportAnswer:
     if not view.exists and view.loaded.tombstone is None:
         return ReportAnswer(token=told.token, answer=ANSWER_UNKNOWN)
     row = view.row(told.command_id)
-    if view.closed or not view.exists or told.incarnation != view.head.incarnation or row is None:
+    if view.over or not view.exists or told.incarnation != view.head.incarnation or row is None:
         return ReportAnswer(token=told.token, answer=ANSWER_SETTLED)
     if row.state != COMMAND_STATE_HELD or row.local or row.holder.token != told.token:
         return ReportAnswer(token=told.token, answer=ANSWER_LEASE_LOST)

@@ -93,7 +93,7 @@ def cancel(view: RunView, row: CommandRow) -> None:
 def ended(view: RunView, request: ChildEnded) -> None:
     """A child has closed. What finds no row is known already, or wanted no longer."""
     told = request.letter
-    if not view.exists or view.closed or view.head.incarnation != told.parent.incarnation:
+    if not view.exists or view.over or view.head.incarnation != told.parent.incarnation:
         return
     row = view.row(told.parent.command_id)
     if row is None or row.state != COMMAND_STATE_CHILD:

@@ -64,7 +64,7 @@ def _is_still(holder: Holder, request: CheckLease) -> bool:
 
 def _check_step(view: RunView, request: CheckLease) -> None:
     row = view.row(request.command_id)
-    if view.closed or row is None or row.state != COMMAND_STATE_HELD or row.local:
+    if view.over or row is None or row.state != COMMAND_STATE_HELD or row.local:
         return
     if not _is_still(row.holder, request):
         return

@@ -47,7 +47,7 @@ from treadle.v1.worker_service_pb2 import (
     OwnerRequest,
 )
 
-from . import attempts, children, runs, signals
+from . import attempts, children, continuation, runs, signals
 from .requests import Asked
 from .view import HOUR_MS, RunView
 
@@ -57,7 +57,7 @@ _FROM_WITHIN_MS = 5_000
 """A sleep counts from when its code asked, not from when many others' commits let it through; a worker that stood still for
 longer would make pauses shorter than whoever wrote them wants."""
 _OWN = signals.NOTES.union(("child_scheduled",))
-_ENDS = frozenset(("complete", "fail", "cancelled"))
+_ENDS = frozenset(("complete", "fail", "cancelled", "continue_run"))
 _OUTCOMES = signals.NOTES.union(
     (
         "step_completed",
@@ -109,7 +109,7 @@ def _fence(view: RunView, ask: OwnerRequest) -> Answer.ValueType | None:
     head = view.head
     if not view.exists:
         return ANSWER_UNKNOWN if view.loaded.tombstone is None else ANSWER_SETTLED
-    if view.closed or head.incarnation != ask.incarnation:
+    if view.over or head.incarnation != ask.incarnation:
         return ANSWER_SETTLED
     if head.state != RUN_STATE_OPEN or head.owner.token != ask.token:
         return ANSWER_LEASE_LOST
@@ -310,6 +310,8 @@ def _last_word(view: RunView, ask: OwnerRequest, length: int) -> Answer.ValueTyp
     elif final == "cancelled":
         view.event(run_cancelled=RunCancelled(reason=head.cancel_reason, unread=ask.unread))
         runs.close(view, RUN_OUTCOME_CANCELLED)
+    elif final == "continue_run":
+        continuation.ask(view, ask.continue_run)
     else:
         _diverged(view, ask)
     return ANSWER_OK

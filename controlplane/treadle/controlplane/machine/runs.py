@@ -6,7 +6,7 @@ while nobody has its name, `needs attention` until a person or fitting code come
 
 from __future__ import annotations
 
-from treadle.protocol.errors import NotFound, RequestError, RunClosed, RunIdConflict
+from treadle.protocol.errors import NotFound, RequestError, RunClosed, RunIdConflict, Unavailable
 from treadle.v1.history_pb2 import (
     CancelRequested,
     HistoryEvent,
@@ -38,6 +38,7 @@ from treadle.v1.state_pb2 import (
     Holder,
     RunHead,
     RunOutcome,
+    RunState,
 )
 from treadle.v1.worker_service_pb2 import (
     VERDICT_GO,
@@ -70,6 +71,7 @@ __all__ = (
     "stop",
     "sweep",
     "terminate",
+    "vacate",
     "wake",
 )
 
@@ -222,7 +224,7 @@ def claim_run(view: RunView, request: Claimed) -> ClaimVerdict:
     if not view.exists:
         unknown = VERDICT_UNKNOWN if view.loaded.tombstone is None else VERDICT_STALE
         return ClaimVerdict(claim_id=item.claim_id, verdict=unknown)
-    if view.closed or item.job.incarnation != head.incarnation:
+    if view.over or item.job.incarnation != head.incarnation:
         return ClaimVerdict(claim_id=item.claim_id, verdict=VERDICT_STALE)
     if item.unregistered:
         return ClaimVerdict(claim_id=item.claim_id, verdict=_wait(view))
@@ -391,6 +393,10 @@ def refuse(view: RunView) -> RequestError | None:
         )
     if view.closed:
         return RunClosed(f"run {run_id!r} is closed already", remedy="start it again under the same or another id")
+    if view.over:
+        return Unavailable(
+            f"run {run_id!r} is about to go on with a new history", reason="RUN_CONTINUES", remedy="ask again"
+        )
     return None
 
 
@@ -402,18 +408,23 @@ def close(view: RunView, outcome: RunOutcome.ValueType) -> None:
         view.decision.owner_gone = (holder.replica_id, holder.worker_id, holder.token)
     if head.state == RUN_STATE_WAITING:
         view.name_found(head.pool, head.workflow, "")
-    head.ClearField("owner")
-    head.cached_by = ""
-    head.watch_due_ms = 0
-    head.state = RUN_STATE_CLOSED
+    vacate(view, RUN_STATE_CLOSED)
     head.outcome = outcome
-    head.attention = ""
     head.closed_ms = head.last_time_ms
-    head.sweeping = head.open_commands > 0
     head.delete_at_ms = view.now + view.env.settings.retention_ms
+    children.closed(view, outcome)
+
+
+def vacate(view: RunView, state: RunState.ValueType) -> None:
+    """The code has ended: nobody owns the run, and the rows that it left are swept."""
+    head = view.head
+    head.ClearField("owner")
+    head.cached_by = head.attention = ""
+    head.watch_due_ms = 0
+    head.state = state
+    head.sweeping = head.open_commands > 0
     del head.started_locals[:]
     view.dirty = True
-    children.closed(view, outcome)
 
 
 def sweep(view: RunView) -> None:

@@ -14,6 +14,7 @@ from treadle.v1.state_pb2 import (
     COMMAND_STATE_TIMER,
     COMMAND_STATE_WAITING,
     RUN_STATE_CLOSED,
+    RUN_STATE_CONTINUING,
     RUN_STATE_NEEDS_ATTENTION,
     RUN_STATE_OPEN,
     RUN_STATE_QUEUED,
@@ -21,7 +22,7 @@ from treadle.v1.state_pb2 import (
     CommandRow,
 )
 
-from . import attempts, runs
+from . import attempts, continuation, runs
 from .requests import FireTimer, Registered
 from .view import HOUR_MS, RunView
 
@@ -46,7 +47,7 @@ def _fire_row(view: RunView, request: FireTimer) -> None:
     if row is None:
         view.timer_gone(request.command_id)
         return
-    if view.closed:
+    if view.over:
         return  # the sweep takes it
     if row.due_ms == 0 or row.due_ms > view.now:
         view.put(row)  # moves the entry to where it belongs
@@ -97,6 +98,8 @@ def _fire_head(view: RunView, request: FireTimer) -> None:
             runs.sweep(view)
         else:
             runs.delete(view)
+    elif head.state == RUN_STATE_CONTINUING:
+        continuation.go_on(view)
     elif head.state == RUN_STATE_WAITING:
         view.name_found(head.pool, head.workflow, "")
         runs.wake(view)
@@ -130,7 +133,7 @@ def _halted(view: RunView) -> bool:
 def registered(view: RunView, request: Registered) -> None:
     """A worker with the name came: what waited for it is asked for again."""
     head = view.head
-    if not view.exists or view.closed:
+    if not view.exists or view.over:
         return
     if request.command_id:
         row = view.row(request.command_id)

@@ -33,6 +33,7 @@ from treadle.v1.state_pb2 import (
     RUN_OUTCOME_FAILED,
     RUN_OUTCOME_TERMINATED,
     RUN_STATE_CLOSED,
+    RUN_STATE_CONTINUING,
     RUN_STATE_NEEDS_ATTENTION,
     RUN_STATE_OPEN,
     RUN_STATE_PARKED,
@@ -48,7 +49,7 @@ from treadle.v1.state_pb2 import (
 from .env import Env
 from .requests import CancelOrder, Decision, entry
 
-__all__ = ("HOUR_MS", "RunView", "attention_index", "status_of", "waiting_index", "waiting_member")
+__all__ = ("HOUR_MS", "RunView", "attention_index", "first_of", "status_of", "waiting_index", "waiting_member")
 
 HOUR_MS = 3_600_000
 """How often what stands still is looked at."""
@@ -89,6 +90,11 @@ def status_of(head: RunHead) -> RunStatus.ValueType:
     """Return how a run stands in one word."""
     state = head.state
     return _CLOSED[head.outcome] if state == RUN_STATE_CLOSED else _OPEN.get(state, RUN_STATUS_RUNNING)
+
+
+def first_of(head: RunHead) -> int:
+    """Return the incarnation by which clients know a run: that of its first part, if it continues as new."""
+    return head.first_incarnation or head.incarnation
 
 
 def waiting_index(namespace: str, pool: str, name: str) -> str:
@@ -145,6 +151,7 @@ class RunView:
         self.events = self.decision.events
         self.dirty = False
         self.restart = False
+        self.keep: list[str] = []
         self.deleted = False
         self.matters = False
         self.may_sweep = False
@@ -218,6 +225,11 @@ class RunView:
             return None
         position, revision, time_ms = self._parked
         return HistoryEvent(position=position, revision=revision, time_ms=time_ms, run_parked=RunParked(cached=True))
+
+    @property
+    def over(self) -> bool:
+        """Whether the code of this incarnation has ended: what it left behind is swept."""
+        return self.head.state in (RUN_STATE_CLOSED, RUN_STATE_CONTINUING)
 
     # --- writing -------------------------------------------------------------------------------------------------
     def event(self, **kind: Any) -> HistoryEvent:
@@ -371,6 +383,8 @@ class RunView:
             return head.retry_due_ms
         if head.state == RUN_STATE_CLOSED:
             return self.now if head.sweeping else head.delete_at_ms
+        if head.state == RUN_STATE_CONTINUING:
+            return self.now
         if head.state == RUN_STATE_RECORD:
             return head.watch_due_ms
         return head.watch_due_ms or far  # parked, needs attention
@@ -386,7 +400,7 @@ class RunView:
         change.ended = head.state == RUN_STATE_CLOSED
         change.cold = head.state not in _ACTIVE
         change.unread = self.loaded.cached and not self.loaded.head
-        change.restart = self.restart
+        change.restart, change.keep_fields = self.restart, self.keep
         for command_id in self._stale_timers:
             change.timers_del.append(command_id)
         for command_id in self._touched:

@@ -237,7 +237,7 @@ class RunCache:
         if change.delete or (change.cold and not (change.ended and run.shard in self.closed_shards)):
             self._drop(run)
         elif change.expect == 0 or change.restart:
-            entry = _Entry(0, b"", 0, complete=True)
+            entry = _Entry(0, b"", 0, complete=not change.keep_fields)
             entry.apply(change)
             self._keep(run, entry)
         elif entry is not None and entry.revision == change.expect:

@@ -139,10 +139,12 @@ class MemoryCore(MemoryCursors):
         return Outcome.OK
 
     def _write(self, change: Change, run: RunData | None, now: int) -> None:
+        kept: dict[str, bytes] = {}
         if run is not None and change.restart:
             self._leave(change.run, run, now)
+            kept = {name: run.fields[name] for name in change.keep_fields if name in run.fields}
         if run is None or change.restart:
-            run = self._state.runs[change.run] = RunData(self._generation)
+            run = self._state.runs[change.run] = RunData(self._generation, fields=kept)
         elif run.generation != self._generation:
             run = self._state.runs[change.run] = run.copy(self._generation)
         run.revision = change.revision

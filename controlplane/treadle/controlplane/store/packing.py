@@ -86,7 +86,8 @@ def _times(change: Change, name: bytes, parts: list[bytes]) -> tuple[int, int, i
 
 def _write(change: Change, name: bytes, parts: list[bytes], traced: bool) -> bytes:
     """Add the parts of a change behind the fixed ones; returns its header."""
-    set_fields, del_fields, events = change.set_fields, change.del_fields, change.events
+    set_fields, events = change.set_fields, change.events
+    del_fields = change.keep_fields if change.restart else change.del_fields  # all others go with a restart
     outbox_add, outbox_del = change.outbox_add, change.outbox_del
     parts.append(b"" if change.hint is None else _encode(change.hint))
     parts.append(_REVISION(change.revision) + change.head)

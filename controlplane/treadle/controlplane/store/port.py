@@ -140,6 +140,7 @@ class Change:
         ended: The run has its outcome: nothing more of its trace is to be waited for.
         unread: It was decided that there is no such run without having looked: a tombstone is a CONFLICT too.
         cold: Nobody is expected to ask for the run soon (it is parked, waits, or is closed): caches need not keep it.
+        keep_fields: With `restart`: fields that outlive it.
     """
 
     run: RunKey
@@ -165,6 +166,7 @@ class Change:
     ended: bool = False
     unread: bool = False
     cold: bool = False
+    keep_fields: list[str] = field(default_factory=list)
 
 
 class Outcome(Enum):

@@ -108,7 +108,7 @@ class _Fold:
     # --- the run -----------------------------------------------------------------------------------------------------
     def _run_started(self, body: Any) -> None:
         self.state.workflow, self.state.started_ms = body.workflow, self._now
-        link = caller_link(body.caller, {a.LINK_TYPE: "started_by"})
+        link = caller_link(body.caller, {a.LINK_TYPE: "continues" if body.part else "started_by"})
         self._span(
             "anchor",
             f"run {body.workflow}",
@@ -142,7 +142,7 @@ class _Fold:
             values[a.ERROR_TYPE] = failure.type or a.OTHER_ERROR
         if state.dropped:
             values[a.DROPPED] = state.dropped
-        status: Status = "ok" if outcome == "success" else "error" if failure is not None else "unset"
+        status: Status = "ok" if outcome in ("success", "continued") else "error" if failure is not None else "unset"
         name = f"execute {state.workflow}"
         self._span("run", name, state.started_ms, values, failure=failure, status=status, reserved=0)
         state.steps, state.timers = {}, {}
@@ -443,6 +443,7 @@ _RULES: Final[dict[str, Callable[[_Fold, Any], None]]] = {
     "run_failed": _Fold._run_failed,
     "run_cancelled": lambda fold, body: fold._close("cancellation"),
     "run_terminated": lambda fold, body: fold._close("cancellation"),
+    "run_continued": lambda fold, body: fold._close("continued"),
     "step_scheduled": _Fold._step_scheduled,
     "attempt_started": _Fold._attempt_started,
     "attempt_failed": _Fold._attempt_failed,

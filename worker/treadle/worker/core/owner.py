@@ -19,6 +19,7 @@ from treadle.v1.worker_service_pb2 import (
     StartLocalStep,
 )
 
+from ..loop.continuation import continuation_of
 from ..loop.port import LocalCall, Turn
 from .feed import Feed
 from .locals import LocalSteps
@@ -366,7 +367,10 @@ class Owner:
         self._shared.ends[self.job.name] = self.feed.fed + request.ahead
         outcome = self.feed.execution.outcome
         assert outcome is not None
-        request.unread.extend(self.feed.execution.unread()[:_UNREAD])
+        if outcome.next_input is not None:
+            request.continue_run.CopyFrom(continuation_of(self.feed.execution, outcome.next_input))
+            return
+        request.unread.extend(letter.signal_id for letter in self.feed.execution.unread()[:_UNREAD])
         if outcome.cancelled:
             request.cancelled.SetInParent()
         elif outcome.failure is not None:

@@ -25,6 +25,7 @@ from treadle.v1.common_pb2 import (
     Payload,
 )
 from treadle.v1.worker_service_pb2 import AnswerSignal, Command, PublishState, ScheduleChild
+from treadle.worker.loop.continuation import ContinueAsNew, found_in
 from treadle.worker.loop.delivery import deliver
 from treadle.worker.loop.durable_loop import DurableLoop, TimerCall
 from treadle.worker.loop.future import DurableFuture, DurableTask
@@ -102,8 +103,11 @@ class WorkflowExecution:
     def untold(self) -> int:
         return self._ledger.untold
 
-    def unread(self) -> list[str]:
+    def unread(self) -> list[history.SignalReceived]:
         return self.mail.unread
+
+    def known_signals(self) -> list[str]:
+        return self.mail.known
 
     def take(self) -> Turn:
         ended = self.outcome is not None or self._ledger.divergence is not None
@@ -168,6 +172,9 @@ class WorkflowExecution:
                 return Outcome(cancelled=True)
             return Outcome(failure=_cancelled_by_itself())
         error = main.exception()
+        again = found_in(error)
+        if again is not None:
+            return Outcome(next_input=again.input)
         if error is not None:
             return Outcome(failure=failure_of(error))
         try:
@@ -392,6 +399,15 @@ class WorkflowExecution:
             said.failure.CopyFrom(failure)
             data = failure.SerializeToString(deterministic=True)
         self._note("answer", b"%b\x1f%b" % (signal_id.encode(), data), Command(answer_signal=said))
+
+    def continue_as_new(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ContinueAsNew:
+        """What the code must raise to go on as a new part of the run with these arguments.
+
+        Raises:
+            TypeError: Wrong arguments, as in an ordinary call.
+            PayloadError: The arguments cannot be encoded.
+        """
+        return ContinueAsNew(self._workflow.signature.encode_call(args, kwargs))
 
     def _note(self, name: str, data: bytes, command: Command) -> None:
         loop = self._loop

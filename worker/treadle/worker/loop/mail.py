@@ -12,27 +12,35 @@ from treadle.v1.history_pb2 import SignalReceived
 
 __all__ = ("Mail",)
 
+_KNOWN = 1000
+"""A run that continues as new takes so many ids along."""
+
 
 class Mail:
     """That of one execution.
 
     Attributes:
         waiting: How many tasks wait for something that has not come.
+        known: Ids of what came last, oldest first: 1,000 to 2,000 where there were so many.
     """
 
     def __init__(self) -> None:
         self._boxes: dict[tuple[bool, str], asyncio.Queue[SignalReceived]] = {}
-        self._unread: dict[str, None] = {}
+        self._unread: dict[str, SignalReceived] = {}
+        self.known: list[str] = []
         self.waiting = 0
 
     @property
-    def unread(self) -> list[str]:
-        """Ids of what nobody received, in the order of arrival."""
-        return list(self._unread)
+    def unread(self) -> list[SignalReceived]:
+        """What nobody received, in the order of arrival."""
+        return list(self._unread.values())
 
     def deliver(self, letter: SignalReceived) -> None:
         """It was fed: whoever waits for its name longest gets it."""
-        self._unread[letter.signal_id] = None
+        self._unread[letter.signal_id] = letter
+        self.known.append(letter.signal_id)
+        if len(self.known) > 2 * _KNOWN:
+            del self.known[:_KNOWN]
         self._box(letter.name, asks=letter.asks).put_nowait(letter)
 
     async def receive(self, name: str, *, asks: bool) -> SignalReceived:

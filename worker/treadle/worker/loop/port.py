@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from treadle.v1.common_pb2 import Failure, Payload, RetryPolicy
-from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.history_pb2 import HistoryEvent, SignalReceived
 from treadle.v1.worker_service_pb2 import Command
 
 __all__ = (
@@ -84,11 +84,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the code ended: exactly one of `result`, `failure`, or cancelled=True."""
+    """How the code ended: exactly one of `result`, `failure`, `next_input` (it goes on as new), or cancelled=True."""
 
     result: Payload | None = None
     failure: Failure | None = None
     cancelled: bool = False
+    next_input: Payload | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +151,12 @@ class Execution(Protocol):
         """How many notes and children `take` has not given out; they count even if the code has ended."""
         ...
 
-    def unread(self) -> list[str]:
-        """Ids of signals and questions that were fed and the code has not received, in the order they came."""
+    def unread(self) -> list[SignalReceived]:
+        """Signals and questions that were fed and the code has not received, in the order they came."""
+        ...
+
+    def known_signals(self) -> list[str]:
+        """Ids of the signals and questions that were fed last, oldest first."""
         ...
 
     def close(self) -> None:

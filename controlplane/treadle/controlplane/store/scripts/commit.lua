@@ -52,6 +52,22 @@ local function leave(shard, name, revision, head)
   end
 end
 
+-- Names and values of those fields that are there: with a restart, what the deleted ones stand for are fields to keep.
+local function pairs_of(fields, parts, from, to)
+  local found = {}
+  for i = from, to, CHUNK do
+    local last = math.min(i + CHUNK - 1, to)
+    local values = call('HMGET', fields, unpack(parts, i, last))
+    for k = i, last do
+      if values[k - i + 1] then
+        found[#found + 1] = parts[k]
+        found[#found + 1] = values[k - i + 1]
+      end
+    end
+  end
+  return found
+end
+
 local function change(run, old)
   local flags, not_before, set, del, events, outbox_add, outbox_del, timers_set, timers_del, index_add, index_del
   flags, not_before, set, del, events, outbox_add, outbox_del, timers_set, timers_del, index_add, index_del, at =
@@ -82,7 +98,11 @@ local function change(run, old)
   if flags ~= 2 and now < not_before then
     return '2'
   end
+  local kept
   if flags > 0 then
+    if flags == 1 and del > 0 then
+      kept = pairs_of(fields, parts, i + set, i + set + del - 1)
+    end
     leave(shard, name, expect, old and string.sub(old, 9))
     call('DEL', run, fields, history)
   end
@@ -95,7 +115,11 @@ local function change(run, old)
   end
   heads[#heads + 1] = run
   heads[#heads + 1] = parts[5]
-  if del > 0 then
+  if kept then
+    if #kept > 0 then
+      variadic('HSET', fields, kept, 1, #kept)
+    end
+  elseif del > 0 then
     variadic('HDEL', fields, parts, i + set, i + set + del - 1)
   end
   if set > 0 then
