@@ -11,6 +11,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.integration.trace_world import ALL, CALLER, Killed, World, world
 from tests.servers.redis_server import RedisServer, external_url
+from treadle.controlplane.machine.requests import FireTimer
 from treadle.controlplane.store.cursors import RIPE_MS
 from treadle.controlplane.store.memory import MemoryStore
 from treadle.controlplane.store.port import Change, Store, Want
@@ -219,6 +220,32 @@ def test_an_id_that_is_used_again_keeps_the_trace_of_its_last_run(play: Play) ->
             ["run orders", "execute orders"],
             ["run orders", "step charge", "execute orders"],
         ]
+
+    play(body)
+
+
+def test_each_part_of_a_run_that_continues_as_new_is_a_trace_linked_to_the_one_before(play: Play) -> None:
+    async def body(here: World) -> None:
+        await here.start("order-1")
+        owner = await here.open("order-1")
+        await here.step(owner, "charge")
+        owner.continue_run.input.data = b'["secret"]'
+        await here.say(owner)
+        await here.ask("order-1", FireTimer(""))
+        second = await here.open("order-1")
+        await here.complete(second)
+        async with here.projector() as projector:
+            await here.settle(projector)
+        by_trace: dict[str, list[Span]] = {}
+        for span in here.receiver.spans:
+            by_trace.setdefault(span.trace_id.hex(), []).append(span)
+        first = by_trace[trace_id("default", "order-1", owner.incarnation)]
+        assert sorted(span.name for span in first) == ["execute orders", "run orders", "step charge"]
+        then = by_trace[trace_id("default", "order-1", second.incarnation)]
+        assert sorted(span.name for span in then) == ["execute orders", "run orders"]
+        (link,) = next(span for span in then if span.name == "run orders").links
+        assert link.trace_id.hex() == trace_id("default", "order-1", owner.incarnation)
+        assert link.span_id.hex() == span_id("default", "order-1", owner.incarnation, "anchor")
 
     play(body)
 
