@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 from tests.replay.feeder import Feeder
 
-from treadle.protocol.errors import ConfigError, FieldInvalid, RunCancelled, RunFailed, RunIdConflict, RunTerminated
+from treadle.protocol.errors import (
+    ConfigError,
+    FieldInvalid,
+    MapFailed,
+    RunCancelled,
+    RunFailed,
+    RunIdConflict,
+    RunTerminated,
+)
 from treadle.v1 import history_pb2 as h
 from treadle.v1.common_pb2 import (
     FAILURE_KIND_CANCELLED,
@@ -197,3 +205,35 @@ def test_mistakes_are_told() -> None:
 
     first, second, third = Feeder(wrong).result()
     assert "'leave'" in first and "run_id" in second and "double" in third
+
+
+@pytest.mark.parametrize(("tolerate", "expected"), [(0.5, [2, "failed", 6]), (0.0, "failed")])
+def test_a_child_for_each_item(tolerate: float, expected: object) -> None:
+    @workflow
+    async def maps(n: int) -> list[Any] | str:
+        try:
+            found = await double.map(range(1, n + 1), limit=2, tolerate=tolerate)
+        except MapFailed as error:
+            assert [type(failure) for failure in error.failures.values()] == [RunFailed]
+            await asyncio.sleep(1)
+            return "failed"
+        return ["failed" if isinstance(one, RunFailed) else one for one in found]
+
+    run = Feeder(maps, 3)
+    first, second = run.take().commands
+    assert [c.schedule_child.workflow for c in (first, second)] == ["double"] * 2
+    scheduled(run, first)
+    scheduled(run, second)
+    failure = Failure(type="ValueError", message="no")
+    run.feed(child_failed=h.ChildFailed(command_id=second.command_id, failure=failure))
+    if tolerate:
+        (third,) = run.take().commands
+        scheduled(run, third)
+        completed(run, first, 2)
+        completed(run, third, 6)
+    else:
+        cancel, sleep = run.take().commands
+        assert cancel.HasField("cancel") and cancel.command_id == first.command_id, "the other is asked to stop"
+        run.record(sleep)
+        run.feed(timer_fired=h.TimerFired(command_id=sleep.command_id))
+    assert run.result() == expected

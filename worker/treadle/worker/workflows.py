@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from treadle.protocol.errors import ConfigError
+from treadle.protocol.errors import ConfigError, RunError
 from treadle.protocol.ids import check_name
 from treadle.protocol.signature import Signature
 from treadle.v1.common_pb2 import ON_PARENT_CLOSE_CANCEL
 from treadle.worker.current import current_execution
+from treadle.worker.fan_out import map_over
 from treadle.worker.steps import PLAIN_WORKFLOW, check_function_name, place_of
 
 __all__ = ("Workflow", "workflow")
 
 P = ParamSpec("P")
 R = TypeVar("R")
+A = TypeVar("A")
 
 
 class Workflow(Generic[P, R]):
@@ -64,6 +66,31 @@ class Workflow(Generic[P, R]):
             return await self.function(*args, **kwargs)
         finally:
             PLAIN_WORKFLOW.reset(token)
+
+    @overload
+    async def map(
+        self: Callable[[A], Coroutine[Any, Any, R]], items: Iterable[A], /, *, limit: int = 50
+    ) -> list[R]: ...
+    @overload
+    async def map(
+        self: Callable[[A], Coroutine[Any, Any, R]], items: Iterable[A], /, *, limit: int = 50, tolerate: float
+    ) -> list[R | RunError]: ...
+    async def map(self, items: Iterable[Any], /, *, limit: int = 50, tolerate: float = 0.0) -> list[Any]:
+        """Call it once for each item, at most `limit` at a time. Inside a workflow each is a child run.
+
+        Args:
+            items: What it is called with; a list, or anything that is finite.
+            limit: How many are under way at most. Default 50.
+            tolerate: The share of items that may fail, 0 to 1. Default 0: none.
+
+        Returns:
+            The results in the order of the items; of one that failed, where that is tolerated, its RunError.
+
+        Raises:
+            MapFailed: More failed than is tolerated; no further child was begun, and those under way were asked to stop.
+            ConfigError: `limit` or `tolerate` is out of range.
+        """
+        return await map_over(self, items, what=f"workflow {self.name}", limit=limit, tolerate=tolerate)
 
     def __repr__(self) -> str:
         return f"<workflow {self.name} at {place_of(self.function)}>"
