@@ -29,6 +29,7 @@ PAGES = {
         "charged 2",
         "failed: StepError: step charge failed: Fatal: order -1 does not exist",
     ],
+    "long-steps": sum(range(1000)),
 }
 """Page -> what its `main` returns."""
 

@@ -20,6 +20,9 @@ from treadle.worker import (
     StepError,
     StepLost,
     continue_as_new,
+    heartbeat,
+    last_progress,
+    progress,
     publish_state,
     receive,
     receive_question,
@@ -351,3 +354,25 @@ async def _first() -> bool:
     for task in pending:
         task.cancel()
     return [task.result() for task in done] == [0.05] and pending == {tasks[0]}
+
+
+@step(pool="steps", retry=_QUICK, heartbeat="5s")
+async def load(n: int, gate: str) -> int:
+    """Counts to `n`, saying so, then waits for its gate. Returns where this attempt began to count."""
+    begun_at = last_progress(int) or 0
+    async with noted():
+        for count in range(begun_at, n):
+            progress(count + 1)
+            await asyncio.sleep(0.01)
+        if gate:
+            path = Path(os.environ["KILL_GATES"]) / gate
+            while not path.exists():
+                heartbeat()
+                await asyncio.sleep(0.01)
+    return begun_at
+
+
+@workflow(pool="flows")
+async def loading(n: int, gate: str) -> int:
+    """A long step. Returns where its last attempt began."""
+    return await load(n, gate)

@@ -11,6 +11,8 @@ from treadle.protocol.ids import RunKey
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RunHead
 
+from .long_steps import Counts
+
 __all__ = ("Broken", "Ledger", "RunRecord")
 
 _STEP_OUTCOMES = ("step_completed", "step_failed", "step_cancelled")
@@ -44,6 +46,7 @@ class Ledger:
         self.starts: Counter[tuple[RunKey, str]] = Counter()
         self.repairs: Counter[str] = Counter()
         self.closed = self.ahead = 0
+        self.counts = Counts()
 
     def record(self, run: RunKey) -> RunRecord:
         return self.runs.setdefault(run, RunRecord())
@@ -72,6 +75,8 @@ class Ledger:
             if kind in ("attempt_lost", "run_owner_lost"):
                 self.repairs[kind] += 1
         self._has_wake_up(change)
+        if wrong := self.counts.committed(change):
+            raise Broken(f"P: {wrong}")
 
     def _next_part(self, run: RunKey, record: RunRecord) -> RunRecord:
         if record.outcome != "run_continued":

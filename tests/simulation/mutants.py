@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from treadle.controlplane.machine import attempts, leases, owners, runs
+from treadle.controlplane.machine import attempts, leases, owners, progress, runs
 from treadle.controlplane.machine.requests import Asked, CheckLease, Reported
 from treadle.controlplane.machine.view import RunView
 from treadle.controlplane.store.cache import RunCache
 from treadle.controlplane.store.port import Change, Committed, Outcome
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.state_pb2 import COMMAND_STATE_HELD, RUN_STATE_PARKED, Holder
-from treadle.v1.worker_service_pb2 import Grant, OwnerRequest, ReportAnswer
+from treadle.v1.worker_service_pb2 import AttemptProgress, Grant, OwnerRequest, ReportAnswer
 from treadle.worker.core import feed
 from treadle.worker.core.core import WorkerCore
 from treadle.worker.core.rights import Right, Session
@@ -170,6 +170,18 @@ def _unsettled_twice() -> Iterator[None]:
         yield
 
 
+def _progress_of_old_tokens_counts() -> Patch:
+    original = progress._said
+
+    def said(view: RunView, told: AttemptProgress) -> Any:
+        row = view.row(told.command_id)
+        if row is not None and row.state == COMMAND_STATE_HELD:
+            told.token, told.number = row.holder.token, row.progress_number + 1
+        return original(view, told)
+
+    return patch.object(progress, "_said", said)
+
+
 MUTANTS: dict[str, Callable[[], Patch]] = {
     "A2 no lease is checked": _no_lease_is_checked,
     "A4 a right never ends": _right_never_ends,
@@ -180,6 +192,7 @@ MUTANTS: dict[str, Callable[[], Patch]] = {
     "A5 a settled step is recorded again": _unsettled_twice,
     "A6 a check overlooks a new lease": _checks_overlook_a_new_lease,
     "A9 a lost at-most-once attempt runs again": _lost_charges_run_again,
+    "P progress of old tokens counts": _progress_of_old_tokens_counts,
     "R3 a parked run sleeps on": _parked_runs_sleep_on,
     "R5 close without having seen": _close_without_having_seen,
     "R5 an outcome said ahead counts in any case": _an_outcome_said_ahead_counts_in_any_case,

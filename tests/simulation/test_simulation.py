@@ -44,6 +44,16 @@ def test_pool_steps_go_both_ways_and_collide() -> None:
     assert sum(1 for world in worlds if world.ways["pushed"] and world.ways["claimed"]) > 10
 
 
+def test_long_steps_fall_silent_and_count_on() -> None:
+    """Silence is told by workers and found by servers, and later attempts go on from what was committed."""
+    worlds = [simulate(seed) for seed in range(150)]
+    events = [event for world in worlds for record in world.ledger.runs.values() for event in record.events]
+    missed = [e.attempt_failed.failure for e in events if e.attempt_failed.failure.type == "HeartbeatMissed"]
+    found = [failure for failure in missed if failure.message.endswith("did not report")]
+    assert len(found) > 3 and len(missed) > 2 * len(found)
+    assert sum(world.ledger.counts.kept for world in worlds) > 50
+
+
 def test_a_seed_replays_exactly() -> None:
     first, again = simulate(11, trace=True), simulate(11, trace=True)
     assert first.schedule.trace == again.schedule.trace

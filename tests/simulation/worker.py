@@ -34,6 +34,7 @@ from treadle.worker.loop.execution import execution_factory
 from treadle.worker.loop.port import Execution, RunContext, Turn
 
 from .broker import Connection
+from .long_steps import speaks
 from .workflows import EVERYTHING, STEPS
 
 if TYPE_CHECKING:
@@ -175,8 +176,8 @@ class SimWorker:
     def drain(self) -> None:
         """SIGTERM with a grace of 2 s."""
         self.draining = True
-        self._do(lambda: self.core.drain(self.now))
-        self.later(2000, lambda: self._do(lambda: self.core.drain_over(self.now)))
+        self.do(lambda: self.core.drain(self.now))
+        self.later(2000, lambda: self.do(lambda: self.core.drain_over(self.now)))
 
     # --- the session -----------------------------------------------------------------------------------------------
     def connect(self) -> None:
@@ -225,8 +226,8 @@ class SimWorker:
             response = SessionResponse.FromString(data)
             if response.HasField("welcome"):
                 link.welcomed = True  # type: ignore[attr-defined]
-                self._do(lambda: self.core.session_opened(link.session_id, self.now))
-            self._do(lambda: self.core.receive(response, self.now))
+                self.do(lambda: self.core.session_opened(link.session_id, self.now))
+            self.do(lambda: self.core.receive(response, self.now))
 
         if self.alive and self.births == birth:
             self.later(0, read)
@@ -237,7 +238,7 @@ class SimWorker:
             return
         link.worker_sees = False
         self.link = None
-        self._do(lambda: self.core.session_ended(self.now))
+        self.do(lambda: self.core.session_ended(self.now))
         self.later(self.schedule.rng.choice((0, 1, 100, 150, 1200)), self.connect)
 
     def _reopen(self) -> None:
@@ -267,7 +268,7 @@ class SimWorker:
 
         def deliver(tag: int, job: Job) -> None:
             if self.births == birth:
-                self.later(0, lambda: self._do(lambda: self.core.delivered(tag, job, b"", self.now)))
+                self.later(0, lambda: self.do(lambda: self.core.delivered(tag, job, b"", self.now)))
 
         def lost(kind: JobKind.ValueType, tags: list[int]) -> None:
             if self.births == birth:
@@ -280,7 +281,7 @@ class SimWorker:
                 self.world.broker.consume(self.connection, Queue("sim", "default", kind), True)
 
     def _channel_lost(self, kind: JobKind.ValueType, tags: list[int]) -> None:
-        self._do(lambda: self.core.channel_lost(kind, tags, self.now))
+        self.do(lambda: self.core.channel_lost(kind, tags, self.now))
 
     def broker_cut(self) -> None:
         connection, self.connection = self.connection, None
@@ -289,7 +290,7 @@ class SimWorker:
             self.later(self.schedule.rng.randint(50, 2000), self.connect_broker)
 
     # --- the pump --------------------------------------------------------------------------------------------------
-    def _do(self, call: Callable[[], None]) -> None:
+    def do(self, call: Callable[[], None]) -> None:
         """Tell the core something, do what it asks for, send what it has, and come back when it says."""
         call()
         again = True
@@ -313,7 +314,7 @@ class SimWorker:
     def _tick(self, at: int) -> None:
         if self._tick_at == at:
             self._tick_at = 0
-            self._do(lambda: self.core.tick(self.now))
+            self.do(lambda: self.core.tick(self.now))
 
     def _act(self, action: Action) -> None:
         connection = self.connection
@@ -367,7 +368,7 @@ class SimWorker:
         attempt = action.attempt
         job = attempt.job
         if not self.core.may_start(attempt.token, self.now):
-            self._do(lambda: self.core.attempt_ended(attempt.token, Report("released", reason="right over"), self.now))
+            self.do(lambda: self.core.attempt_ended(attempt.token, Report("released", reason="right over"), self.now))
             return
         run = RunKey(job.namespace, job.run_id)
         self.schedule.note(f"{self.worker_id} starts {job.command_id} of {job.run_id} (attempt {attempt.number})")
@@ -378,23 +379,24 @@ class SimWorker:
         self.world.ways["pushed" if attempt.pushed else "claimed"] += 1
         self.world.ambush(self)
         report = self._body(job.name, job.input, _REGISTRY.steps[job.name].at_most_once)
-        self.later(self._duration(), lambda: self._end(attempt.token, report))
+        duration = speaks(self, attempt) if job.heartbeat_ms else self._duration()
+        self.later(duration, lambda: self.end_attempt(attempt.token, report))
 
     def _cut_off(self, action: CancelAttempt) -> None:
         if action.reason == "cancelled":
-            self._end(action.token, Report("cancelled", reason=action.reason))
+            self.end_attempt(action.token, Report("cancelled", reason=action.reason))
         else:
-            self._end(action.token, Report("released", reason=action.reason))
+            self.end_attempt(action.token, Report("released", reason=action.reason))
 
-    def _end(self, token: bytes, report: Report) -> None:
+    def end_attempt(self, token: bytes, report: Report) -> None:
         if self.running.pop(token, None) is not None:
             self.world.ambush(self)
-            self._do(lambda: self.core.attempt_ended(token, report, self.now))
+            self.do(lambda: self.core.attempt_ended(token, report, self.now))
 
     def _start_local(self, action: StartLocal) -> None:
         token, call = action.owner_token, action.call
         if not self.core.may_start_local(token, call.command_id, self.now):
-            self._do(lambda: self.core.local_refused(token, call.command_id, self.now))
+            self.do(lambda: self.core.local_refused(token, call.command_id, self.now))
             return
         run = RunKey("sim", action.run_id)
         self.schedule.note(f"{self.worker_id} starts local {call.command_id} of {action.run_id}")
@@ -404,7 +406,7 @@ class SimWorker:
         self.later(self._duration(), lambda: self._end_local(token, call.command_id, report))
 
     def _end_local(self, token: bytes, command_id: str, report: Report) -> None:
-        self._do(lambda: self.core.local_ended(token, command_id, report, self.now))
+        self.do(lambda: self.core.local_ended(token, command_id, report, self.now))
 
     def _duration(self) -> int:
         draw = self.schedule.rng.random()

@@ -258,6 +258,17 @@ async def once_more(n: int) -> int:
     return await local_add(n, 1)
 
 
+@step(pool="default", retry=QUICK, heartbeat="1s")
+async def load(n: int) -> int:
+    return n * 3
+
+
+@workflow
+async def loads(n: int) -> list[int]:
+    """Steps that say how far they are, and fall silent."""
+    return list(await asyncio.gather(load(n), load(n + 1)))
+
+
 WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "chain": (chain, lambda n: (n + 11) * 2),
     "fan": (fan, lambda n: [n + i + 101 for i in range(3)]),
@@ -277,6 +288,7 @@ WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "asked": (asked, lambda n: n + 2),
     "families": (families, lambda n: [(n + 11) * 2, n + 1, 1]),
     "chapters": (chapters, lambda n: [n, 1, 2, 3]),
+    "loads": (loads, lambda n: [3 * n, 3 * n + 3]),
     "once_more": (once_more, lambda n: n + 1),
 }
 """Name -> (workflow, its result for an argument)."""
@@ -288,7 +300,9 @@ LETTERS: dict[str, list[tuple[str, int, bool]]] = {
 }
 """Workflow -> what one sender sends it, in order: (name, value, whether it is a question)."""
 
-STEPS: dict[str, Callable[..., Any]] = {s.name: s.function for s in (add, double, local_add, charge, local_charge)}
+STEPS: dict[str, Callable[..., Any]] = {
+    s.name: s.function for s in (add, double, local_add, charge, local_charge, load)
+}
 """What the bodies compute; the simulation runs them at once and lets time pass."""
 
-EVERYTHING = (add, double, local_add, charge, local_charge, *(w for w, _ in WORKFLOWS.values()))
+EVERYTHING = (add, double, local_add, charge, local_charge, load, *(w for w, _ in WORKFLOWS.values()))

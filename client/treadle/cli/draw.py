@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from treadle.client.progress import LOST_WORDS, MARKS, duration_text, failure_text, payload_text, unread_text
 from treadle.client.timeline import AttemptView, StepView, Timeline
-from treadle.client.views import RunInfo, RunStatus
+from treadle.client.views import RunInfo, RunStatus, StepProgress
 from treadle.v1.common_pb2 import Failure
 
 if TYPE_CHECKING:
@@ -80,17 +81,22 @@ def _times(number: int) -> str:
     return "once" if number == 1 else f"{number} times"
 
 
-def step_rows(timeline: Timeline, *, now_ms: int | None = None) -> list[Row]:
+def step_rows(timeline: Timeline, *, now_ms: int | None = None, progress: Sequence[StepProgress] = ()) -> list[Row]:
     """Return the steps, each followed by its attempts when there is more to tell than one success.
 
     Args:
         timeline: The run so far.
+        progress: How far steps are.
         now_ms: Present time (ms since 1970), for what still runs; None: the time of the last event.
     """
     now = timeline.now_ms if now_ms is None else now_ms
+    said = {one.command_id: payload_text(one.payload, limit=80) for one in progress}
     rows = []
     for step in timeline.steps.values():
-        rows.append(_step_row(step, now))
+        row = _step_row(step, now)
+        if not step.over and (far := said.get(step.command_id)):
+            row = replace(row, note=f"{row.note} · {far}".removeprefix(" · "))
+        rows.append(row)
         if len(step.attempts) > 1 or any(a.outcome != "completed" for a in step.attempts):
             rows += [_attempt_row(step, attempt, now) for attempt in step.attempts]
     return rows
@@ -160,7 +166,7 @@ def draw_run(target: Console, run: RunInfo, timeline: Timeline, *, now_ms: int |
     target.print(Text(first, style="bold"))
     for line in rest:
         target.print(Text(line))
-    rows = step_rows(timeline, now_ms=now_ms)
+    rows = step_rows(timeline, now_ms=now_ms, progress=run.progress)
     if rows:
         grid = Table.grid(padding=(0, 2))
         grid.add_column(no_wrap=True)

@@ -86,6 +86,15 @@ def plain_run(run: RunInfo) -> dict[str, Any]:
         "trace_id": run.trace_id,
         "result": plain_payload(run.result) if run.result is not None else None,
         "failure": plain_failure(run.failure),
+        "progress": [
+            {
+                "command_id": said.command_id,
+                "step": said.step,
+                "value": plain_payload(said.payload),
+                "at": _iso(said.at),
+            }
+            for said in run.progress
+        ],
     }
 
 

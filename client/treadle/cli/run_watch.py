@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from treadle.client import RunHandle, RunInfo
     from treadle.v1.history_pb2 import HistoryEvent
 
-__all__ = ("follow", "outcome_exit", "progress_printer", "watch")
+__all__ = ("follow", "outcome_exit", "progress_printer", "progress_teller", "watch")
 
 
 async def watch(
@@ -43,15 +43,22 @@ async def watch(
         if output == "jsonl":
             await follow(handle, timeout, lambda event: print(dumps(plain(event)), flush=True))
         else:
-            await follow(handle, timeout, progress_printer(run, print if output == "table" else note))
+            say = print if output == "table" else note
+            await follow(handle, timeout, progress_printer(run, say), told=progress_teller(say))
         info = await handle.get()
         if output == "json":
             emit_one(plain_run(info), output, lambda: None)
         return outcome_exit(info)
 
 
-async def follow(run: RunHandle[Any], timeout: str | None, take: Callable[[HistoryEvent], None]) -> None:
-    """Give each event to `take` until the run is closed.
+async def follow(
+    run: RunHandle[Any],
+    timeout: str | None,
+    take: Callable[[HistoryEvent], None],
+    *,
+    told: Callable[[RunInfo], None] | None = None,
+) -> None:
+    """Give each event to `take` until the run is closed; to `told`, how it stands.
 
     Raises:
         ResultTimeout: The timeout is over; the run goes on.
@@ -62,7 +69,7 @@ async def follow(run: RunHandle[Any], timeout: str | None, take: Callable[[Histo
 
     limit = None if timeout is None else to_ms(timeout, name="--timeout") / 1000
     try:
-        async with asyncio.timeout(limit), aclosing(run.watch()) as events:
+        async with asyncio.timeout(limit), aclosing(run.watch(told=told)) as events:
             async for event in events:
                 take(event)
     except TimeoutError:
@@ -80,6 +87,21 @@ def progress_printer(run_id: str, say: Callable[[str], None]) -> Callable[[Histo
         line = progress_line(run_id, timeline, event)
         if line is not None:
             say(line)
+
+    return tell
+
+
+def progress_teller(say: Callable[[str], None]) -> Callable[[RunInfo], None]:
+    """Return what tells, as lines, how far steps are: each time that they said something new."""
+    from treadle.client.progress import said_line
+
+    known: dict[str, bytes] = {}
+
+    def tell(info: RunInfo) -> None:
+        for said in info.progress:
+            if known.get(said.command_id) != said.payload.data:
+                known[said.command_id] = said.payload.data
+                say(said_line(said.step, said.payload))
 
     return tell
 

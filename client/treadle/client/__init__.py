@@ -12,7 +12,7 @@ from treadle.client.calls import OnConflict, WorkflowLike
 from treadle.client.config import Tls
 from treadle.client.runs import RunHandle
 from treadle.client.sync import SyncClient, SyncRunHandle
-from treadle.client.views import RunInfo, RunPage, RunStatus
+from treadle.client.views import RunInfo, RunPage, RunStatus, StepProgress
 from treadle.protocol.errors import (
     ConfigError,
     FieldInvalid,
@@ -40,6 +40,7 @@ __all__ = (
     "RunInfo",
     "RunPage",
     "RunStatus",
+    "StepProgress",
     "OnConflict",
     "Tls",
     "WorkflowLike",

@@ -18,7 +18,7 @@ from treadle.client.views import RunStatus
 from treadle.v1.common_pb2 import Failure, Payload
 from treadle.v1.history_pb2 import HistoryEvent
 
-__all__ = ("MARKS", "duration_text", "failure_text", "payload_text", "progress_line", "unread_text")
+__all__ = ("MARKS", "duration_text", "failure_text", "payload_text", "progress_line", "said_line", "unread_text")
 
 MARKS: Final[dict[str, str]] = {
     "queued": "…",
@@ -160,6 +160,11 @@ def _run_line(run_id: str, kind: str, event: HistoryEvent, timeline: Timeline) -
             return outcome_line(timeline)
         case _:
             return None
+
+
+def said_line(step: str, said: Payload) -> str:
+    """Return the line that tells how far a step is."""
+    return f"  {MARKS['running']} {step:<{_NAME_WIDTH}} {payload_text(said)}"
 
 
 def unread_text(timeline: Timeline) -> str:

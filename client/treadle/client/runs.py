@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 from uuid import uuid4
 
@@ -264,12 +264,18 @@ class RunHandle(Generic[R]):
             if not page.events or position >= page.length:
                 return
 
-    async def watch(self, *, after: int = 0) -> AsyncGenerator[HistoryEvent, None]:
+    async def watch(
+        self, *, after: int = 0, told: Callable[[RunInfo], None] | None = None
+    ) -> AsyncGenerator[HistoryEvent, None]:
         """Yield the events of the history, then each new one as it is recorded, until the run is closed.
 
         A run that continues as new begins again at position 1 with each part.
 
         Goes on where it was when the control plane was away. Close it (`aclosing`) when you leave early.
+
+        Args:
+            after: Only events behind this position.
+            told: Called with how the run stands when that changed without an event: a step said how far it is, say.
 
         Raises:
             NotFound: There is no such run.
@@ -294,6 +300,8 @@ class RunHandle(Generic[R]):
                         if event.position > position:
                             position = event.position
                             yield event
+                    if told is not None:
+                        told(run_info(page.run))
                     if position >= page.run.length and run_info(page.run).status.closed:
                         return
             except grpc.RpcError as error:

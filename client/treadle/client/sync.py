@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar, overload
 
@@ -187,9 +187,9 @@ class SyncRunHandle(Generic[R]):
         """See RunHandle.history."""
         return self._thread.iterate(self._handle.history(after=after))
 
-    def watch(self, *, after: int = 0) -> Iterator[HistoryEvent]:
-        """See RunHandle.watch."""
-        return self._thread.iterate(self._handle.watch(after=after))
+    def watch(self, *, after: int = 0, told: Callable[[RunInfo], None] | None = None) -> Iterator[HistoryEvent]:
+        """See RunHandle.watch. `told` is called on another thread."""
+        return self._thread.iterate(self._handle.watch(after=after, told=told))
 
 
 class SyncClient:

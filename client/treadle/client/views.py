@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from typing import Any
 
 from treadle.protocol.errors import FieldInvalid
+from treadle.protocol.payloads import decode
 from treadle.v1.common_pb2 import Failure, Payload
 from treadle.v1.run_service_pb2 import Run
 from treadle.v1.run_service_pb2 import RunStatus as WireStatus
 
-__all__ = ("RunInfo", "RunPage", "RunStatus", "run_info")
+__all__ = ("RunInfo", "RunPage", "RunStatus", "StepProgress", "run_info")
 
 
 class RunStatus(Enum):
@@ -57,6 +59,31 @@ _CLOSED = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED,
 
 
 @dataclass(frozen=True, slots=True)
+class StepProgress:
+    """How far an open step is.
+
+    Attributes:
+        command_id: Which call of a step it is ("0/load#1").
+        step: Name of the step.
+        payload: What it said last, encoded.
+        at: When that was committed (UTC).
+    """
+
+    command_id: str
+    step: str
+    payload: Payload
+    at: datetime
+
+    def value(self, type: Any = Any) -> Any:
+        """Return what it said, as a `type`; default: plain JSON values.
+
+        Raises:
+            PayloadError: It does not fit the type.
+        """
+        return decode(self.payload, type, what=f"progress of step {self.step}")
+
+
+@dataclass(frozen=True, slots=True)
 class RunInfo:
     """How a run stands.
 
@@ -78,6 +105,7 @@ class RunInfo:
         result: Encoded result of a completed run, else None.
         failure: What a failed run raised, else None.
         part: Which part of a run that continues as new it is, from 1; `incarnation`, `created_at` and `length` are its own.
+        progress: How far its open steps are, as far as they said (at most 16); empty in lists.
     """
 
     id: str
@@ -97,6 +125,8 @@ class RunInfo:
     result: Payload | None
     failure: Failure | None
     part: int = 1
+
+    progress: tuple[StepProgress, ...] = ()
 
     @property
     def duration(self) -> timedelta | None:
@@ -132,6 +162,9 @@ def run_info(run: Run) -> RunInfo:
         result=run.result if run.HasField("result") else None,
         failure=run.failure if run.HasField("failure") else None,
         part=max(run.part, 1),
+        progress=tuple(
+            StepProgress(said.command_id, said.name, said.value, from_ms(said.time_ms)) for said in run.progress
+        ),
     )
 
 

@@ -31,6 +31,7 @@ def _check_commands(ask: OwnerRequest) -> None:
             _check_delay(ask, command.start_timer.delay_ms)
         elif kind == "schedule_step":
             _check_delay(ask, command.schedule_step.timeout_ms)
+            _check_delay(ask, command.schedule_step.heartbeat_ms)
             _check_pool(ask, command.schedule_step.pool)
         elif kind == "schedule_child":
             check_run_id(command.schedule_child.run_id)

@@ -18,6 +18,7 @@
     │   └── RunTerminated        a person ended it
     ├── StepError                a step failed for good; raised in workflow code
     │   ├── StepTimedOut         its last attempt ran past its timeout
+    │   │   └── HeartbeatMissed  its last attempt said nothing for longer than its heartbeat
     │   ├── StepLost             its worker died and it may run at most once
     │   └── StepCancelled        it was cancelled
     ├── MapFailed                more items of a `map` failed than it tolerates; `.failures`
@@ -46,6 +47,7 @@ __all__ = (
     "ConfigError",
     "Fatal",
     "FieldInvalid",
+    "HeartbeatMissed",
     "LeaseLost",
     "MapFailed",
     "NotDeterministic",
@@ -217,6 +219,10 @@ class StepError(TreadleError):
 
 class StepTimedOut(StepError):
     """The last attempt ran past its timeout."""
+
+
+class HeartbeatMissed(StepTimedOut):
+    """The last attempt said nothing for longer than its heartbeat."""
 
 
 class StepLost(StepError):

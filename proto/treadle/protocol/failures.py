@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from treadle.protocol.errors import (
     Fatal,
+    HeartbeatMissed,
     NotDeterministic,
     PayloadError,
     RunCancelled,
@@ -25,6 +26,7 @@ from treadle.protocol.errors import (
 from treadle.v1.common_pb2 import (
     FAILURE_KIND_APPLICATION,
     FAILURE_KIND_CANCELLED,
+    FAILURE_KIND_HEARTBEAT_MISSED,
     FAILURE_KIND_LOST,
     FAILURE_KIND_PAYLOAD,
     FAILURE_KIND_STUCK,
@@ -52,6 +54,7 @@ MAX_CAUSES: Final = 8
 
 _STEP_ERRORS: Final[dict[int, type[StepError]]] = {
     FAILURE_KIND_TIMED_OUT: StepTimedOut,
+    FAILURE_KIND_HEARTBEAT_MISSED: HeartbeatMissed,
     FAILURE_KIND_LOST: StepLost,
     FAILURE_KIND_CANCELLED: StepCancelled,
 }
@@ -61,6 +64,7 @@ _RUN_ERRORS: Final[dict[int, type[RunError]]] = {
 }
 _STEP_WORDS: Final[dict[type[StepError], str]] = {
     StepTimedOut: "timed out",
+    HeartbeatMissed: "missed its heartbeat",
     StepLost: "was lost with its worker, and may run at most once",
     StepCancelled: "was cancelled",
 }

@@ -22,7 +22,15 @@ import msgspec
 from treadle.protocol.errors import PayloadError
 from treadle.v1.common_pb2 import Payload
 
-__all__ = ("MAX_PAYLOAD_BYTES", "Codec", "decode", "decoder", "encode", "encode_bytes", "may_hold_sets")
+__all__ = (
+    "MAX_PAYLOAD_BYTES",
+    "Codec",
+    "decode",
+    "decoder",
+    "encode",
+    "encode_bytes",
+    "may_hold_sets",
+)
 
 MAX_PAYLOAD_BYTES: Final = 1 << 20
 """Largest payload in bytes, 1 MiB: what is larger belongs into a file or object store, with its address passed on."""

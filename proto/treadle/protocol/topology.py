@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from treadle.v1.job_pb2 import JOB_KIND_RUN, Job, JobKind
 
-__all__ = ("EXCHANGE", "INLINE_INPUT_BYTES", "QUEUE_ARGUMENTS", "Queue", "queue_of")
+__all__ = ("EXCHANGE", "INLINE_INPUT_BYTES", "MAX_PROGRESS_BYTES", "QUEUE_ARGUMENTS", "Queue", "queue_of")
 
 EXCHANGE: Final = "treadle.jobs"
 """Direct exchange, durable; the routing key is the queue's name."""
@@ -19,6 +19,9 @@ QUEUE_ARGUMENTS: Final[dict[str, str | int]] = {"x-queue-type": "quorum", "x-del
 
 INLINE_INPUT_BYTES: Final = 64 * 1024
 """Largest encoded input that travels inside a job."""
+
+MAX_PROGRESS_BYTES: Final = 16 * 1024
+"""Largest encoded value that a step may say of how far it is: a place to go on from, not what was done."""
 
 
 class Queue(NamedTuple):

@@ -45,6 +45,8 @@ class _FailureKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureKi
     """The workflow waits, but for nothing that could ever happen."""
     FAILURE_KIND_ID_TAKEN: _FailureKind.ValueType  # 9
     """A child run could not be started: its id is taken by another run."""
+    FAILURE_KIND_HEARTBEAT_MISSED: _FailureKind.ValueType  # 13
+    """The attempt said nothing for longer than the step's heartbeat allows."""
 
 class FailureKind(_FailureKind, metaclass=_FailureKindEnumTypeWrapper):
     """Why a failure happened, as far as Treadle itself tells causes apart."""
@@ -69,6 +71,8 @@ FAILURE_KIND_STUCK: FailureKind.ValueType  # 8
 """The workflow waits, but for nothing that could ever happen."""
 FAILURE_KIND_ID_TAKEN: FailureKind.ValueType  # 9
 """A child run could not be started: its id is taken by another run."""
+FAILURE_KIND_HEARTBEAT_MISSED: FailureKind.ValueType  # 13
+"""The attempt said nothing for longer than the step's heartbeat allows."""
 Global___FailureKind: _TypeAlias = FailureKind  # noqa: Y015
 
 class _OnParentClose:

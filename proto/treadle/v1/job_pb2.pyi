@@ -62,6 +62,7 @@ class Job(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     AT_MOST_ONCE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace of the run."""
     run_id: _builtins.str
@@ -86,6 +87,8 @@ class Job(_message.Message):
     """Step jobs: longest duration of an attempt in milliseconds; 0 means no limit."""
     at_most_once: _builtins.bool
     """The step may start at most once: a drain reports a started attempt as LOST."""
+    heartbeat_ms: _builtins.int
+    """Step jobs: longest silence of an attempt in milliseconds; 0 means no limit."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Step jobs: the encoded arguments; absent when over 64 KiB (GO brings them then)."""
@@ -111,10 +114,11 @@ class Job(_message.Message):
         timeout_ms: _builtins.int = ...,
         trace: _common_pb2.TraceContext | None = ...,
         at_most_once: _builtins.bool = ...,
+        heartbeat_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "command_id", b"command_id", "dispatch_id", b"dispatch_id", "incarnation", b"incarnation", "input", b"input", "input_omitted", b"input_omitted", "kind", b"kind", "name", b"name", "namespace", b"namespace", "pool", b"pool", "run_id", b"run_id", "timeout_ms", b"timeout_ms", "trace", b"trace", "try_number", b"try_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "command_id", b"command_id", "dispatch_id", b"dispatch_id", "heartbeat_ms", b"heartbeat_ms", "incarnation", b"incarnation", "input", b"input", "input_omitted", b"input_omitted", "kind", b"kind", "name", b"name", "namespace", b"namespace", "pool", b"pool", "run_id", b"run_id", "timeout_ms", b"timeout_ms", "trace", b"trace", "try_number", b"try_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -123,6 +123,7 @@ class Run(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     FIRST_INCARNATION_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace."""
     run_id: _builtins.str
@@ -165,6 +166,10 @@ class Run(_message.Message):
     def failure(self) -> _common_pb2.Failure:
         """Closed as failed: what it raised."""
 
+    @_builtins.property
+    def progress(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepProgress]:
+        """How far its open steps are, as far as they said: at most 16 of them. Not in lists."""
+
     def __init__(
         self,
         *,
@@ -187,14 +192,51 @@ class Run(_message.Message):
         failure: _common_pb2.Failure | None = ...,
         first_incarnation: _builtins.int = ...,
         part: _builtins.int = ...,
+        progress: _abc.Iterable[Global___StepProgress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "created_ms", b"created_ms", "failure", b"failure", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "length", b"length", "namespace", b"namespace", "open_commands", b"open_commands", "part", b"part", "pool", b"pool", "reason", b"reason", "result", b"result", "retrying", b"retrying", "run_id", b"run_id", "state", b"state", "status", b"status", "trace_id", b"trace_id", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "created_ms", b"created_ms", "failure", b"failure", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "length", b"length", "namespace", b"namespace", "open_commands", b"open_commands", "part", b"part", "pool", b"pool", "progress", b"progress", "reason", b"reason", "result", b"result", "retrying", b"retrying", "run_id", b"run_id", "state", b"state", "status", b"status", "trace_id", b"trace_id", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class StepProgress(_message.Message):
+    """How far a step is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """The step."""
+    name: _builtins.str
+    """Its name."""
+    time_ms: _builtins.int
+    """When that was committed (ms since 1970)."""
+    @_builtins.property
+    def value(self) -> _common_pb2.Payload:
+        """What it said last."""
+
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        value: _common_pb2.Payload | None = ...,
+        time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "name", b"name", "time_ms", b"time_ms", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepProgress: _TypeAlias = StepProgress  # noqa: Y015
 
 @_typing.final
 class StartRunRequest(_message.Message):

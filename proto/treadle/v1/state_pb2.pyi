@@ -243,6 +243,7 @@ class RunHead(_message.Message):
     CONTINUATION_FIELD_NUMBER: _builtins.int
     FIRST_INCARNATION_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
+    PROGRESSING_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace."""
     run_id: _builtins.str
@@ -337,6 +338,10 @@ class RunHead(_message.Message):
     def parent(self) -> _common_pb2.ParentRun:
         """The run that this one is a child of, if any."""
 
+    @_builtins.property
+    def progressing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Open steps that have said how far they are: the 16 that did so last for the first time."""
+
     def __init__(
         self,
         *,
@@ -382,10 +387,11 @@ class RunHead(_message.Message):
         continuation: _builtins.bytes = ...,
         first_incarnation: _builtins.int = ...,
         part: _builtins.int = ...,
+        progressing: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "owner", b"owner", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "delete_at_ms", b"delete_at_ms", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "pool", b"pool", "projected", b"projected", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "timer_at_ms", b"timer_at_ms", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "delete_at_ms", b"delete_at_ms", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "timer_at_ms", b"timer_at_ms", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -423,6 +429,11 @@ class CommandRow(_message.Message):
     WAITING_NOTED_FIELD_NUMBER: _builtins.int
     CHILD_RUN_ID_FIELD_NUMBER: _builtins.int
     ON_PARENT_CLOSE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
+    HEARD_MS_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    PROGRESS_NUMBER_FIELD_NUMBER: _builtins.int
+    PROGRESS_MS_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The command."""
     state: Global___CommandState.ValueType
@@ -469,6 +480,14 @@ class CommandRow(_message.Message):
     """`child`: id of the child run."""
     on_parent_close: _common_pb2.OnParentClose.ValueType
     """`child`: what becomes of it when this run closes."""
+    heartbeat_ms: _builtins.int
+    """Longest silence of an attempt (ms); 0 means no limit."""
+    heard_ms: _builtins.int
+    """With a heartbeat: when the attempt started, or was last heard of (ms)."""
+    progress_number: _builtins.int
+    """The number it was said under."""
+    progress_ms: _builtins.int
+    """When it was said (ms)."""
     @_builtins.property
     def holder(self) -> Global___Holder:
         """`held`: by whom."""
@@ -480,6 +499,10 @@ class CommandRow(_message.Message):
     @_builtins.property
     def last_failure(self) -> _common_pb2.Failure:
         """Failure of the last try, without its traceback."""
+
+    @_builtins.property
+    def progress(self) -> _common_pb2.Payload:
+        """What an attempt said last of how far it is; the next one is given it."""
 
     def __init__(
         self,
@@ -510,10 +533,15 @@ class CommandRow(_message.Message):
         waiting_noted: _builtins.bool = ...,
         child_run_id: _builtins.str = ...,
         on_parent_close: _common_pb2.OnParentClose.ValueType = ...,
+        heartbeat_ms: _builtins.int = ...,
+        heard_ms: _builtins.int = ...,
+        progress: _common_pb2.Payload | None = ...,
+        progress_number: _builtins.int = ...,
+        progress_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "last_failure", b"last_failure", "retry", b"retry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "last_failure", b"last_failure", "progress", b"progress", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "child_run_id", b"child_run_id", "command_id", b"command_id", "digest", b"digest", "dispatch_id", b"dispatch_id", "due_ms", b"due_ms", "holder", b"holder", "input_bytes", b"input_bytes", "last_failure", b"last_failure", "local", b"local", "lost_count", b"lost_count", "name", b"name", "on_parent_close", b"on_parent_close", "pool", b"pool", "queued_ms", b"queued_ms", "retry", b"retry", "started_ms", b"started_ms", "state", b"state", "step_ms", b"step_ms", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "try_number", b"try_number", "waiting_noted", b"waiting_noted", "watch_step_ms", b"watch_step_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "child_run_id", b"child_run_id", "command_id", b"command_id", "digest", b"digest", "dispatch_id", b"dispatch_id", "due_ms", b"due_ms", "heard_ms", b"heard_ms", "heartbeat_ms", b"heartbeat_ms", "holder", b"holder", "input_bytes", b"input_bytes", "last_failure", b"last_failure", "local", b"local", "lost_count", b"lost_count", "name", b"name", "on_parent_close", b"on_parent_close", "pool", b"pool", "progress", b"progress", "progress_ms", b"progress_ms", "progress_number", b"progress_number", "queued_ms", b"queued_ms", "retry", b"retry", "started_ms", b"started_ms", "state", b"state", "step_ms", b"step_ms", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "try_number", b"try_number", "waiting_noted", b"waiting_noted", "watch_step_ms", b"watch_step_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -293,6 +293,7 @@ class SessionRequest(_message.Message):
     REQUESTS_FIELD_NUMBER: _builtins.int
     CREDITS_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     goodbye: _builtins.bool
     """The worker has drained: this session ends by itself, nothing that it held counts as lost by death."""
     @_builtins.property
@@ -315,6 +316,10 @@ class SessionRequest(_message.Message):
     def credits(self) -> Global___CreditStatement:
         """The latest statement of free slots; replaces the one before."""
 
+    @_builtins.property
+    def progress(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptProgress]:
+        """Attempts of pool steps that say how far they are, or only that they go on."""
+
     def __init__(
         self,
         *,
@@ -324,10 +329,11 @@ class SessionRequest(_message.Message):
         requests: _abc.Iterable[Global___OwnerRequest] | None = ...,
         credits: Global___CreditStatement | None = ...,
         goodbye: _builtins.bool = ...,
+        progress: _abc.Iterable[Global___AttemptProgress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["credits", b"credits", "hello", b"hello"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "credits", b"credits", "goodbye", b"goodbye", "hello", b"hello", "reports", b"reports", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "credits", b"credits", "goodbye", b"goodbye", "hello", b"hello", "progress", b"progress", "reports", b"reports", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -498,6 +504,7 @@ class Grant(_message.Message):
     TRACE_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
     PUSH_NUMBER_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     token: _builtins.bytes
     """Fences everything older. 16 bytes."""
     claim_id: _builtins.int
@@ -522,6 +529,10 @@ class Grant(_message.Message):
     def run(self) -> Global___RunGrant:
         """Run jobs: the first page of the history."""
 
+    @_builtins.property
+    def progress(self) -> _common_pb2.Payload:
+        """Step jobs: what an attempt before this one said last of how far it was; absent if none did."""
+
     def __init__(
         self,
         *,
@@ -534,10 +545,11 @@ class Grant(_message.Message):
         trace: _common_pb2.TraceContext | None = ...,
         run: Global___RunGrant | None = ...,
         push_number: _builtins.int = ...,
+        progress: _common_pb2.Payload | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "run", b"run", "trace", b"trace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "progress", b"progress", "run", b"run", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "attempt", b"attempt", "claim_id", b"claim_id", "job", b"job", "push_number", b"push_number", "run", b"run", "sent_ms", b"sent_ms", "token", b"token", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "attempt", b"attempt", "claim_id", b"claim_id", "job", b"job", "progress", b"progress", "push_number", b"push_number", "run", b"run", "sent_ms", b"sent_ms", "token", b"token", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -595,6 +607,8 @@ class AttemptReport(_message.Message):
     RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     DURATION_MS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    PROGRESS_NUMBER_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     incarnation: _builtins.int
@@ -611,6 +625,8 @@ class AttemptReport(_message.Message):
     """How long user code ran (ms)."""
     reason: _builtins.str
     """RELEASED: why."""
+    progress_number: _builtins.int
+    """The number it was said under; see AttemptProgress."""
     @_builtins.property
     def result(self) -> _common_pb2.Payload:
         """COMPLETED: encoded result."""
@@ -618,6 +634,10 @@ class AttemptReport(_message.Message):
     @_builtins.property
     def failure(self) -> _common_pb2.Failure:
         """FAILED: what it raised."""
+
+    @_builtins.property
+    def progress(self) -> _common_pb2.Payload:
+        """Unless COMPLETED: what the attempt said last of how far it was, if it did."""
 
     def __init__(
         self,
@@ -632,14 +652,62 @@ class AttemptReport(_message.Message):
         retry_after_ms: _builtins.int = ...,
         duration_ms: _builtins.int = ...,
         reason: _builtins.str = ...,
+        progress: _common_pb2.Payload | None = ...,
+        progress_number: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "progress", b"progress", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "duration_ms", b"duration_ms", "failure", b"failure", "incarnation", b"incarnation", "kind", b"kind", "reason", b"reason", "result", b"result", "retry_after_ms", b"retry_after_ms", "run_id", b"run_id", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "duration_ms", b"duration_ms", "failure", b"failure", "incarnation", b"incarnation", "kind", b"kind", "progress", b"progress", "progress_number", b"progress_number", "reason", b"reason", "result", b"result", "retry_after_ms", b"retry_after_ms", "run_id", b"run_id", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttemptReport: _TypeAlias = AttemptReport  # noqa: Y015
+
+@_typing.final
+class AttemptProgress(_message.Message):
+    """An attempt of a pool step goes on; counts as its heartbeat. Answered like a report, and sent again over the next session
+    until it is. Small workers without a session have no way to say it: their steps cannot have a heartbeat.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    incarnation: _builtins.int
+    """Which start of that name."""
+    command_id: _builtins.str
+    """The step."""
+    token: _builtins.bytes
+    """Proves the holder."""
+    number: _builtins.int
+    """Grows with everything that the attempt says, and from attempt to attempt: what is older changes nothing."""
+    @_builtins.property
+    def value(self) -> _common_pb2.Payload:
+        """How far it is, at most 16 KiB; absent: it only says that it goes on."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+        command_id: _builtins.str = ...,
+        token: _builtins.bytes = ...,
+        number: _builtins.int = ...,
+        value: _common_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "incarnation", b"incarnation", "number", b"number", "run_id", b"run_id", "token", b"token", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttemptProgress: _TypeAlias = AttemptProgress  # noqa: Y015
 
 @_typing.final
 class ReportAnswer(_message.Message):
@@ -965,6 +1033,7 @@ class ScheduleStep(_message.Message):
     RETRY_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     AT_MOST_ONCE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the step."""
     pool: _builtins.str
@@ -973,6 +1042,8 @@ class ScheduleStep(_message.Message):
     """Longest duration of an attempt (ms); 0 means no limit."""
     at_most_once: _builtins.bool
     """True: it may start at most once."""
+    heartbeat_ms: _builtins.int
+    """Longest silence of an attempt (ms); 0 means no limit."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Encoded arguments."""
@@ -990,10 +1061,11 @@ class ScheduleStep(_message.Message):
         retry: _common_pb2.RetryPolicy | None = ...,
         timeout_ms: _builtins.int = ...,
         at_most_once: _builtins.bool = ...,
+        heartbeat_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "input", b"input", "name", b"name", "pool", b"pool", "retry", b"retry", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "heartbeat_ms", b"heartbeat_ms", "input", b"input", "name", b"name", "pool", b"pool", "retry", b"retry", "timeout_ms", b"timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1497,6 +1569,7 @@ class SessionResponse(_message.Message):
     CREDITS_TAKEN_FIELD_NUMBER: _builtins.int
     RUN_JOB_WAITS_FIELD_NUMBER: _builtins.int
     GOAWAY_FIELD_NUMBER: _builtins.int
+    PROGRESS_ANSWERS_FIELD_NUMBER: _builtins.int
     credits_taken: _builtins.int
     """Id of the last credit statement that was taken; 0 for none new."""
     run_job_waits: _builtins.bool
@@ -1531,6 +1604,10 @@ class SessionResponse(_message.Message):
     def cancels(self) -> _containers.RepeatedCompositeFieldContainer[Global___CancelAttempt]:
         """Attempts to cut off."""
 
+    @_builtins.property
+    def progress_answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReportAnswer]:
+        """Answers to what attempts said of their progress."""
+
     def __init__(
         self,
         *,
@@ -1544,10 +1621,11 @@ class SessionResponse(_message.Message):
         credits_taken: _builtins.int = ...,
         run_job_waits: _builtins.bool = ...,
         goaway: _builtins.bool = ...,
+        progress_answers: _abc.Iterable[Global___ReportAnswer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancels", b"cancels", "credits_taken", b"credits_taken", "goaway", b"goaway", "grants", b"grants", "news", b"news", "owner_answers", b"owner_answers", "report_answers", b"report_answers", "run_job_waits", b"run_job_waits", "verdicts", b"verdicts", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancels", b"cancels", "credits_taken", b"credits_taken", "goaway", b"goaway", "grants", b"grants", "news", b"news", "owner_answers", b"owner_answers", "progress_answers", b"progress_answers", "report_answers", b"report_answers", "run_job_waits", b"run_job_waits", "verdicts", b"verdicts", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

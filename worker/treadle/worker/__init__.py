@@ -6,6 +6,7 @@ from treadle.protocol.errors import (
     CompensationFailed,
     ConfigError,
     Fatal,
+    HeartbeatMissed,
     MapFailed,
     NotDeterministic,
     PayloadError,
@@ -24,6 +25,7 @@ from treadle.protocol.retry import Retry
 from treadle.worker.child_runs import ChildRun, start_child
 from treadle.worker.continuation import continue_as_new
 from treadle.worker.current import StepInfo, now, random, sleep_until, step_info, uuid4
+from treadle.worker.long_steps import heartbeat, last_progress, progress
 from treadle.worker.saga import Saga
 from treadle.worker.signals import Question, publish_state, receive, receive_question
 from treadle.worker.steps import Step, step
@@ -41,6 +43,9 @@ __all__ = (
     "RetryAfter",
     "StepInfo",
     "step_info",
+    "progress",
+    "heartbeat",
+    "last_progress",
     # inside workflows
     "now",
     "random",
@@ -61,6 +66,7 @@ __all__ = (
     "NotDeterministic",
     "StepError",
     "StepTimedOut",
+    "HeartbeatMissed",
     "StepLost",
     "StepCancelled",
     "RunFailed",

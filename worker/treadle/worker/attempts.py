@@ -58,6 +58,7 @@ class Attempts:
         self._facts = SpanFacts(pool=pool, worker_id=worker_id)
         self._pool_steps: dict[bytes, Running] = {}
         self._local_steps: dict[tuple[bytes, str], Running] = {}
+        self._said = self._progressed  # one bound method for all
         self._durations: deque[int] = deque(maxlen=_LOOK_BACK)
 
     @property
@@ -97,6 +98,10 @@ class Attempts:
             timeout_ms=job.timeout_ms,
             alone=attempt.alone,
             facts=self._facts_of(attempt) if self._executors.spans.enabled else self._facts,
+            token=token,
+            heartbeat_ms=job.heartbeat_ms,
+            progress=attempt.progress,
+            said=self._said,
         )
         running = self._executors.start(call)
         if not running.done:
@@ -140,10 +145,15 @@ class Attempts:
             alone=action.alone,
             local=True,
             facts=self._facts,
+            heartbeat_ms=asked.step.heartbeat_ms,
         )
         begun = self._executors.start(call)
         if not begun.done:
             running = self._local_steps[key] = begun
+
+    def _progressed(self, call: Call, data: bytes | None) -> None:
+        self._core.progressed(call.token, call.info.attempt, data)
+        self._changed()
 
     def cancel(self, token: bytes, reason: str) -> None:
         """Cut off an attempt of a pool step."""

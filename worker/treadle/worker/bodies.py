@@ -11,12 +11,18 @@ import structlog
 from treadle.protocol.durations import to_ms
 from treadle.protocol.errors import ConfigError, RetryAfter
 from treadle.protocol.failures import failure_of
-from treadle.v1.common_pb2 import FAILURE_KIND_CRASHED, FAILURE_KIND_TIMED_OUT, Failure, Payload
+from treadle.v1.common_pb2 import (
+    FAILURE_KIND_CRASHED,
+    FAILURE_KIND_HEARTBEAT_MISSED,
+    FAILURE_KIND_TIMED_OUT,
+    Failure,
+    Payload,
+)
 from treadle.worker.core.port import Report
 from treadle.worker.current import StepInfo
 from treadle.worker.steps import Step
 
-__all__ = ("crashed", "cut_off", "failed", "outcome_of", "run_async", "run_sync", "timed_out")
+__all__ = ("crashed", "cut_off", "failed", "heartbeat_missed", "outcome_of", "run_async", "run_sync", "timed_out")
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -79,6 +85,17 @@ def timed_out(step: str, timeout_ms: int) -> Report:
     return Report("failed", failure=failure, duration_ms=timeout_ms)
 
 
+def heartbeat_missed(step: str, heartbeat_ms: int, duration_ms: int) -> Report:
+    """How an attempt ended that said nothing for longer than its heartbeat."""
+    failure = Failure(
+        kind=FAILURE_KIND_HEARTBEAT_MISSED,
+        type="HeartbeatMissed",
+        message=f"the attempt of step {step} said nothing for longer than its heartbeat of {heartbeat_ms / 1000:g} s: "
+        "call progress() or heartbeat() in its loop",
+    )
+    return Report("failed", failure=failure, duration_ms=duration_ms)
+
+
 def crashed(step: str, how: str, duration_ms: int) -> Report:
     """How an attempt ended whose child process died. `how`: "was killed by SIGSEGV", "exited with status 3"."""
     failure = Failure(
@@ -95,7 +112,7 @@ def outcome_of(report: Report) -> tuple[str, str]:
         return "success", ""
     if report.failure is None:
         return report.kind, ""
-    if report.failure.kind == FAILURE_KIND_TIMED_OUT:
+    if report.failure.kind in (FAILURE_KIND_TIMED_OUT, FAILURE_KIND_HEARTBEAT_MISSED):
         return "timeout", report.failure.type
     return "failure", report.failure.type
 

@@ -22,6 +22,7 @@ from treadle.protocol.errors import PayloadError, TreadleError
 from treadle.v1.common_pb2 import Payload
 from treadle.worker.app import Registry, load_app
 from treadle.worker.bodies import failed, run_async, run_sync
+from treadle.worker.child_pulse import ChildPulse
 from treadle.worker.child_wire import HEADER_BYTES, Cancel, Ended, Ready, Run, ToChild, ToParent, pack, unpack
 from treadle.worker.core.port import Report
 from treadle.worker.current import STEP_INFO, StepInfo
@@ -46,22 +47,31 @@ class Child:
         self._info: StepInfo | None = None
         self._task: tuple[asyncio.AbstractEventLoop, asyncio.Task[Report]] | None = None
         self._sync = False
+        self._writing = threading.Lock()
+        self._pulse = ChildPulse(self._say)
+
+    def _say(self, message: ToParent) -> None:
+        with self._writing:
+            say(self._sink, message)
 
     def serve(self) -> NoReturn:
         """Run attempts until the worker closes the pipe."""
         signal.signal(signal.SIGTERM, self._terminated)
         threading.Thread(target=self._read, name="pipe", daemon=True).start()
-        say(self._sink, Ready())
+        self._say(Ready())
         while True:
             run = self._runs.get()
             try:
                 report = self._run(run)
             except asyncio.CancelledError as error:  # the signal came between two instructions of ours
                 report = failed(error, run.info, 0)
-            say(self._sink, Ended.of(report))
+            self._pulse.end()
+            self._say(Ended.of(report))
 
     def _run(self, run: Run) -> Report:
         self._info = run.info
+        self._pulse.begin(run.progress)
+        run.info.live = self._pulse
         STEP_INFO.set(run.info)
         try:
             with self._spans.under(run.info.traceparent):
@@ -73,6 +83,7 @@ class Child:
                     return asyncio.run(self._run_async(step, payload, run))
                 return self._run_sync(step, payload, run)
         finally:
+            run.info.live = None
             self._info = None
 
     def _run_sync(self, step: Step[..., Any], payload: Payload, run: Run) -> Report:

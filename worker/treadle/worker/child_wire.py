@@ -10,7 +10,7 @@ from treadle.v1.common_pb2 import Failure, Payload
 from treadle.worker.core.port import Report
 from treadle.worker.current import StepInfo
 
-__all__ = ("HEADER_BYTES", "Cancel", "Ended", "Ready", "Run", "ToChild", "ToParent", "pack", "unpack")
+__all__ = ("HEADER_BYTES", "Cancel", "Ended", "Ready", "Run", "Said", "ToChild", "ToParent", "pack", "unpack")
 
 HEADER_BYTES: Final = 4
 """Each frame begins with its length, big-endian."""
@@ -18,12 +18,13 @@ HEADER_BYTES: Final = 4
 
 class Run(msgspec.Struct, tag="run", frozen=True):
     """Run one attempt. `payload`: a Payload in binary form; `info`: what the step may know, under the span of the worker;
-    `limit`: of the result's bytes."""
+    `limit`: of the result's bytes; `progress`: what an attempt before it said last, a Payload in binary form."""
 
     step: str
     payload: bytes
     info: StepInfo
     limit: int
+    progress: bytes | None = None
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
@@ -36,6 +37,12 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
     """The app is imported. `error` says why it could not be; "" if it was."""
 
     error: str = ""
+
+
+class Said(msgspec.Struct, tag="said", frozen=True):
+    """What the code of the attempt says how far it is: encoded; None: only that it goes on."""
+
+    value: bytes | None = None
 
 
 class Ended(msgspec.Struct, tag="ended", frozen=True):
@@ -68,7 +75,7 @@ class Ended(msgspec.Struct, tag="ended", frozen=True):
 
 
 ToChild = Run | Cancel
-ToParent = Ready | Ended
+ToParent = Ready | Said | Ended
 
 _ENCODER: Final = msgspec.json.Encoder()
 
@@ -85,4 +92,4 @@ def unpack(body: bytes) -> ToChild | ToParent:
     return message
 
 
-_DECODER: Final = msgspec.json.Decoder(Run | Cancel | Ready | Ended)
+_DECODER: Final = msgspec.json.Decoder(Run | Cancel | Ready | Said | Ended)

@@ -7,13 +7,13 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
 
 from treadle.protocol.errors import ConfigError
-from treadle.worker.child_wire import HEADER_BYTES, Cancel, Ended, Ready, Run, ToChild, ToParent, pack, unpack
+from treadle.worker.child_wire import HEADER_BYTES, Cancel, Ended, Ready, Run, Said, ToChild, ToParent, pack, unpack
 
 __all__ = ("Child", "ChildDied", "Children")
 
@@ -58,15 +58,16 @@ class Child:
         if message.error:
             raise ConfigError(message.error)
 
-    async def run(self, run: Run) -> Ended:
-        """Run an attempt and return how it ended.
+    async def run(self, run: Run, heard: Callable[[Said], None]) -> Ended:
+        """Run an attempt and return how it ended; `heard` is told what its code says meanwhile.
 
         Raises:
             ChildDied: It died of it.
         """
         self.used = True
         await self._say(run)
-        message = await self._hear()
+        while isinstance(message := await self._hear(), Said):
+            heard(message)
         assert isinstance(message, Ended), "the answer to a run is its end"
         return message
 
@@ -108,7 +109,7 @@ class Child:
         except (asyncio.IncompleteReadError, ConnectionResetError):
             raise ChildDied(await self._how()) from None
         message = unpack(body)
-        assert isinstance(message, Ready | Ended), "a child says nothing else"
+        assert isinstance(message, Ready | Said | Ended), "a child says nothing else"
         return message
 
     async def _how(self) -> str:

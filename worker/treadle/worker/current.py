@@ -8,14 +8,15 @@ import time
 import uuid
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from treadle.protocol.errors import ConfigError
 from treadle.protocol.ids import idempotency_key, span_ids, trace_id
 from treadle.worker.loop.durable_loop import DurableLoop
+from treadle.worker.pulse import Saying
 
 if TYPE_CHECKING:
     from treadle.worker.loop.execution import WorkflowExecution
@@ -33,6 +34,14 @@ __all__ = (
 )
 
 
+class Live(Protocol):
+    """What runs an attempt."""
+
+    def saying(self) -> Saying:
+        """What its code says how far it is to."""
+        ...
+
+
 @dataclass(slots=True)
 class StepInfo:
     """What a step may know about its attempt.
@@ -47,6 +56,7 @@ class StepInfo:
         command_id: Which call of the run it is ("0/validate#1").
         try_number: 1 + failures so far.
         traceparent: Context of the attempt's span, as W3C writes it; "" when there is none.
+        live: What runs it, while it runs; for `progress` and the like.
     """
 
     run_id: str
@@ -58,6 +68,12 @@ class StepInfo:
     command_id: str = ""
     try_number: int = 1
     traceparent: str = ""
+    live: Live | None = field(default=None, repr=False, compare=False)
+
+    def saying(self) -> Saying | None:
+        """What the code of the attempt says how far it is to; None: the attempt is over."""
+        live = self.live
+        return None if live is None else live.saying()
 
     @property
     def made_here(self) -> bool:
@@ -91,6 +107,7 @@ class LazyInfo(StepInfo):
         self.try_number = try_number
         self._incarnation = incarnation
         self._traceparent = traceparent
+        self.live = None
 
     @property
     def idempotency_key(self) -> str:  # type: ignore[override]

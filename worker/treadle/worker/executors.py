@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -19,11 +20,22 @@ from treadle.protocol.eager import start_now
 from treadle.protocol.errors import ConfigError, PayloadError
 from treadle.protocol.payloads import MAX_PAYLOAD_BYTES
 from treadle.v1.common_pb2 import Payload
-from treadle.worker.bodies import Arguments, crashed, cut_off, failed, outcome_of, run_async, run_sync, timed_out
-from treadle.worker.child_wire import Run
+from treadle.worker.bodies import (
+    Arguments,
+    crashed,
+    cut_off,
+    failed,
+    heartbeat_missed,
+    outcome_of,
+    run_async,
+    run_sync,
+    timed_out,
+)
+from treadle.worker.child_wire import Run, Said
 from treadle.worker.children import Child, ChildDied, Children
 from treadle.worker.core.port import Report
 from treadle.worker.current import STEP_INFO, StepInfo
+from treadle.worker.pulse import Pulse
 from treadle.worker.spans import SpanFacts, Spans
 from treadle.worker.steps import Step
 from treadle.worker.threads import Job, StepThread, Threads
@@ -37,6 +49,8 @@ _log = structlog.stdlib.get_logger(__name__)
 
 
 _NO_FACTS: Final = SpanFacts()
+_LOCK: Final = threading.Lock()
+"""A step may say something for the first time in two threads at once."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +67,10 @@ class Call:
         may_start: Asked as the last thing before user code.
         ended: Told the end, on the event loop, once; None: `may_start` said no, or it was cut off before.
         facts: For its span.
+        token: Of the attempt; for a local step, of the owner.
+        heartbeat_ms: Longest silence; 0: no limit.
+        progress: What an attempt before this one said last of how far it was.
+        said: Told what the code says of its progress (None: that it goes on), on the event loop, before `ended`.
     """
 
     step: Step[..., Any]
@@ -64,6 +82,10 @@ class Call:
     alone: bool = False
     local: bool = False
     facts: SpanFacts = _NO_FACTS
+    token: bytes = b""
+    heartbeat_ms: int = 0
+    progress: Payload | None = None
+    said: Callable[[Call, bytes | None], None] | None = None
 
 
 class Running:
@@ -72,6 +94,8 @@ class Running:
     __slots__ = (
         "_began",
         "_killer",
+        "_missed",
+        "_pulse",
         "_timers",
         "call",
         "child",
@@ -95,6 +119,9 @@ class Running:
         self._began = 0.0
         self._timers: list[asyncio.TimerHandle] | None = None
         self._killer: asyncio.Task[None] | None = None
+        self._missed = False
+        self._pulse: Pulse | None = None
+        call.info.live = self
 
     def start(self) -> bool:
         """The last check before user code."""
@@ -105,7 +132,36 @@ class Running:
         self._began = self.loop.time()
         if self.call.timeout_ms:
             self._later(self.call.timeout_ms / 1000, self._time_out)
+        if self.call.heartbeat_ms:
+            self.saying().watch()
         return True
+
+    def saying(self) -> Pulse:
+        """What its code says how far it is to; made when it is first wanted. May be called from any thread."""
+        if self._pulse is None:
+            with _LOCK:
+                if self._pulse is None:
+                    call = self.call
+                    self._pulse = Pulse(self.loop, call.heartbeat_ms, call.progress, self._said, self._miss)
+        return self._pulse
+
+    def _said(self, data: bytes | None) -> None:
+        if self.call.said is not None:
+            self.call.said(self.call, data)
+
+    def heard(self, said: Said) -> None:
+        """Its child process passes on what its code says."""
+        if self.done:
+            return
+        if said.value is None:
+            self.saying().beat()
+        else:
+            self.saying().say(said.value)
+
+    def _miss(self) -> None:
+        """Its code was silent for too long."""
+        self._missed = True
+        self._time_out()
 
     def _later(self, delay_s: float, action: Callable[[], None]) -> None:
         """Do something unless the call has ended by then."""
@@ -129,6 +185,9 @@ class Running:
         if self.done:
             return
         self.done = True
+        self.call.info.live = None
+        if self._pulse is not None:
+            self._pulse.close()
         if self._timers is not None:
             for timer in self._timers:
                 timer.cancel()
@@ -141,8 +200,11 @@ class Running:
         if self.thread is not None:
             self._give_up()
             return
-        self._cut("timed out")
+        self._cut(self._overrun())
         self._later(CUT_OFF_S, self._give_up)
+
+    def _overrun(self) -> str:
+        return "heartbeat missed" if self._missed else "timed out"
 
     def _cut(self, reason: str) -> None:
         if self.child is not None:
@@ -156,6 +218,9 @@ class Running:
         if self.child is child:
             child.kill()
 
+    def _took_ms(self) -> int:
+        return round((self.loop.time() - self._began) * 1000)
+
     def _give_up(self) -> None:
         """It does not end: its end is told without it."""
         if self.done:
@@ -167,21 +232,23 @@ class Running:
             step=call.step.name,
             run=call.info.run_id,
             attempt=call.info.attempt,
-            reason="timed out" if self.overdue else call.info.cancel_reason,
+            reason=self._overrun() if self.overdue else call.info.cancel_reason,
             executor=where,
             remedy="it may run on: look at step_info().cancel_reason in it, or give it executor='process'",
         )
         if self.thread is not None:
-            call.info.cancel_reason = call.info.cancel_reason or "timed out"
+            call.info.cancel_reason = call.info.cancel_reason or self._overrun()
             self.thread[0].abandon(self.thread[1])
         self.end(self.verdict(None))
 
     def verdict(self, report: Report | None) -> Report:
         """What is reported when the code ended with `report`, or did not end."""
-        if self.overdue:
+        if self.overdue and not self._missed:
             return timed_out(self.call.step.name, self.call.timeout_ms)
+        if self._missed:
+            return heartbeat_missed(self.call.step.name, self.call.heartbeat_ms, self._took_ms())
         if report is None:
-            return cut_off(self.call.info.cancel_reason, round((self.loop.time() - self._began) * 1000))
+            return cut_off(self.call.info.cancel_reason, self._took_ms())
         return report
 
 
@@ -367,9 +434,10 @@ class Executors:
             payload=call.payload.SerializeToString(),
             info=self._info_for_child(call.info),
             limit=self.max_payload_bytes,
+            progress=None if call.progress is None else call.progress.SerializeToString(),
         )
         try:
-            return (await child.run(run)).report()
+            return (await child.run(run, running.heard)).report()
         except ChildDied as death:
             took = round((time.perf_counter() - began) * 1000)
             if call.info.cancel_reason:

@@ -30,6 +30,7 @@ Executor = Literal["async", "thread", "process"]
 PLAIN_WORKFLOW: Final[ContextVar[bool]] = ContextVar("treadle_plain_workflow", default=False)
 """True while the body of a workflow runs that was called as a plain function: its sync steps are awaited there too."""
 
+_LEAST_HEARTBEAT_MS: Final = 100
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 
 
@@ -45,6 +46,7 @@ class Step(Generic[P, R]):
         policy: The policy as a message.
         retry_message: The same; None when it is the default one.
         timeout_ms: Longest duration of an attempt in milliseconds; 0: no limit.
+        heartbeat_ms: Longest silence of an attempt in milliseconds; 0: no limit.
         at_most_once: An attempt that may have started is never followed by another.
         executor: "async", "thread" or "process".
         is_async: The plain function is a coroutine function.
@@ -61,6 +63,7 @@ class Step(Generic[P, R]):
         pool: str | None = None,
         retry: Retry | None = None,
         timeout: Duration | None = None,
+        heartbeat: Duration | None = None,
         executor: Executor | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
@@ -78,6 +81,9 @@ class Step(Generic[P, R]):
         self.timeout_ms = 0 if timeout is None else to_ms(timeout, name=f"{what}: timeout")
         if timeout is not None and not self.timeout_ms:
             raise ConfigError(f"{what}: timeout {timeout!r}: give more than 0, or leave it out for no limit")
+        self.heartbeat_ms = 0 if heartbeat is None else to_ms(heartbeat, name=f"{what}: heartbeat")
+        if heartbeat is not None and self.heartbeat_ms < _LEAST_HEARTBEAT_MS:
+            raise ConfigError(f"{what}: heartbeat {heartbeat!r}: give at least 0.1 s, or leave it out for no limit")
         self.signature = Signature(function, what=what)
 
     # Not Coroutine[Any, Any, R]: with Any in it, mypy makes Any of what `asyncio.gather` of several steps returns.
@@ -146,6 +152,7 @@ def step(
     pool: str | None = None,
     retry: Retry | None = None,
     timeout: Duration | None = None,
+    heartbeat: Duration | None = None,
     executor: Executor | None = None,
 ) -> _StepDecorator: ...
 def step(
@@ -156,6 +163,7 @@ def step(
     pool: str | None = None,
     retry: Retry | None = None,
     timeout: Duration | None = None,
+    heartbeat: Duration | None = None,
     executor: Executor | None = None,
 ) -> Any:
     """Make a function a step: `@step` or `@step(pool="csv", timeout="2m")`.
@@ -166,6 +174,8 @@ def step(
         pool: Pool whose workers run it. Default: none, it runs in the worker that executes the workflow.
         retry: How often, and how patiently, it is retried. Default: `Retry()`, 5 tries.
         timeout: Longest duration of one attempt ("30s", seconds, timedelta). Default: no limit.
+        heartbeat: An attempt that calls neither `progress` nor `heartbeat` for so long is ended with HeartbeatMissed, and
+            retried by the policy. Default: no limit.
         executor: "async", "thread" or "process". Default: "async" for async functions, "thread" for sync ones.
 
     Raises:
@@ -173,7 +183,7 @@ def step(
     """
 
     def decorate(target: Callable[..., Any]) -> Step[..., Any]:
-        return Step(target, name=name, pool=pool, retry=retry, timeout=timeout, executor=executor)
+        return Step(target, name=name, pool=pool, retry=retry, timeout=timeout, heartbeat=heartbeat, executor=executor)
 
     return decorate if function is None else decorate(function)
 

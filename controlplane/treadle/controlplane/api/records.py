@@ -9,6 +9,7 @@ from itertools import chain
 
 from treadle.controlplane.api.fleet import Fleet
 from treadle.controlplane.api.pages import Cursor
+from treadle.controlplane.api.progress import add_progress
 from treadle.controlplane.api.views import brief, run_view, status_name
 from treadle.controlplane.machine.view import status_of
 from treadle.controlplane.store.port import IndexEntry, Store, Want
@@ -89,9 +90,13 @@ class Records:
             last = HistoryEvent.FromString(loaded.event) if loaded.event else None
             return run_view(head, last if last and last.revision == head.last_revision else None)
         if head.state not in _STUCK:
-            return run_view(head)
-        fleet, now_ms = await self._fleet.pool(head.namespace, head.pool)
-        return run_view(head, None, fleet, now_ms)
+            shown = run_view(head)
+        else:
+            fleet, now_ms = await self._fleet.pool(head.namespace, head.pool)
+            shown = run_view(head, None, fleet, now_ms)
+        if head.progressing:
+            await add_progress(self._store, head, shown)
+        return shown
 
     async def listing(self, wanted: ListFilter, cursor: Cursor | None, size: int) -> tuple[list[Run], Cursor | None]:
         """Return a page of runs, newest first, and where the next one begins (None: this is the last).

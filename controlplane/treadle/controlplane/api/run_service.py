@@ -176,7 +176,8 @@ class RunService(RunServiceServicer):
     async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
         """See run_service.proto. The first answer comes at once, also when there is no event yet behind the position.
 
-        An answer without events shows that the state of the run changed (a worker is missing, a slot is free).
+        An answer without events shows that the state of the run changed (a worker is missing, a slot is free), or how far
+        its steps are.
         """
         run = checks.run_of(request.namespace, request.run_id)
         after, incarnation = request.after_position, request.incarnation
@@ -218,7 +219,9 @@ def _wait_s(wait_ms: int, context: Context) -> float:
 
 
 def _moved(now: pb.Run, before: pb.Run) -> bool:
-    return (now.state, now.reason, now.status) != (before.state, before.reason, before.status)
+    if (now.state, now.reason, now.status) != (before.state, before.reason, before.status):
+        return True
+    return list(now.progress) != list(before.progress)
 
 
 def _replaced(run: RunKey) -> RunClosed:

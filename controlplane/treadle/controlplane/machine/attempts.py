@@ -56,6 +56,7 @@ from treadle.v1.worker_service_pb2 import (
     Verdict,
 )
 
+from . import progress
 from .env import Credit
 from .requests import Claimed, PushedGrant, Reported
 from .view import RunView
@@ -87,6 +88,7 @@ def schedule(view: RunView, command: Command) -> None:
         retry=spec.retry if spec.HasField("retry") else DEFAULT_POLICY,
         at_most_once=spec.at_most_once,
         input_bytes=len(spec.input.data),
+        heartbeat_ms=spec.heartbeat_ms,
     )
     view.put_input(command.command_id, spec.input)
     scheduled = view.event(
@@ -167,7 +169,7 @@ def _go(view: RunView, row: CommandRow, worker_id: str, claim_id: int, sent_ms: 
 
 
 def _grant(view: RunView, row: CommandRow, alone: bool) -> Grant:
-    return Grant(
+    grant = Grant(
         token=row.holder.token,
         claim_id=row.holder.claim_id,
         sent_ms=row.holder.sent_ms,
@@ -175,6 +177,8 @@ def _grant(view: RunView, row: CommandRow, alone: bool) -> Grant:
         alone=alone,
         trace=view.trace(f"step/{row.command_id}/{row.attempt}"),
     )
+    progress.began(view, row, grant)
+    return grant
 
 
 def claim_step(view: RunView, request: Claimed) -> ClaimVerdict:
@@ -255,6 +259,8 @@ def report(view: RunView, request: Reported) -> ReportAnswer:
 
 
 def _apply(view: RunView, row: CommandRow, told: AttemptReport) -> None:
+    if told.progress_number:
+        progress.take(view, row, told)
     if told.kind == REPORT_KIND_COMPLETED:
         view.event(
             step_completed=StepCompleted(

@@ -16,7 +16,7 @@ from treadle.v1.worker_service_pb2 import (
     ReportAnswer,
 )
 
-from . import attempts, children, leases, owners, runs, signals, timers
+from . import attempts, children, leases, owners, progress, runs, signals, timers
 from .env import Env
 from .requests import (
     AcceptRun,
@@ -27,6 +27,7 @@ from .requests import (
     Claimed,
     Decision,
     FireTimer,
+    Progressed,
     Registered,
     Reply,
     Reported,
@@ -69,6 +70,8 @@ def want(run: RunKey, requests: Sequence[Request]) -> Want:
                 fields[f"c:{checkpoint.command_id}"] = None
         elif isinstance(request, FireTimer | CheckLease | Registered) and request.command_id:
             fields[f"c:{request.command_id}"] = fields[f"i:{request.command_id}"] = None
+        elif isinstance(request, Progressed):
+            fields[f"c:{request.progress.command_id}"] = None
         elif isinstance(request, SignalRun):
             fields[signals.seen_field(request.signal_id)] = None
         elif isinstance(request, ChildEnded):
@@ -123,6 +126,8 @@ def _one(view: RunView, request: Request) -> Reply:
             return attempts.claim_step(view, request)
         case Reported():
             return attempts.report(view, request)
+        case Progressed():
+            return progress.said(view, request)
         case StartRun():
             return runs.start(view, request)
         case FireTimer():

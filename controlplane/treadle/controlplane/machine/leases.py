@@ -20,7 +20,7 @@ from treadle.v1.state_pb2 import (
     Holder,
 )
 
-from . import attempts, runs
+from . import attempts, progress, runs
 from .env import Settings
 from .owners import lost_locals
 from .requests import CheckLease
@@ -77,10 +77,13 @@ def _check_step(view: RunView, request: CheckLease) -> None:
     if overdue and view.now >= max(overdue, row.holder.lease_set_ms + settings.silence_ms):
         attempts.time_out(view, row)
         return
+    if progress.check(view, row, request.view):
+        return
     if row.cancel_requested:
         view.cancel_holder(row, "cancelled")  # told again at each check
     _extend(row.holder, request.view, view)
     row.due_ms = min(row.holder.lease_due_ms, overdue) if overdue > view.now else row.holder.lease_due_ms
+    row.due_ms = progress.look_at(view, row, row.due_ms)
     view.put(row)
 
 

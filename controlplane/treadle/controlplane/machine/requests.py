@@ -12,6 +12,7 @@ from treadle.v1.job_pb2 import Job, JobKind
 from treadle.v1.run_service_pb2 import ConflictPolicy
 from treadle.v1.state_pb2 import ChildClosed, Letter, OutboxEntry, RunHead
 from treadle.v1.worker_service_pb2 import (
+    AttemptProgress,
     AttemptReport,
     ClaimItem,
     ClaimVerdict,
@@ -33,6 +34,7 @@ __all__ = (
     "Claimed",
     "Decision",
     "FireTimer",
+    "Progressed",
     "PushedGrant",
     "Registered",
     "Reply",
@@ -75,6 +77,13 @@ class Reported:
     """The holder of a pool step reports. Reply: ReportAnswer."""
 
     report: AttemptReport
+
+
+@dataclass(slots=True)
+class Progressed:
+    """The holder of a pool step says how far it is, or that it goes on. Reply: ReportAnswer."""
+
+    progress: AttemptProgress
 
 
 @dataclass(slots=True)
@@ -180,6 +189,7 @@ Request = (
     StartRun
     | Claimed
     | Reported
+    | Progressed
     | Asked
     | FireTimer
     | CheckLease

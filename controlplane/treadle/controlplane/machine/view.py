@@ -155,6 +155,7 @@ class RunView:
         self.deleted = False
         self.matters = False
         self.may_sweep = False
+        self.shown = False
         self.not_before_ms = 0
         self._stood = self.head.state, self.head.outcome
         self._was_active = self.head.state in _ACTIVE
@@ -269,6 +270,8 @@ class RunView:
     def drop(self, row: CommandRow) -> None:
         """Remove the row of a command that is settled."""
         self._unwait(row)
+        if row.progress_number and row.command_id in self.head.progressing:
+            self.head.progressing.remove(row.command_id)
         if row.try_number > 1:
             self.head.retrying = max(0, self.head.retrying - 1)
         self.head.open_commands = max(0, self.head.open_commands - 1)
@@ -305,6 +308,7 @@ class RunView:
             timeout_ms=row.timeout_ms,
             trace=self.anchor(),
             at_most_once=row.at_most_once,
+            heartbeat_ms=row.heartbeat_ms,
         )
         if row.input_bytes <= INLINE_INPUT_BYTES:
             job.input.CopyFrom(self.input_of(row.command_id))
@@ -429,7 +433,7 @@ class RunView:
             change.timers_del.append("")
         replica = head.owner.replica_id if head.state == RUN_STATE_OPEN else ""
         cancels = tuple((c.worker_id, c.token, c.reason) for c in self.decision.cancels)
-        if self.events or cancels or self.decision.resend:
+        if self.events or cancels or self.decision.resend or self.shown:
             change.hint = Hint(
                 self.run.namespace,
                 self.run.run_id,

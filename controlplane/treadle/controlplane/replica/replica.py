@@ -7,7 +7,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from treadle.controlplane.machine import Credit, Decision, Env, Request, Settings
-from treadle.controlplane.machine.requests import Asked, Claimed, PushedGrant, Reply, Reported
+from treadle.controlplane.machine.requests import Asked, Claimed, Progressed, PushedGrant, Reply, Reported
 from treadle.controlplane.store.port import Hint
 from treadle.protocol.ids import RunKey
 from treadle.v1.history_pb2 import HistoryEvent
@@ -114,6 +114,7 @@ class Replica:
                 continue  # kept aside by the shell
             found.append((RunKey(namespace, item.job.run_id), Claimed(item, worker_id, self.replica_id)))
         found.extend((RunKey(namespace, report.run_id), Reported(report)) for report in frame.reports)
+        found.extend((RunKey(namespace, told.run_id), Progressed(told)) for told in frame.progress)
         for ask in frame.requests:
             run = RunKey(namespace, ask.run_id)
             session.confirmed(ask.token, ask.seen)
@@ -196,6 +197,8 @@ class Replica:
             if reply.verdict == VERDICT_GO:
                 self._granted(session, run, request, reply)
             session.batch.verdicts.append(reply)
+        elif isinstance(reply, ReportAnswer) and isinstance(request, Progressed):
+            session.batch.progress_answers.append(reply)
         elif isinstance(reply, ReportAnswer):
             session.forget(reply.token)
             session.batch.report_answers.append(reply)

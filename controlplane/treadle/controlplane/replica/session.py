@@ -18,7 +18,7 @@ _WINDOW = 200
 FRAME_BYTES = 4 << 20
 """Largest frame, unless one entry is larger: pages of many runs may be ready at once, and a message has a bound."""
 
-_Entries = Literal["report_answers", "owner_answers", "verdicts", "grants", "news", "cancels"]
+_Entries = Literal["report_answers", "progress_answers", "owner_answers", "verdicts", "grants", "news", "cancels"]
 _IN_ORDER: tuple[_Entries, ...] = get_args(_Entries)
 
 

@@ -38,6 +38,7 @@ from treadle.controlplane.tracing.span_data import (
 from treadle.controlplane.tracing.state import OpenChild, OpenQuestion, OpenStep, OpenTimer, ProjectionState, Summary
 from treadle.v1.common_pb2 import (
     FAILURE_KIND_CANCELLED,
+    FAILURE_KIND_HEARTBEAT_MISSED,
     FAILURE_KIND_LOST,
     FAILURE_KIND_TERMINATED,
     FAILURE_KIND_TIMED_OUT,
@@ -58,6 +59,7 @@ _NS_A_MS: Final = 1_000_000
 
 _OUTCOMES: Final = {
     FAILURE_KIND_TIMED_OUT: "timeout",
+    FAILURE_KIND_HEARTBEAT_MISSED: "timeout",
     FAILURE_KIND_LOST: "lost",
     FAILURE_KIND_CANCELLED: "cancelled",
     FAILURE_KIND_TERMINATED: "cancelled",

@@ -11,6 +11,8 @@ from enum import Enum
 
 from treadle.v1.job_pb2 import Job
 from treadle.v1.worker_service_pb2 import (
+    ANSWER_LEASE_LOST,
+    ANSWER_SETTLED,
     REPORT_KIND_CANCELLED,
     REPORT_KIND_COMPLETED,
     REPORT_KIND_FAILED,
@@ -23,6 +25,7 @@ from treadle.v1.worker_service_pb2 import (
 
 from .outbox import Outbox
 from .port import Attempt, CancelAttempt, Report, StartAttempt
+from .progress import Progress
 from .rights import Right
 from .shared import Shared
 from .slots import Slots
@@ -62,7 +65,7 @@ class Held:
 class Attempts:
     """All attempts of pool steps."""
 
-    __slots__ = ("_held", "_shared", "reports", "running", "slots")
+    __slots__ = ("_held", "_shared", "progress", "reports", "running", "slots")
 
     def __init__(self, shared: Shared, slots: Slots) -> None:
         self._shared = shared
@@ -70,6 +73,7 @@ class Attempts:
         self._held: dict[bytes, Held] = {}
         self.slots = slots
         self.reports: Outbox[bytes, AttemptReport] = Outbox()
+        self.progress = Progress()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -92,6 +96,7 @@ class Attempts:
             alone=grant.alone,
             traceparent=grant.trace.traceparent,
             pushed=grant.push_number > 0,
+            progress=grant.progress if grant.HasField("progress") else None,
         )
         self._shared.actions.append(StartAttempt(attempt))
 
@@ -130,6 +135,7 @@ class Attempts:
         message.retry_after_ms = report.retry_after_ms
         message.duration_ms = report.duration_ms
         message.reason = reason
+        self.progress.ended(token, message)
         self._say(held, message)
         self.running -= 1
         self.slots.give(now_ms)
@@ -142,6 +148,18 @@ class Attempts:
         self.reports.drop(answer.token)
         del self._held[answer.token]
         self._shared.held.remove(answer.token)
+
+    def progressed(self, token: bytes, number: int, data: bytes | None) -> None:
+        """User code of attempt `number` says how far it is, or (None) that it goes on."""
+        held = self._held.get(token)
+        if held is not None and held.state is State.STARTED:
+            self.progress.say(token, held.job, number, data)
+
+    def progress_answered(self, answer: ReportAnswer) -> None:
+        """What was said has arrived; another one may hold it by now, or it is settled."""
+        self.progress.answered(answer.token)
+        if answer.answer in (ANSWER_LEASE_LOST, ANSWER_SETTLED):
+            self.cancel(answer.token, "lease lost")
 
     def cancel(self, token: bytes, reason: str) -> None:
         """Its cancellation was asked for; the shell is told once, its report still goes."""

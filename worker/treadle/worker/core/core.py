@@ -80,6 +80,7 @@ class WorkerCore:
         self._awake_since = now_ms
         self._claims.outbox.again()
         self._attempts.reports.again()
+        self._attempts.progress.again()
         self._owners.session_opened(now_ms)
         self._credits.session_opened()
         self._settle(now_ms)
@@ -94,6 +95,8 @@ class WorkerCore:
         self._noticed(now_ms)
         for report_answer in response.report_answers:
             self._attempts.answered(report_answer)
+        for progress_answer in response.progress_answers:
+            self._attempts.progress_answered(progress_answer)
         # Before grants: the answer to a park must reach the cache before the next GO for the run looks there.
         for owner_answer in response.owner_answers:
             self._owners.answered(owner_answer, now_ms)
@@ -122,12 +125,13 @@ class WorkerCore:
         room = Room()
         claims = list(self._claims.frame(room, now_ms)) if self._claims.outbox.waiting else None
         reports = list(self._attempts.reports.take(room, now_ms)) if self._attempts.reports.waiting else None
+        progress = list(self._attempts.progress.take(room, now_ms)) if self._attempts.progress.unsent else None
         requests = self._owners.frame(room, now_ms)
-        full = bool(claims or reports or requests)
+        full = bool(claims or reports or requests or progress)
         credits = self._credits.statement(now_ms, self._claims.run_waits > 0, goes_along=full)
         if not full and credits is None:
             return None
-        return SessionRequest(claims=claims, reports=reports, requests=requests, credits=credits)
+        return SessionRequest(claims=claims, reports=reports, requests=requests, credits=credits, progress=progress)
 
     @property
     def may_go_ahead(self) -> bool:
@@ -216,6 +220,9 @@ class WorkerCore:
         self._attempts.ended(token, report, now_ms)
         self._called_at = now_ms
         self._unsettled = True
+
+    def progressed(self, token: bytes, number: int, data: bytes | None) -> None:
+        self._attempts.progressed(token, number, data)
 
     def may_start_local(self, owner_token: bytes, command_id: str, now_ms: int) -> bool:
         return self._owners.may_start_local(owner_token, command_id, now_ms)

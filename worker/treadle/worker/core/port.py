@@ -99,6 +99,7 @@ class Attempt:
         alone: Execute in a child process of its own.
         traceparent: Context of the attempt's span; "" when there is none.
         pushed: It came down the session, to a credit; else a delivery of the broker brought it.
+        progress: What an attempt before this one said last of how far it was; None: none did.
     """
 
     token: bytes
@@ -107,6 +108,7 @@ class Attempt:
     alone: bool
     traceparent: str
     pushed: bool = False
+    progress: Payload | None = None
 
 
 @dataclass(slots=True)
@@ -261,6 +263,11 @@ class WorkerCorePort(Protocol):
 
     def attempt_ended(self, token: bytes, report: Report, now_ms: int) -> None:
         """An attempt ended, or was not started."""
+        ...
+
+    def progressed(self, token: bytes, number: int, data: bytes | None) -> None:
+        """User code of an attempt (its `number`) says how far it is; None: only that it goes on. Cheap, but not free: the
+        shell says it at most once in a while, and the last word before `attempt_ended`."""
         ...
 
     def may_start_local(self, owner_token: bytes, command_id: str, now_ms: int) -> bool:

@@ -115,6 +115,7 @@ class Ask:
                 input=Payload(data=self.data),
                 timeout_ms=step.timeout_ms,
                 at_most_once=step.at_most_once,
+                heartbeat_ms=step.heartbeat_ms,
             )
             if step.retry_message is not None:
                 schedule.retry.CopyFrom(step.retry_message)
