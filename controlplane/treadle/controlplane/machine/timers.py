@@ -122,7 +122,7 @@ def _fire_head(view: RunView, request: FireTimer) -> None:
         if not _halted(view):
             runs.wake(view)
     else:
-        head.watch_due_ms = view.now + HOUR_MS  # parked: its commands have their own timers
+        head.watch_due_ms = view.now + settings.look_ms  # parked: its commands have their own timers
 
 
 def _halted(view: RunView) -> bool:

@@ -378,7 +378,7 @@ class RunView:
     # --- the commit ----------------------------------------------------------------------------------------------
     def head_due(self) -> int:
         """Return when the run itself must be looked at next: every state has such a time."""
-        head, far = self.head, self.now + HOUR_MS
+        head, far = self.head, self.now + self.env.settings.look_ms
         if head.state == RUN_STATE_OPEN:
             return min(head.owner.lease_due_ms, head.watch_due_ms or far)
         if head.state == RUN_STATE_QUEUED:

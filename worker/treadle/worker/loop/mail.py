@@ -35,6 +35,11 @@ class Mail:
         """What nobody received, in the order of arrival."""
         return list(self._unread.values())
 
+    @property
+    def wanted(self) -> list[tuple[bool, str]]:
+        """What tasks wait for that has not come: whether it is a question, and its name."""
+        return [key for key, box in self._boxes.items() if box._getters]  # type: ignore[attr-defined]
+
     def deliver(self, letter: SignalReceived) -> None:
         """It was fed: whoever waits for its name longest gets it."""
         self._unread[letter.signal_id] = letter
