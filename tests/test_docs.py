@@ -64,3 +64,11 @@ def test_the_examples_of_a_page_run(name: str, tmp_path: Path) -> None:
 
     with program(DOCS / f"{name}.md") as module:
         assert asyncio.run(main(module)) == PAGES[name]
+
+
+def test_the_tests_of_the_testing_page_pass() -> None:
+    with program(DOCS / "testing.md") as module:
+        tests = [value for name, value in vars(module).items() if name.startswith("test_")]
+        assert len(tests) == 5
+        for test in tests:
+            test()

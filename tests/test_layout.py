@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPONENTS = {
     "proto": {"v1", "protocol"},
     "client": {"client", "cli"},
-    "worker": {"worker"},
+    "worker": {"worker", "testing"},
     "controlplane": {"controlplane"},
 }
 PACKAGES = [(component, package) for component, packages in COMPONENTS.items() for package in sorted(packages)]
@@ -56,6 +56,7 @@ def test_package_is_regular_and_typed(component: str, package: str) -> None:
         ),
         ("treadle.worker", {"redis", "treadle.controlplane", "treadle.cli"}),
         ("treadle.protocol", {"grpc", "redis", "aio_pika", "asyncio"}),
+        ("treadle.testing", {"redis", "aio_pika", "grpc", "pytest", "treadle.cli"}),
         ("treadle.cli", {"redis", "aio_pika", "treadle.worker", "treadle.controlplane"}),
     ],
 )

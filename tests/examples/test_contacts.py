@@ -9,14 +9,17 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import timedelta
 from email import message_from_bytes, policy
 from email.message import EmailMessage
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from examples.contacts import app
 
-from treadle.worker import Fatal
+from treadle.testing import Lab
+from treadle.worker import Fatal, RunFailed
 
 EXAMPLE = Path(app.__file__).parent
 AIRPORTS = app.Upload("ada@example.com", str(EXAMPLE / "airports.csv"))
@@ -28,6 +31,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Yield the folder that the example writes to."""
     monkeypatch.setattr(app, "HOME", tmp_path / "home")
     yield tmp_path / "home"
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as lab:
+        yield lab
 
 
 class MailServer:
@@ -146,6 +155,54 @@ def test_the_workflow_only_tells_of_a_broken_file(home: Path) -> None:
     assert not (home / "contacts.db").exists()
     assert bodies(home) == ["validate", "notify"]
     assert [mail["Subject"] for mail in mails(home)] == ["nothing imported: 6 rows are invalid"]
+
+
+# --- durably, in a lab: retries, timeouts and other processes' pools count, and no time is lost -----------------------
+
+
+def test_the_durable_import_gets_over_the_first_bad_moment_of_the_address_service(home: Path, lab: Lab) -> None:
+    run = lab.start(app.import_contacts, AIRPORTS)
+    summary = run.result()
+    assert (summary.imported, len(summary.errors)) == (3364, 12)
+    assert run.steps == ["validate", *["add_zip_codes"] * 9, "create_contacts", "notify"]
+    first = [call for call in lab.calls(app.add_zip_codes) if call.args[0] == 1]
+    assert [call.attempt for call in first] == [1, 2], "its first attempt finds the service away"
+    assert timedelta(seconds=0.5) <= first[1].at - first[0].at <= timedelta(seconds=1.5)
+    assert len(lab.calls(app.add_zip_codes)) == 10
+    (mail,) = mails(home)
+    (notified,) = lab.calls(app.notify)
+    assert mail["Message-ID"] == f"<{notified.idempotency_key}@contacts.example.com>"
+
+
+def test_a_crm_that_is_away_for_long_is_waited_for(lab: Lab) -> None:
+    few = app.Report(True, [app.Contact("01G", "Perry-Warsaw", "Perry", "NY")])
+    lab.replace(app.validate, returns=few)
+    lab.replace(app.add_zip_codes, calls=lambda chunk, contacts: contacts)
+    lab.replace(app.create_contacts, outcomes=[ConnectionError("CRM away")] * 4 + [1])
+    lab.replace(app.notify, returns=None)
+    run = lab.start(app.import_contacts, AIRPORTS)
+    assert run.result() == app.Summary(1, 1, [])
+    assert [call.attempt for call in lab.calls(app.create_contacts)] == [1, 2, 3, 4, 5]
+    assert [call.args[1] for call in lab.calls(app.notify)] == ["1 contacts imported"]
+
+
+def test_a_crm_that_stays_away_fails_the_run_and_nobody_is_told_otherwise(lab: Lab) -> None:
+    lab.replace(app.validate, returns=app.Report(True, [app.Contact("01G", "Perry-Warsaw", "Perry", "NY")]))
+    lab.replace(app.add_zip_codes, calls=lambda chunk, contacts: contacts)
+    lab.replace(app.create_contacts, raises=ConnectionError("CRM away"))
+    run = lab.start(app.import_contacts, AIRPORTS)
+    with pytest.raises(RunFailed, match="step create_contacts failed after 5 attempts: ConnectionError: CRM away"):
+        run.result()
+    assert lab.calls(app.notify) == []
+
+
+def test_a_validation_that_hangs_is_tried_again_after_its_two_minutes(lab: Lab) -> None:
+    lab.replace(app.validate, hangs=True)
+    run = lab.start(app.import_contacts, AIRPORTS)
+    with pytest.raises(RunFailed, match="step validate timed out after 5 attempts"):
+        run.result()
+    began = [call.at for call in lab.calls(app.validate)]
+    assert all(later - at > timedelta(minutes=2) for at, later in pairwise(began))
 
 
 def test_the_input_for_the_command_line_is_one() -> None:

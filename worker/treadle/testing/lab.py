@@ -216,10 +216,10 @@ class Lab:
     @overload
     def replace(
         self,
-        what: Step[P, R] | Workflow[P, R],
+        what: Step[..., Any] | Workflow[..., Any],
         /,
         *,
-        outcomes: Sequence[R | BaseException | type[BaseException]],
+        outcomes: Sequence[object],
         takes: Duration = 0,
     ) -> None: ...
     @overload
@@ -361,13 +361,20 @@ class Lab:
             if done():
                 return True
             if self._stage.awaits:
-                self._stage.wait()
+                self._wait()
                 continue
             coming = [ms for ms in (self._agenda.next_ms(), self.plane.next_ms()) if ms is not None]
             if not coming or (until_ms is not None and min(coming) > until_ms):
                 return False
             self._jump(min(coming))
         raise Stuck(f"the time went on {_MAX_JUMPS:,} times, now to {self.now:%Y-%m-%d}, and there is no end to it")
+
+    def _wait(self) -> None:
+        self._working = True
+        try:
+            self._stage.wait()
+        finally:
+            self._working = False
 
     def _jump(self, when_ms: int) -> None:
         if when_ms - self._agenda.now > _PARK_MS and any(member.core.counts()[1] for member in self._members):

@@ -30,6 +30,10 @@ __all__ = ("Attempt", "Stage")
 
 _PATIENCE_S: Final = 30.0
 """How long real awaiting may take, in real time."""
+_RUNS_ALREADY: Final = (
+    "a lab runs async steps on an event loop of its own, and this thread is running one: write the test as a plain `def`, "
+    "or have asyncio.to_thread call it"
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -129,6 +133,11 @@ class Stage:
         context = contextvars.copy_context()
         context.run(STEP_INFO.set, attempt.info)
         if inspect.iscoroutinefunction(function):
+            if asyncio._get_running_loop() is not None:
+                error = ConfigError(_RUNS_ALREADY)
+                self._break(error)
+                running.end(failed(error, attempt.info, 0))
+                return
             step.function = self._watched_async(function, is_double)
             arguments = step.signature.decode_call(attempt.payload)  # its own: it may change them
             self._spawn(running, run_async(step, arguments, attempt.info, MAX_PAYLOAD_BYTES), context)
@@ -144,6 +153,7 @@ class Stage:
         running.attempt.info.cancel_reason = reason
         if running.task is not None:
             running.task.cancel(reason)
+            self._breathe(running.task)
         else:  # it only takes time
             running.end(cut_off(reason, 0))
 
@@ -186,6 +196,21 @@ class Stage:
 
         task = running.task = loop.create_task(main(), name=running.attempt.step.name, context=context)
         self._tasks[task] = running.attempt
+        self._breathe(task)
+
+    def _breathe(self, task: asyncio.Task[None]) -> None:
+        """Let a task begin, or hear that it is cancelled, at once."""
+        loop = self._loop
+        if loop is None or loop.is_running():
+            return  # a step does this itself: the loop comes to it
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        if task.done() and task in self._tasks:
+            self._ended(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+        task.result()
 
     @property
     def awaits(self) -> bool:
@@ -196,14 +221,9 @@ class Stage:
         """Wait until one of these steps has ended.
 
         Raises:
-            ConfigError: None has for half a minute, or a loop is running on this thread.
+            ConfigError: None has for half a minute.
         """
         assert self._loop is not None
-        if asyncio._get_running_loop() is not None:
-            raise ConfigError(
-                "a lab runs async steps on an event loop of its own, and this thread is running one: write the test as a "
-                "plain `def`, or call it with asyncio.to_thread"
-            )
         done, _ = self._loop.run_until_complete(
             asyncio.wait(self._tasks, timeout=_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
         )
@@ -211,8 +231,7 @@ class Stage:
             names = ", ".join(sorted({attempt.step.name for attempt in self._tasks.values()}))
             raise ConfigError(f"steps await something real for {_PATIENCE_S:g} s: {names}; replace them in the lab")
         for task in done:
-            del self._tasks[task]
-            task.result()
+            self._ended(task)
 
     def close(self) -> None:
         """Cut off what still runs."""
@@ -220,8 +239,9 @@ class Stage:
         if loop is None:
             return
         try:
-            for task in self._tasks:
-                task.cancel()
+            for task, attempt in self._tasks.items():
+                if not attempt.info.cancel_reason:
+                    task.cancel("drain")
             if self._tasks:
                 loop.run_until_complete(asyncio.wait(self._tasks, timeout=_PATIENCE_S))
             loop.run_until_complete(loop.shutdown_asyncgens())

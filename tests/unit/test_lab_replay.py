@@ -1,0 +1,179 @@
+"""What a lab does when a test has passed: replays every run, and finds code that depends on what a replay does not have."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from treadle.protocol.errors import ConfigError, NotDeterministic
+from treadle.testing import Lab, NeedsAttention
+from treadle.worker import step, workflow
+
+CALLS = count()
+
+
+@step
+def a(number: int) -> int:
+    return number
+
+
+@step
+def b(number: int) -> int:
+    return number
+
+
+@workflow
+async def other_input() -> int:
+    return await a(next(CALLS))
+
+
+@workflow
+async def other_step() -> int:
+    first = await a(1)
+    return first + await (a if next(CALLS) % 2 else b)(2)
+
+
+@workflow
+async def other_timer() -> None:
+    await asyncio.sleep(10 + next(CALLS))
+
+
+@workflow
+async def other_result() -> int:
+    await a(1)
+    return next(CALLS)
+
+
+@workflow
+async def other_error() -> None:
+    await a(1)
+    raise ValueError(f"number {next(CALLS)}")
+
+
+@workflow
+async def other_child() -> int:
+    await a(1)
+    return await other_input() if next(CALLS) % 2 == 0 else await other_result()
+
+
+@pytest.mark.parametrize(
+    ("flow", "words"),
+    [
+        (other_input, "local try 1 '0/a#1', with another input before"),
+        (other_step, r"after event \d the code asks for local try 1 '0/[ab]#[12]'|expected step 0/[ab]#[12]"),
+        (other_timer, "start_timer '0/sleep#1', with another input before"),
+        (other_result, "it ended with the result 0, and a replay ends otherwise"),
+        (other_error, "it ended with ValueError: number 0, and a replay ends otherwise"),
+    ],
+)
+def test_code_that_is_not_the_same_again_is_found(flow: object, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "CALLS", count())
+    lab = Lab(check_replay=False)
+    try:
+        run = lab.start(flow)  # type: ignore[call-overload]
+        lab.advance("1d")
+        assert run.closed
+        with pytest.raises(NotDeterministic, match=words) as caught:
+            lab.check_replay()
+        assert f"run {run.id} (workflow {flow.name})" in str(caught.value)  # type: ignore[attr-defined]
+    finally:
+        lab.close()
+
+
+def test_the_end_of_the_block_checks_unless_the_test_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "CALLS", count())
+    with pytest.raises(NotDeterministic), Lab() as lab:
+        lab.start(other_result)
+    with Lab(check_replay=False) as lab:
+        lab.start(other_result)
+    with pytest.raises(KeyError), Lab() as lab:
+        lab.start(other_result)
+        raise KeyError
+
+
+@workflow
+async def long(steps: int) -> int:
+    total = 0
+    for number in range(steps):
+        total += await a(number)
+        await asyncio.sleep(3600)
+    return total
+
+
+def test_long_histories_are_sampled() -> None:
+    with Lab() as lab:
+        assert lab.start(long, 150).result() == sum(range(150))
+
+
+def test_code_that_changes_under_a_run_needs_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    @workflow
+    async def changes() -> int:
+        first = await order[0](1)
+        await asyncio.sleep(86400)
+        return first + await order[1](2)
+
+    order = [a, b]
+    with Lab(check_replay=False) as lab:
+        run = lab.start(changes)
+        order.reverse()
+        for member in lab._members:
+            member.core._owners._cache.clear()  # as when another worker takes over
+        with pytest.raises(NeedsAttention, match=r"the code diverged from the history: expected step 0/a#1"):
+            run.result()
+
+
+def test_names_are_found_where_the_code_names_them() -> None:
+    away = ModuleType("away")
+    exec(
+        "from treadle.worker import step\n@step(pool='away')\ndef far(x: int) -> int: return x + 1\n",
+        away.__dict__,
+    )
+
+    hidden = {"far": away.far}
+
+    @step(pool="near")
+    def near(x: int) -> int:
+        return x * 2
+
+    async def helper(x: int) -> int:
+        return await near(x)
+
+    @workflow
+    async def by_name(x: int) -> int:
+        return await helper(x) + int(await away.far(x))
+
+    @workflow
+    async def by_key(x: int) -> int:
+        return int(await hidden["far"](x))
+
+    with Lab() as lab:
+        assert lab.start(by_name, 3).result() == 10
+    with Lab() as lab, pytest.raises(ConfigError, match="run by_key-1 needs step 'far' of pool 'away', which the lab"):
+        lab.start(by_key, 3)
+    with Lab(away) as lab:
+        assert lab.start(by_key, 3).result() == 4
+
+
+def test_the_fixture_is_named_in_a_conftest(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["treadle.testing.plugin"]\n')
+    (tmp_path / "test_it.py").write_text(Path(__file__).with_name("lab_tests.txt").read_text())
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert "1 failed, 2 passed, 1 error" in ran.stdout, ran.stdout
+    assert ran.stdout.count("is not the same when it is replayed") == 1, "a test that failed is not told twice"
