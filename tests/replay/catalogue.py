@@ -332,6 +332,48 @@ async def hears() -> list[Any]:
     return found
 
 
+@step(pool="p", on_cancel="wait")
+async def careful(x: int) -> int:
+    return x
+
+
+@step(on_cancel="wait")
+def careful_here(x: int) -> int:
+    return x
+
+
+@step(pool="p", on_cancel="abandon")
+async def careless(x: int) -> int:
+    return x
+
+
+@workflow
+async def cancels(n: int) -> list[str]:
+    """Steps of each mode, cancelled by their code, by a timeout, and by whoever cancels the run."""
+    log: list[str] = []
+
+    async def one(call: Any, i: int) -> None:
+        try:
+            log.append(f"{i} {await call}")
+        except asyncio.CancelledError:
+            log.append(await shout(f"cancelled {i}"))
+            raise
+
+    calls = (careful(n), careful_here(n), careless(n), double(n), careful(n + 1))
+    tasks = [asyncio.create_task(one(call, i)) for i, call in enumerate(calls)]
+    await asyncio.sleep(0.12)
+    for task in tasks:
+        task.cancel()
+        task.cancel()
+    await asyncio.wait(tasks)
+    try:
+        async with asyncio.timeout(0.15):
+            await asyncio.gather(careful(7), careful_here(8))
+    except TimeoutError:
+        log.append("timeout")
+    return log
+
+
 @workflow
 async def goes_on(n: int) -> int:
     """Ends as a new part of itself, a step still open."""
@@ -375,10 +417,23 @@ CATALOGUE: list[tuple[Any, tuple[Any, ...], Any]] = [
     (stuck, (), "Stuck"),
     (hears, (), [1, 2, 2, None]),
     (goes_on, (3,), None),
+    (cancels, (1,), None),
 ]
 LETTERS: dict[str, list[tuple[int, str, bytes, bool]]] = {
     "goes_on": [(10, "a", b"1", False), (20, "a", b"2", False)],
     "hears": [(0, "a", b"1", False), (0, "a", b"2", False), (5, "unheard", b"0", False), (900, "q", b"3", True)],
 }
 """Workflow -> what it is sent; see `Server.letters`."""
-REGISTRY = Registry().add(*(entry[0] for entry in CATALOGUE), double, broken, shout, flaky, fatal, cleanup, total)
+REGISTRY = Registry().add(
+    *(entry[0] for entry in CATALOGUE),
+    double,
+    careful,
+    careful_here,
+    careless,
+    broken,
+    shout,
+    flaky,
+    fatal,
+    cleanup,
+    total,
+)

@@ -39,7 +39,11 @@ class Feeder:
             s = command.schedule_step
             self.feed(
                 step_scheduled=h.StepScheduled(
-                    command_id=command.command_id, digest=command.digest, name=s.name, input=s.input
+                    command_id=command.command_id,
+                    digest=command.digest,
+                    name=s.name,
+                    input=s.input,
+                    on_cancel=s.on_cancel,
                 )
             )
 

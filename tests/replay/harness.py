@@ -21,7 +21,7 @@ from treadle.v1.common_pb2 import Payload, RetryPolicy
 from treadle.v1.worker_service_pb2 import Command
 from treadle.worker.app import Registry
 from treadle.worker.loop.execution import execution_factory
-from treadle.worker.loop.port import Execution, LocalCall, Outcome, RunContext
+from treadle.worker.loop.port import Execution, LocalCall, Outcome, RunContext, Turn
 from treadle.worker.steps import Step
 from treadle.worker.workflows import Workflow
 
@@ -47,6 +47,7 @@ class Server:
         seed: Draws how long steps take.
         late: Commands are recorded only after a while.
         cancel_at_ms: When the run is cancelled, after its start; None: never.
+        by_timeout: Then its timeout is over, instead.
         letters: What is sent to it: after how long, name, value as JSON, and whether it is a question.
     """
 
@@ -55,6 +56,7 @@ class Server:
     seed: int = 0
     late: bool = False
     cancel_at_ms: int | None = None
+    by_timeout: bool = False
     letters: Sequence[tuple[int, str, bytes, bool]] = ()
     incarnation: int = 7
     history: list[h.HistoryEvent] = field(default_factory=list)
@@ -76,10 +78,16 @@ class Server:
         self.append(run_started=h.RunStarted(workflow=self.workflow.name, input=payload))
         self.append(run_opened=h.RunOpened(worker_id="w"))
         if self.cancel_at_ms is not None:
-            self._at(self.cancel_at_ms, lambda: self.append(cancel_requested=h.CancelRequested(reason="enough")))
+            self._at(self.cancel_at_ms, self._interrupt)
         for number, (after_ms, name, data, asks) in enumerate(self.letters):
             letter = h.SignalReceived(name=name, signal_id=f"s{number}", data=Payload(data=data), asks=asks)
             self._at(after_ms, partial(self.append, signal_received=letter))
+
+    def _interrupt(self) -> None:
+        if self.by_timeout:
+            self.append(run_timed_out=h.RunTimedOut(timeout_ms=self.cancel_at_ms or 0, raised=True))
+        else:
+            self.append(cancel_requested=h.CancelRequested(reason="enough"))
 
     def fresh(self, *, accepted_until: int = 0) -> Execution:
         context = RunContext("default", "run-1", self.incarnation, self.workflow.name, accepted_until)
@@ -96,19 +104,21 @@ class Server:
         self.append(run_owner_lost=h.RunOwnerLost(worker_id="w", reason="closed"))
         self.append(run_opened=h.RunOpened(worker_id="w2"))
 
-    def accept(self, commands: list[Command], calls: list[LocalCall], cancels: list[str], at: int) -> None:
+    def accept(self, turn: Turn, at: int) -> None:
         self.looked.add(at)
-        for command in commands:
+        for command in turn.commands:
             asked = Asked(at, command.SerializeToString(deterministic=True))
             self.asked.append(asked)
             if self.late:
                 self._at(self._rng.randrange(40), self._for_owner(partial(self._record, command, asked)))
             else:
                 self._record(command, asked)
-        for call in calls:
+        for call in turn.local_calls:
             self._at(self._rng.randrange(1, 300), self._for_owner(partial(self._local, call)))
-        for command_id in cancels:
+        for command_id in turn.local_cancels:
             self._known.add(command_id + "/cancelled")
+        for call in turn.local_ends:
+            self._at(self._rng.randrange(300), self._for_owner(partial(self._end, call)))
 
     def _for_owner(self, action: Callable[[], object]) -> Callable[[], object]:
         owner = self._owner
@@ -143,7 +153,12 @@ class Server:
             s = command.schedule_step
             asked.recorded = self.append(
                 step_scheduled=h.StepScheduled(
-                    command_id=command_id, digest=command.digest, name=s.name, pool=s.pool, input=s.input
+                    command_id=command_id,
+                    digest=command.digest,
+                    name=s.name,
+                    pool=s.pool,
+                    input=s.input,
+                    on_cancel=s.on_cancel,
                 )
             )
             self._at(self._rng.randrange(1, 400), lambda: self._run(command))
@@ -195,6 +210,7 @@ class Server:
     def _local(self, call: LocalCall) -> None:
         if call.command_id + "/cancelled" in self._known:
             return
+        self._known.add(call.command_id + "/ended")
         common: dict[str, Any] = {
             "command_id": call.command_id,
             "attempt": call.try_number,
@@ -217,6 +233,13 @@ class Server:
         else:
             payload = call.step.signature.encode_result(result)
             self.append(step_completed=h.StepCompleted(result=payload, **common))
+
+    def _end(self, call: LocalCall) -> None:
+        """It has ended as it was told to, unless it had ended before."""
+        if call.command_id + "/ended" not in self._known:
+            self._known.add(call.command_id + "/cancelled")
+            ended = h.StepCancelled(command_id=call.command_id, name=call.name, digest=call.digest, local=True)
+            self.append(step_cancelled=ended)
 
 
 def retry_delay(policy: RetryPolicy, try_number: int, error: Exception) -> int | None:
@@ -262,7 +285,7 @@ def drive(server: Server, *, kill_at: int | None = None, lose: bool = False) -> 
         killed = kill_at is not None and execution.fed >= kill_at
         before = len(server.history)
         if not (killed and lose):
-            server.accept(turn.commands, turn.local_calls, turn.local_cancels, execution.fed)
+            server.accept(turn, execution.fed)
         if killed:
             kill_at = None
             execution.close()

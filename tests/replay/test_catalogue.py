@@ -35,7 +35,7 @@ def test_every_prefix_asks_for_the_same(
     workflow: Any, args: tuple[Any, ...], _expected: Any, cancel_at_ms: int | None
 ) -> None:
     for seed in range(3):
-        server = started(workflow, args, seed=seed, cancel_at_ms=cancel_at_ms)
+        server = started(workflow, args, seed=seed, cancel_at_ms=cancel_at_ms, by_timeout=seed == 2)
         check_every_prefix(server, drive(server))
 
 

@@ -10,9 +10,12 @@ from treadle.controlplane.machine.view import status_of
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.run_service_pb2 import RunStatus
 from treadle.v1.state_pb2 import (
+    COMMAND_STATE_BACKOFF,
     COMMAND_STATE_HELD,
+    COMMAND_STATE_QUARANTINED,
     COMMAND_STATE_QUEUED,
     COMMAND_STATE_TIMER,
+    COMMAND_STATE_WAITING,
     RUN_STATE_CLOSED,
     RUN_STATE_NEEDS_ATTENTION,
     RUN_STATE_OPEN,
@@ -28,8 +31,9 @@ __all__ = ("check",)
 
 _HOUR = 3_600_000
 _OUTCOMES = {"run_completed", "run_failed", "run_cancelled", "run_terminated"}
+_LIMITED = (COMMAND_STATE_BACKOFF, COMMAND_STATE_QUARANTINED, COMMAND_STATE_QUEUED, COMMAND_STATE_WAITING)
 _SETTLES = {"step_completed", "step_failed", "step_cancelled", "timer_fired", "timer_cancelled"}
-_NEWS = (_SETTLES - {"timer_cancelled"}) | {"cancel_requested", "step_retried"}
+_NEWS = (_SETTLES - {"timer_cancelled"}) | {"cancel_requested", "step_retried", "run_timed_out"}
 
 
 def check(rig: Rig, confirmed: Collection[str], *, left_over: bool) -> None:
@@ -115,6 +119,10 @@ def _rows(rows: dict[str, CommandRow], inputs: set[str], dispatched: set[str]) -
             _lease(row.holder)
         else:
             assert not row.HasField("holder")
+        if row.state in _LIMITED and row.deadline_ms:
+            assert row.due_ms <= row.deadline_ms, "a limit is looked at when it is due"
+        if row.state in (COMMAND_STATE_QUEUED, COMMAND_STATE_WAITING) and row.queue_timeout_ms:
+            assert row.due_ms <= row.queue_due_ms
         if row.state == COMMAND_STATE_QUEUED:
             assert row.dispatch_id in dispatched, "a queued try is in the outbox or with the broker"
 
@@ -152,6 +160,8 @@ def _timers(rig: Rig, head: RunHead, rows: dict[str, CommandRow], *, left_over: 
     assert head.timer_at_ms and timers[""] == head.timer_at_ms, "no run is without a time"
     due = _due(head, rig.now)
     assert due and timers[""] <= due
+    if head.deadline_ms and head.state != RUN_STATE_CLOSED:
+        assert timers[""] <= (head.close_at_ms or head.deadline_ms)
     for command_id, row in rows.items():
         if row.due_ms:
             assert timers[command_id] == row.timer_at_ms, "its entry"

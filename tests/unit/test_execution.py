@@ -11,11 +11,21 @@ import pytest
 from tests.replay.feeder import Feeder
 from tests.replay.harness import START_MS
 
-from treadle.protocol.errors import ConfigError, StepCancelled, StepError, StepLost, StepTimedOut
+from treadle.protocol.errors import (
+    AttemptTimedOut,
+    ConfigError,
+    QueueTimedOut,
+    StepCancelled,
+    StepError,
+    StepLost,
+    StepTimedOut,
+)
 from treadle.v1 import history_pb2 as h
 from treadle.v1.common_pb2 import (
     FAILURE_KIND_LOST,
     FAILURE_KIND_PAYLOAD,
+    FAILURE_KIND_QUEUE_TIMED_OUT,
+    FAILURE_KIND_STEP_TIMED_OUT,
     FAILURE_KIND_STUCK,
     FAILURE_KIND_TIMED_OUT,
     Failure,
@@ -187,7 +197,13 @@ async def catches(x: int) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("kind", "cls"),
-    [(0, StepError), (FAILURE_KIND_TIMED_OUT, StepTimedOut), (FAILURE_KIND_LOST, StepLost)],
+    [
+        (0, StepError),
+        (FAILURE_KIND_TIMED_OUT, AttemptTimedOut),
+        (FAILURE_KIND_STEP_TIMED_OUT, StepTimedOut),
+        (FAILURE_KIND_QUEUE_TIMED_OUT, QueueTimedOut),
+        (FAILURE_KIND_LOST, StepLost),
+    ],
 )
 def test_failures_are_raised_in_the_code(kind: Any, cls: type[StepError]) -> None:
     run = Feeder(catches, 1)

@@ -14,6 +14,7 @@ from treadle.v1.common_pb2 import (
     FAILURE_KIND_APPLICATION,
     FAILURE_KIND_CRASHED,
     FAILURE_KIND_PAYLOAD,
+    FAILURE_KIND_STEP_TIMED_OUT,
     FAILURE_KIND_TIMED_OUT,
     Payload,
 )
@@ -249,6 +250,20 @@ def test_timeouts_of_async_steps(play: Callable[[Body], None]) -> None:
         for name in ("sleeps", "stubborn"):
             report = await rig.run(name, timeout_ms=50)
             assert report.failure is not None and report.failure.kind == FAILURE_KIND_TIMED_OUT
+
+    play(body)
+
+
+@pytest.mark.parametrize(("timeout_ms", "left_ms", "total"), [(0, 50, True), (60_000, 50, True), (50, 60_000, False)])
+def test_what_is_left_of_a_total_timeout_is_kept(
+    play: Callable[[Body], None], timeout_ms: int, left_ms: int, total: bool
+) -> None:
+    async def body(rig: Rig) -> None:
+        rig.registry.steps["sleeps"].total_timeout_ms = 60_000
+        report = await rig.run("sleeps", timeout_ms=timeout_ms, left_ms=left_ms)
+        assert report.failure is not None
+        assert report.failure.kind == (FAILURE_KIND_STEP_TIMED_OUT if total else FAILURE_KIND_TIMED_OUT)
+        assert not total or "1 m" in report.failure.message
 
     play(body)
 

@@ -3,11 +3,14 @@ from __future__ import annotations
 import pytest
 
 from treadle.protocol.errors import (
+    AttemptTimedOut,
     Fatal,
     PayloadError,
+    QueueTimedOut,
     RunCancelled,
     RunFailed,
     RunTerminated,
+    RunTimedOut,
     StepCancelled,
     StepError,
     StepLost,
@@ -19,6 +22,9 @@ from treadle.v1.common_pb2 import (
     FAILURE_KIND_CANCELLED,
     FAILURE_KIND_LOST,
     FAILURE_KIND_PAYLOAD,
+    FAILURE_KIND_QUEUE_TIMED_OUT,
+    FAILURE_KIND_RUN_TIMED_OUT,
+    FAILURE_KIND_STEP_TIMED_OUT,
     FAILURE_KIND_STUCK,
     FAILURE_KIND_TERMINATED,
     FAILURE_KIND_TIMED_OUT,
@@ -110,7 +116,9 @@ def test_a_broken_message_does_not_hide_the_failure() -> None:
     ("kind", "cls"),
     [
         (FAILURE_KIND_APPLICATION, StepError),
-        (FAILURE_KIND_TIMED_OUT, StepTimedOut),
+        (FAILURE_KIND_TIMED_OUT, AttemptTimedOut),
+        (FAILURE_KIND_STEP_TIMED_OUT, StepTimedOut),
+        (FAILURE_KIND_QUEUE_TIMED_OUT, QueueTimedOut),
         (FAILURE_KIND_LOST, StepLost),
         (FAILURE_KIND_CANCELLED, StepCancelled),
     ],
@@ -134,6 +142,9 @@ def test_run_errors() -> None:
     assert failed.run_id == "r1"
     assert type(run_error("r", Failure(kind=FAILURE_KIND_CANCELLED))) is RunCancelled
     assert type(run_error("r", Failure(kind=FAILURE_KIND_TERMINATED))) is RunTerminated
+    late = run_error("r", Failure(kind=FAILURE_KIND_RUN_TIMED_OUT, type="RunTimedOut", message="10 s"))
+    assert (type(late), RunTimedOut.__base__) == (RunTimedOut, RunFailed)
+    assert "run r timed out" in str(late)
     assert "is stuck" in str(run_error("r", Failure(kind=FAILURE_KIND_STUCK, type="Stuck", message="m")))
 
 

@@ -65,7 +65,8 @@ PICK = st.integers(0, 2**16)
 LATER = RARELY = st.sampled_from((False, False, False, True))
 REQUEST_IDS = st.sampled_from(("r1", "r2", "r3"))
 COMMANDS = st.lists(
-    st.sampled_from(("step", "once", "timed", "sleep", "again", "cancel", "local", "local once")), max_size=3
+    st.sampled_from(("step", "once", "timed", "limited", "sleep", "again", "cancel", "local", "local once")),
+    max_size=3,
 )
 WORDS = st.sampled_from(("", "", "", "", "park", "park", "complete", "fail", "cancelled", "release", "diverged"))
 
@@ -181,7 +182,7 @@ class Anything(RuleBasedStateMachine):
         if state == RUN_STATE_OPEN:
             actions += [lambda: self.lose("", rng.choice(LOSSES))] * (rng.random() < 0.3)
             kinds = rng.choices(
-                ("step", "once", "timed", "sleep", "cancel", "local", "local once"), k=rng.randint(0, 3)
+                ("step", "once", "timed", "limited", "sleep", "cancel", "local", "local once"), k=rng.randint(0, 3)
             )
             word = rng.choice(("", "", "", "park")) if rng.random() < 0.9 else rng.choice(LAST_WORDS)
             actions += [
@@ -318,7 +319,11 @@ class Anything(RuleBasedStateMachine):
             return sleep(new, index % 20_000)
         if kind.startswith("local"):
             return local(new, at_most_once=kind == "local once")
-        return schedule(new, at_most_once=kind == "once", timeout_ms=3_000 if kind == "timed" else 0)
+        command = schedule(new, at_most_once=kind == "once", timeout_ms=3_000 if kind == "timed" else 0)
+        if kind == "limited":
+            spec = command.schedule_step
+            spec.total_timeout_ms, spec.queue_timeout_ms = (0, 8_000, 30_000)[index % 3], (4_000, 0)[index % 2]
+        return command
 
     def rows(self) -> list[CommandRow]:
         fields = self.rig.fields()
@@ -346,6 +351,7 @@ class Anything(RuleBasedStateMachine):
         owner.seen = max(0, head.length - behind)
         ask = owner.request(*(self.command(kind, what) for kind in kinds), **({word: {}} if word else {}))
         ask.incarnation = incarnation
+        ask.run_timeout_ms = 20_000 * (what % 5 == 0)
         if ends:
             ask.checkpoints.append(self.ended(ends, what))
         self.asked.append((ask, owner.worker_id))

@@ -64,6 +64,9 @@ def header_lines(run: RunInfo, timeline: Timeline) -> list[str]:
         lines.append(f"  {run.reason or timeline.reason}")
     if run.cancel_requested and not run.status.closed:
         lines.append("  a cancel was asked for")
+    if run.deadline is not None and not run.status.closed:
+        limit = run.deadline.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        lines.append(f"  its timeout was over at {limit}; it cleans up" if run.timed_out else f"  must end by {limit}")
     if timeline.owners_lost:
         lines.append(f"  {MARKS['lost']} its worker was lost {_times(timeline.owners_lost)}; it went on elsewhere")
     if timeline.unread:

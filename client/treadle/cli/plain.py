@@ -83,6 +83,8 @@ def plain_run(run: RunInfo) -> dict[str, Any]:
         "retrying": run.retrying,
         "open_commands": run.open_commands,
         "cancel_requested": run.cancel_requested,
+        "deadline": _iso(run.deadline),
+        "timed_out": run.timed_out,
         "trace_id": run.trace_id,
         "result": plain_payload(run.result) if run.result is not None else None,
         "failure": plain_failure(run.failure),

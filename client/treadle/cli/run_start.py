@@ -21,6 +21,7 @@ async def start(
     input: Annotated[str, Parameter(name=["--input", "-i"])] = "{}",
     id: str | None = None,
     pool: str | None = None,
+    run_timeout: str | None = None,
     on_conflict: Conflict = "reject",
     watch: Annotated[bool, Parameter(negative="")] = False,
     wait: Annotated[bool, Parameter(negative="")] = False,
@@ -40,6 +41,8 @@ async def start(
         Id of the run; one is made otherwise.
     pool
         Pool whose workers execute it; the one where it is registered otherwise.
+    run_timeout
+        Longest duration of the run ("1h"); what the workflow says otherwise.
     on_conflict
         What to do when the id is taken.
     watch
@@ -56,7 +59,7 @@ async def start(
     connection = connection or Connection()
     arguments = read_object(input)
     async with connection.client() as client:
-        run = await client.start(workflow, arguments, id=id, pool=pool, on_conflict=on_conflict)
+        run = await client.start(workflow, arguments, id=id, pool=pool, on_conflict=on_conflict, timeout=run_timeout)
         if run.existed:
             note(f"run {run.id} was there before")
         if not (watch or wait):

@@ -28,6 +28,7 @@ from treadle.protocol.errors import (
     RunFailed,
     RunIdConflict,
     RunTerminated,
+    RunTimedOut,
     TreadleError,
     Unavailable,
 )
@@ -58,6 +59,7 @@ __all__ = (
     "RunFailed",
     "RunIdConflict",
     "RunTerminated",
+    "RunTimedOut",
     "TreadleError",
     "Unavailable",
 )

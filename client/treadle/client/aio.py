@@ -17,6 +17,7 @@ from treadle.client.runs import RunHandle
 from treadle.client.status import from_rpc_error
 from treadle.client.stream import RunStream
 from treadle.client.views import RunInfo, RunPage, RunStatus, run_info, to_ms
+from treadle.protocol.durations import Duration
 from treadle.protocol.errors import ConfigError
 from treadle.protocol.ids import check_name
 from treadle.v1.pool_service_pb2 import (
@@ -120,6 +121,7 @@ class Client:
         id: str | None = None,
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
+        timeout: Duration | None = None,
     ) -> RunHandle[R]: ...
     @overload
     async def start(
@@ -131,6 +133,7 @@ class Client:
         id: str | None = None,
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
+        timeout: Duration | None = None,
     ) -> RunHandle[R]: ...
     @overload
     async def start(
@@ -143,6 +146,7 @@ class Client:
         id: str | None = None,
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
+        timeout: Duration | None = None,
     ) -> RunHandle[R]: ...
     @overload
     async def start(
@@ -156,6 +160,7 @@ class Client:
         id: str | None = None,
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
+        timeout: Duration | None = None,
     ) -> RunHandle[R]: ...
     @overload
     async def start(
@@ -170,6 +175,7 @@ class Client:
         id: str | None = None,
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
+        timeout: Duration | None = None,
     ) -> RunHandle[R]: ...
     @overload
     async def start(
@@ -180,6 +186,7 @@ class Client:
         id: str | None = None,
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
+        timeout: Duration | None = None,
         **kwargs: Any,
     ) -> RunHandle[Any]: ...
     async def start(
@@ -190,6 +197,7 @@ class Client:
         id: Any = None,
         on_conflict: Any = "reject",
         pool: Any = None,
+        timeout: Any = None,
         **kwargs: Any,
     ) -> RunHandle[Any]:
         """Start a run. When this returns, the run is durable: it goes on whatever dies.
@@ -200,10 +208,12 @@ class Client:
             id: Name of the run, unique in the namespace; None: one is made.
             on_conflict: When the id is taken: "reject", "use_existing", "terminate_existing" or "allow_closed".
             pool: Pool whose workers execute the workflow; None: the function's own, or where the name is registered.
-            kwargs: Arguments of the workflow. (One called `id`, `pool` or `on_conflict` is passed by position.)
+            timeout: Longest duration of the run ("1h", seconds, timedelta), counted from now; None: what the workflow says.
+            kwargs: Arguments of the workflow. (One called `id`, `pool`, `on_conflict` or `timeout` is passed by position.)
 
         Raises:
             RunIdConflict: The id is taken.
+            ConfigError: The timeout is not a duration above 0.
             NotFound: No worker ever registered a workflow of this name, and no pool is given.
             TypeError: Arguments are missing, too many or unknown.
             PayloadError: An argument does not fit its type, or they are larger than 1 MiB together.
@@ -211,7 +221,7 @@ class Client:
             Unavailable: The control plane does not answer.
         """
         number, run_id, answer = await self.stream.start(
-            lambda: start_request(workflow, args, kwargs, id=id, on_conflict=on_conflict, pool=pool)
+            lambda: start_request(workflow, args, kwargs, id=id, on_conflict=on_conflict, pool=pool, timeout=timeout)
         )
         return RunHandle(
             self,

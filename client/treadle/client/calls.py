@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Mapping
 from functools import lru_cache
 from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar
 
+from treadle.protocol.durations import Duration, positive_ms
 from treadle.protocol.errors import ConfigError, FieldInvalid
 from treadle.protocol.ids import check_run_id
 from treadle.protocol.payloads import encode
@@ -61,6 +62,11 @@ class WorkflowLike(Protocol[P, R_co]):
         """Its parameters and result."""
         ...
 
+    @property
+    def timeout_ms(self) -> int:
+        """Longest duration of a run in milliseconds; 0: no limit."""
+        ...
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Awaitable[R_co]:
         """Call the function itself."""
         ...
@@ -90,21 +96,25 @@ def start_request(
     id: str | None,
     on_conflict: str,
     pool: str | None,
+    timeout: Duration | None = None,
 ) -> StartRunRequest:
     """Return the request that starts a run, in the namespace of the frame that carries it.
 
     Raises:
-        ConfigError: `workflow` is neither a workflow nor a name, or arguments of a start by name have no names.
+        ConfigError: `workflow` is neither a workflow nor a name, arguments of a start by name have no names, or the timeout is
+            no duration above 0.
         FieldInvalid: `id` or `on_conflict` is not allowed.
         TypeError: Arguments are missing, too many or unknown.
         PayloadError: An argument does not fit its type (it is named), or they are larger than 1 MiB together.
     """
     if on_conflict not in _POLICIES:
         raise FieldInvalid(f"on_conflict {on_conflict!r}: use one of {', '.join(_POLICIES)}", field="conflict_policy")
+    timeout_ms = 0 if timeout is None else positive_ms(timeout, name="start: timeout")
     if isinstance(workflow, str):
         name, home, payload = workflow, "", _by_name(workflow, args, kwargs)
     else:
         name, home, payload = _name_of(workflow), workflow.pool, _by_function(workflow, args, kwargs)
+        timeout_ms = timeout_ms or workflow.timeout_ms
     chance = os.urandom(23)
     return StartRunRequest(
         run_id=_run_id(name, chance[:7]) if id is None else check_run_id(id),
@@ -114,6 +124,7 @@ def start_request(
         input=payload,
         conflict_policy=_POLICIES[on_conflict],
         trace=_caller(),
+        timeout_ms=timeout_ms,
     )
 
 

@@ -156,6 +156,10 @@ def _run_line(run_id: str, kind: str, event: HistoryEvent, timeline: Timeline) -
         case "cancel_requested":
             why = event.cancel_requested.reason
             return f"  {MARKS['cancelled']} cancel was asked for" + (f": {why}" if why else "")
+        case "run_timed_out":
+            over = duration_text(event.run_timed_out.timeout_ms)
+            left = duration_text(event.run_timed_out.close_at_ms - event.time_ms)
+            return f"  {MARKS['cancelled']} the run's timeout of {over} is over · {left} to clean up"
         case _ if timeline.closed_ms is not None:
             return outcome_line(timeline)
         case _:

@@ -240,6 +240,7 @@ class SyncClient:
         id: str | None = None,
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
+        timeout: Duration | None = None,
     ) -> SyncRunHandle[R]: ...
     @overload
     def start(
@@ -251,6 +252,7 @@ class SyncClient:
         id: str | None = None,
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
+        timeout: Duration | None = None,
     ) -> SyncRunHandle[R]: ...
     @overload
     def start(
@@ -263,6 +265,7 @@ class SyncClient:
         id: str | None = None,
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
+        timeout: Duration | None = None,
     ) -> SyncRunHandle[R]: ...
     @overload
     def start(
@@ -276,6 +279,7 @@ class SyncClient:
         id: str | None = None,
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
+        timeout: Duration | None = None,
     ) -> SyncRunHandle[R]: ...
     @overload
     def start(
@@ -290,6 +294,7 @@ class SyncClient:
         id: str | None = None,
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
+        timeout: Duration | None = None,
     ) -> SyncRunHandle[R]: ...
     @overload
     def start(
@@ -300,6 +305,7 @@ class SyncClient:
         id: str | None = None,
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
+        timeout: Duration | None = None,
         **kwargs: Any,
     ) -> SyncRunHandle[Any]: ...
     def start(
@@ -310,10 +316,13 @@ class SyncClient:
         id: Any = None,
         on_conflict: Any = "reject",
         pool: Any = None,
+        timeout: Any = None,
         **kwargs: Any,
     ) -> SyncRunHandle[Any]:
         """See Client.start."""
-        starting = self._client.start(workflow, *args, id=id, on_conflict=on_conflict, pool=pool, **kwargs)
+        starting = self._client.start(
+            workflow, *args, id=id, on_conflict=on_conflict, pool=pool, timeout=timeout, **kwargs
+        )
         handle: RunHandle[Any] = self._thread.run(starting)
         return SyncRunHandle(self._thread, handle)
 

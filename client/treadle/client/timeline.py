@@ -36,6 +36,7 @@ from treadle.v1.history_pb2 import (
     RunOpened,
     RunOwnerLost,
     RunStarted,
+    RunTimedOut,
     RunWaiting,
     SignalAnswered,
     SignalReceived,
@@ -170,6 +171,7 @@ class Timeline:
         failure: What a failed run raised.
         completed: The event that closed a completed run, with its result.
         cancel_requested: Whether a cancel was asked for.
+        timed_out: Whether its timeout is over.
         state: What the code showed last; None: nothing.
         unread: Ids of signals and questions that a closed run had not received, at most 100.
         part: Which part of a run that continues as new, from 1.
@@ -190,6 +192,7 @@ class Timeline:
     failure: Failure | None = None
     completed: RunCompleted | None = None
     cancel_requested: bool = False
+    timed_out: bool = False
     state: Payload | None = None
     unread: tuple[str, ...] = ()
     part: int = 1
@@ -261,6 +264,9 @@ class Timeline:
 
     def _cancel_requested(self, body: Any) -> None:
         self.cancel_requested = True
+
+    def _run_timed_out(self, body: RunTimedOut) -> None:
+        self.timed_out = True
 
     def _run_completed(self, body: RunCompleted) -> None:
         self.completed = body

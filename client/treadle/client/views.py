@@ -106,6 +106,8 @@ class RunInfo:
         failure: What a failed run raised, else None.
         part: Which part of a run that continues as new it is, from 1; `incarnation`, `created_at` and `length` are its own.
         progress: How far its open steps are, as far as they said (at most 16); empty in lists.
+        deadline: When its timeout is over (UTC); None: it has none, or no worker has said yet which its code has.
+        timed_out: The timeout is over.
     """
 
     id: str
@@ -125,8 +127,9 @@ class RunInfo:
     result: Payload | None
     failure: Failure | None
     part: int = 1
-
     progress: tuple[StepProgress, ...] = ()
+    deadline: datetime | None = None
+    timed_out: bool = False
 
     @property
     def duration(self) -> timedelta | None:
@@ -165,6 +168,8 @@ def run_info(run: Run) -> RunInfo:
         progress=tuple(
             StepProgress(said.command_id, said.name, said.value, from_ms(said.time_ms)) for said in run.progress
         ),
+        deadline=from_ms(run.deadline_ms) if run.deadline_ms else None,
+        timed_out=run.timed_out,
     )
 
 

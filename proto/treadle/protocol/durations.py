@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from treadle.protocol.errors import ConfigError
 
-__all__ = ("Duration", "to_ms")
+__all__ = ("Duration", "in_words", "positive_ms", "to_ms")
 
 Duration = timedelta | float | str
 """What public functions take where a duration is meant."""
@@ -38,3 +38,29 @@ def to_ms(value: Duration, *, name: str = "duration") -> int:
     if not 0 <= ms < 10**14:
         raise ConfigError(f"{name} {value!r}: give a duration between 0 and 3,000 years")
     return max(int(ms), 1) if ms > 0 else 0
+
+
+def positive_ms(value: Duration, *, name: str) -> int:
+    """Return the duration in whole milliseconds, at least 1.
+
+    Raises:
+        ConfigError: It is not a duration above 0.
+    """
+    ms = to_ms(value, name=name)
+    if not ms:
+        raise ConfigError(f"{name} {value!r}: give more than 0, or leave it out for no limit")
+    return ms
+
+
+def in_words(ms: int) -> str:
+    """Return a duration as people write it, without remainders that nobody reads: "30 s", "1 h 30 m", "1.5 s"."""
+    if ms < 1000:
+        return f"{ms} ms"
+    if ms < 60_000:
+        return f"{ms / 1000:g} s"
+    parts = []
+    for unit in ("d", "h", "m", "s"):
+        count, ms = divmod(ms, _UNITS[unit])
+        if count:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])

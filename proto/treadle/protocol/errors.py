@@ -14,10 +14,13 @@
     │   └── Unavailable          UNAVAILABLE / DEPENDENCY_DOWN: try again later
     ├── RunError                 the outcome of a run, raised by `result()`
     │   ├── RunFailed            it raised; `.failure`, `__cause__` is what it raised
+    │   │   └── RunTimedOut      it ran past its timeout
     │   ├── RunCancelled         it was cancelled
     │   └── RunTerminated        a person ended it
     ├── StepError                a step failed for good; raised in workflow code
-    │   ├── StepTimedOut         its last attempt ran past its timeout
+    │   ├── StepTimedOut         all its tries together ran past its `total_timeout`
+    │   │   ├── AttemptTimedOut  its last attempt ran past its `timeout`
+    │   │   └── QueueTimedOut    no worker took a try of it within its `queue_timeout`
     │   │   └── HeartbeatMissed  its last attempt said nothing for longer than its heartbeat
     │   ├── StepLost             its worker died and it may run at most once
     │   └── StepCancelled        it was cancelled
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from treadle.v1.common_pb2 import Failure
 
 __all__ = (
+    "AttemptTimedOut",
     "CompensationFailed",
     "ConfigError",
     "Fatal",
@@ -54,6 +58,7 @@ __all__ = (
     "NotFound",
     "PayloadError",
     "QuestionRefused",
+    "QueueTimedOut",
     "Refused",
     "RequestError",
     "ResultTimeout",
@@ -64,6 +69,7 @@ __all__ = (
     "RunFailed",
     "RunIdConflict",
     "RunTerminated",
+    "RunTimedOut",
     "StepCancelled",
     "StepError",
     "StepLost",
@@ -177,6 +183,10 @@ class RunFailed(RunError):
     """The workflow raised."""
 
 
+class RunTimedOut(RunFailed):
+    """The run took longer than its timeout."""
+
+
 class RunCancelled(RunError):
     """The run was cancelled."""
 
@@ -218,7 +228,15 @@ class StepError(TreadleError):
 
 
 class StepTimedOut(StepError):
-    """The last attempt ran past its timeout."""
+    """A limit of the step was reached; of this very class: all its tries together took longer than its `total_timeout`."""
+
+
+class AttemptTimedOut(StepTimedOut):
+    """The last attempt took longer than the step's `timeout`."""
+
+
+class QueueTimedOut(StepTimedOut):
+    """No worker took a try of the step within its `queue_timeout`."""
 
 
 class HeartbeatMissed(StepTimedOut):

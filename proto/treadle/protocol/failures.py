@@ -10,14 +10,17 @@ import traceback
 from typing import TYPE_CHECKING, Final
 
 from treadle.protocol.errors import (
+    AttemptTimedOut,
     Fatal,
     HeartbeatMissed,
     NotDeterministic,
     PayloadError,
+    QueueTimedOut,
     RunCancelled,
     RunError,
     RunFailed,
     RunTerminated,
+    RunTimedOut,
     StepCancelled,
     StepError,
     StepLost,
@@ -29,6 +32,9 @@ from treadle.v1.common_pb2 import (
     FAILURE_KIND_HEARTBEAT_MISSED,
     FAILURE_KIND_LOST,
     FAILURE_KIND_PAYLOAD,
+    FAILURE_KIND_QUEUE_TIMED_OUT,
+    FAILURE_KIND_RUN_TIMED_OUT,
+    FAILURE_KIND_STEP_TIMED_OUT,
     FAILURE_KIND_STUCK,
     FAILURE_KIND_TERMINATED,
     FAILURE_KIND_TIMED_OUT,
@@ -53,7 +59,9 @@ MAX_TRACEBACK_BYTES: Final = 32 << 10
 MAX_CAUSES: Final = 8
 
 _STEP_ERRORS: Final[dict[int, type[StepError]]] = {
-    FAILURE_KIND_TIMED_OUT: StepTimedOut,
+    FAILURE_KIND_TIMED_OUT: AttemptTimedOut,
+    FAILURE_KIND_STEP_TIMED_OUT: StepTimedOut,
+    FAILURE_KIND_QUEUE_TIMED_OUT: QueueTimedOut,
     FAILURE_KIND_HEARTBEAT_MISSED: HeartbeatMissed,
     FAILURE_KIND_LOST: StepLost,
     FAILURE_KIND_CANCELLED: StepCancelled,
@@ -61,9 +69,12 @@ _STEP_ERRORS: Final[dict[int, type[StepError]]] = {
 _RUN_ERRORS: Final[dict[int, type[RunError]]] = {
     FAILURE_KIND_CANCELLED: RunCancelled,
     FAILURE_KIND_TERMINATED: RunTerminated,
+    FAILURE_KIND_RUN_TIMED_OUT: RunTimedOut,
 }
 _STEP_WORDS: Final[dict[type[StepError], str]] = {
-    StepTimedOut: "timed out",
+    AttemptTimedOut: "timed out",
+    StepTimedOut: "took too long",
+    QueueTimedOut: "waited too long for a worker",
     HeartbeatMissed: "missed its heartbeat",
     StepLost: "was lost with its worker, and may run at most once",
     StepCancelled: "was cancelled",
@@ -135,7 +146,7 @@ def run_error(run_id: str, failure: Failure) -> RunError:
     """Return a fresh error for a run that did not return; `__cause__` is what it raised."""
     cls = _RUN_ERRORS.get(failure.kind, RunFailed)
     said = f"{failure.type}: {failure.message}" if failure.message else failure.type
-    words = {RunCancelled: "was cancelled", RunTerminated: "was terminated"}
+    words = {RunCancelled: "was cancelled", RunTerminated: "was terminated", RunTimedOut: "timed out"}
     what = "is stuck" if failure.kind == FAILURE_KIND_STUCK else words.get(cls, "failed")
     error = cls(f"run {run_id} {what}" + (f": {said}" if said else ""), run_id=run_id, failure=failure)
     error.__cause__ = _causes(failure)

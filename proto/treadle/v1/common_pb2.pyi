@@ -30,7 +30,7 @@ class _FailureKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureKi
     FAILURE_KIND_APPLICATION: _FailureKind.ValueType  # 1
     """User code raised."""
     FAILURE_KIND_TIMED_OUT: _FailureKind.ValueType  # 2
-    """The attempt, step or run ran past its timeout."""
+    """The attempt ran past its timeout."""
     FAILURE_KIND_LOST: _FailureKind.ValueType  # 3
     """The attempt was lost and the step may run at most once."""
     FAILURE_KIND_CRASHED: _FailureKind.ValueType  # 4
@@ -47,6 +47,12 @@ class _FailureKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailureKi
     """A child run could not be started: its id is taken by another run."""
     FAILURE_KIND_HEARTBEAT_MISSED: _FailureKind.ValueType  # 13
     """The attempt said nothing for longer than the step's heartbeat allows."""
+    FAILURE_KIND_STEP_TIMED_OUT: _FailureKind.ValueType  # 10
+    """The step, with all its tries, ran past its total timeout."""
+    FAILURE_KIND_QUEUE_TIMED_OUT: _FailureKind.ValueType  # 11
+    """No worker took a try of the step in time."""
+    FAILURE_KIND_RUN_TIMED_OUT: _FailureKind.ValueType  # 12
+    """The run ran past its timeout."""
 
 class FailureKind(_FailureKind, metaclass=_FailureKindEnumTypeWrapper):
     """Why a failure happened, as far as Treadle itself tells causes apart."""
@@ -56,7 +62,7 @@ FAILURE_KIND_UNSPECIFIED: FailureKind.ValueType  # 0
 FAILURE_KIND_APPLICATION: FailureKind.ValueType  # 1
 """User code raised."""
 FAILURE_KIND_TIMED_OUT: FailureKind.ValueType  # 2
-"""The attempt, step or run ran past its timeout."""
+"""The attempt ran past its timeout."""
 FAILURE_KIND_LOST: FailureKind.ValueType  # 3
 """The attempt was lost and the step may run at most once."""
 FAILURE_KIND_CRASHED: FailureKind.ValueType  # 4
@@ -73,7 +79,41 @@ FAILURE_KIND_ID_TAKEN: FailureKind.ValueType  # 9
 """A child run could not be started: its id is taken by another run."""
 FAILURE_KIND_HEARTBEAT_MISSED: FailureKind.ValueType  # 13
 """The attempt said nothing for longer than the step's heartbeat allows."""
+FAILURE_KIND_STEP_TIMED_OUT: FailureKind.ValueType  # 10
+"""The step, with all its tries, ran past its total timeout."""
+FAILURE_KIND_QUEUE_TIMED_OUT: FailureKind.ValueType  # 11
+"""No worker took a try of the step in time."""
+FAILURE_KIND_RUN_TIMED_OUT: FailureKind.ValueType  # 12
+"""The run ran past its timeout."""
 Global___FailureKind: _TypeAlias = FailureKind  # noqa: Y015
+
+class _OnCancel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnCancelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnCancel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_CANCEL_UNSPECIFIED: _OnCancel.ValueType  # 0
+    """Not set; read as TRY."""
+    ON_CANCEL_TRY: _OnCancel.ValueType  # 1
+    """It is told, and the caller goes on at once."""
+    ON_CANCEL_WAIT: _OnCancel.ValueType  # 2
+    """It is told, and the caller goes on when it has ended."""
+    ON_CANCEL_ABANDON: _OnCancel.ValueType  # 3
+    """It is not told, and the caller goes on at once."""
+
+class OnCancel(_OnCancel, metaclass=_OnCancelEnumTypeWrapper):
+    """What happens to a step whose caller is cancelled."""
+
+ON_CANCEL_UNSPECIFIED: OnCancel.ValueType  # 0
+"""Not set; read as TRY."""
+ON_CANCEL_TRY: OnCancel.ValueType  # 1
+"""It is told, and the caller goes on at once."""
+ON_CANCEL_WAIT: OnCancel.ValueType  # 2
+"""It is told, and the caller goes on when it has ended."""
+ON_CANCEL_ABANDON: OnCancel.ValueType  # 3
+"""It is not told, and the caller goes on at once."""
+Global___OnCancel: _TypeAlias = OnCancel  # noqa: Y015
 
 class _OnParentClose:
     ValueType = _typing.NewType("ValueType", _builtins.int)

@@ -43,6 +43,7 @@ class HistoryEvent(_message.Message):
     RUN_CANCELLED_FIELD_NUMBER: _builtins.int
     RUN_TERMINATED_FIELD_NUMBER: _builtins.int
     RUN_CONTINUED_FIELD_NUMBER: _builtins.int
+    RUN_TIMED_OUT_FIELD_NUMBER: _builtins.int
     STEP_SCHEDULED_FIELD_NUMBER: _builtins.int
     ATTEMPT_STARTED_FIELD_NUMBER: _builtins.int
     ATTEMPT_FAILED_FIELD_NUMBER: _builtins.int
@@ -130,6 +131,10 @@ class HistoryEvent(_message.Message):
     @_builtins.property
     def run_continued(self) -> Global___RunContinued:
         """The workflow ended to go on under the same id, with a new history; the last event of this one."""
+
+    @_builtins.property
+    def run_timed_out(self) -> Global___RunTimedOut:
+        """The run's timeout is over; its code is asked to stop."""
 
     @_builtins.property
     def step_scheduled(self) -> Global___StepScheduled:
@@ -240,6 +245,7 @@ class HistoryEvent(_message.Message):
         run_cancelled: Global___RunCancelled | None = ...,
         run_terminated: Global___RunTerminated | None = ...,
         run_continued: Global___RunContinued | None = ...,
+        run_timed_out: Global___RunTimedOut | None = ...,
         step_scheduled: Global___StepScheduled | None = ...,
         attempt_started: Global___AttemptStarted | None = ...,
         attempt_failed: Global___AttemptFailed | None = ...,
@@ -263,11 +269,11 @@ class HistoryEvent(_message.Message):
         child_completed: Global___ChildCompleted | None = ...,
         child_failed: Global___ChildFailed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_waiting", b"step_waiting", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_waiting", b"step_waiting", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "position", b"position", "revision", b"revision", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_waiting", b"step_waiting", "time_ms", b"time_ms", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "position", b"position", "revision", b"revision", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_waiting", b"step_waiting", "time_ms", b"time_ms", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["run_started", "run_opened", "run_parked", "run_released", "run_owner_lost", "run_diverged", "run_halted", "run_accepted", "run_waiting", "cancel_requested", "run_completed", "run_failed", "run_cancelled", "run_terminated", "run_continued", "step_scheduled", "attempt_started", "attempt_failed", "attempt_lost", "attempt_released", "step_retried", "step_waiting", "step_quarantined", "step_cancel_requested", "step_completed", "step_failed", "step_cancelled", "timer_started", "timer_fired", "timer_cancelled", "signal_received", "signal_answered", "state_published", "child_scheduled", "child_cancel_requested", "child_completed", "child_failed"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["run_started", "run_opened", "run_parked", "run_released", "run_owner_lost", "run_diverged", "run_halted", "run_accepted", "run_waiting", "cancel_requested", "run_completed", "run_failed", "run_cancelled", "run_terminated", "run_continued", "run_timed_out", "step_scheduled", "attempt_started", "attempt_failed", "attempt_lost", "attempt_released", "step_retried", "step_waiting", "step_quarantined", "step_cancel_requested", "step_completed", "step_failed", "step_cancelled", "timer_started", "timer_fired", "timer_cancelled", "signal_received", "signal_answered", "state_published", "child_scheduled", "child_cancel_requested", "child_completed", "child_failed"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -288,6 +294,7 @@ class RunStarted(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     CONTINUED_FROM_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Name of the workflow."""
     pool: _builtins.str
@@ -300,6 +307,8 @@ class RunStarted(_message.Message):
     """Of a later part of a run that continues as new: the incarnation before it; otherwise 0."""
     part: _builtins.int
     """Which part of such a run it is, from 2; otherwise 0."""
+    timeout_ms: _builtins.int
+    """Longest duration of the run in milliseconds, as whoever started it said; 0: none was said, its code may have one."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Encoded arguments."""
@@ -324,10 +333,11 @@ class RunStarted(_message.Message):
         parent: _common_pb2.ParentRun | None = ...,
         continued_from: _builtins.int = ...,
         part: _builtins.int = ...,
+        timeout_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "input", b"input", "parent", b"parent", "part", b"part", "pool", b"pool", "sampled", b"sampled", "trigger", b"trigger", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "input", b"input", "parent", b"parent", "part", b"part", "pool", b"pool", "sampled", b"sampled", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -694,6 +704,36 @@ class RunTerminated(_message.Message):
 Global___RunTerminated: _TypeAlias = RunTerminated  # noqa: Y015
 
 @_typing.final
+class RunTimedOut(_message.Message):
+    """The run's timeout is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    CLOSE_AT_MS_FIELD_NUMBER: _builtins.int
+    RAISED_FIELD_NUMBER: _builtins.int
+    timeout_ms: _builtins.int
+    """The timeout in milliseconds, counted from the start."""
+    close_at_ms: _builtins.int
+    """If its code has not ended by then, the run is closed (milliseconds since 1970)."""
+    raised: _builtins.bool
+    """True: raised in the code, as a cancel is. False: a cancel was raised before."""
+    def __init__(
+        self,
+        *,
+        timeout_ms: _builtins.int = ...,
+        close_at_ms: _builtins.int = ...,
+        raised: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["close_at_ms", b"close_at_ms", "raised", b"raised", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunTimedOut: _TypeAlias = RunTimedOut  # noqa: Y015
+
+@_typing.final
 class StepScheduled(_message.Message):
     """The workflow called a pool step."""
 
@@ -706,6 +746,9 @@ class StepScheduled(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     DISPATCH_ID_FIELD_NUMBER: _builtins.int
+    TOTAL_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    QUEUE_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    ON_CANCEL_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """Task path, name and occurrence: "0/validate#1"."""
     digest: _builtins.int
@@ -718,6 +761,12 @@ class StepScheduled(_message.Message):
     """Longest duration of an attempt in milliseconds; 0 means no limit."""
     dispatch_id: _builtins.str
     """Id of the first dispatch."""
+    total_timeout_ms: _builtins.int
+    """Longest duration of all tries together, in milliseconds; 0 means no limit."""
+    queue_timeout_ms: _builtins.int
+    """How long a try may wait for a worker, in milliseconds; 0 means no limit."""
+    on_cancel: _common_pb2.OnCancel.ValueType
+    """What happens to it when its caller is cancelled."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Encoded arguments."""
@@ -732,10 +781,13 @@ class StepScheduled(_message.Message):
         input: _common_pb2.Payload | None = ...,
         timeout_ms: _builtins.int = ...,
         dispatch_id: _builtins.str = ...,
+        total_timeout_ms: _builtins.int = ...,
+        queue_timeout_ms: _builtins.int = ...,
+        on_cancel: _common_pb2.OnCancel.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "digest", b"digest", "dispatch_id", b"dispatch_id", "input", b"input", "name", b"name", "pool", b"pool", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "digest", b"digest", "dispatch_id", b"dispatch_id", "input", b"input", "name", b"name", "on_cancel", b"on_cancel", "pool", b"pool", "queue_timeout_ms", b"queue_timeout_ms", "timeout_ms", b"timeout_ms", "total_timeout_ms", b"total_timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1129,19 +1181,31 @@ class StepCancelled(_message.Message):
 
     COMMAND_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    LOCAL_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The step."""
     attempt: _builtins.int
     """The attempt that was cut off; 0 when none ran."""
+    name: _builtins.str
+    """Local steps: the name."""
+    digest: _builtins.int
+    """Local steps: digest of the encoded input."""
+    local: _builtins.bool
+    """True for a local step."""
     def __init__(
         self,
         *,
         command_id: _builtins.str = ...,
         attempt: _builtins.int = ...,
+        name: _builtins.str = ...,
+        digest: _builtins.int = ...,
+        local: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command_id", b"command_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command_id", b"command_id", "digest", b"digest", "local", b"local", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -124,6 +124,8 @@ class Run(_message.Message):
     FIRST_INCARNATION_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    TIMED_OUT_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace."""
     run_id: _builtins.str
@@ -158,6 +160,10 @@ class Run(_message.Message):
     """Of a later part of a run that continues as new: the incarnation of the first part; otherwise 0."""
     part: _builtins.int
     """Which part of such a run it is, from 2; otherwise 0."""
+    deadline_ms: _builtins.int
+    """When its timeout is over (ms since 1970); 0: it has none, or its code was not asked yet."""
+    timed_out: _builtins.bool
+    """The timeout is over."""
     @_builtins.property
     def result(self) -> _common_pb2.Payload:
         """Closed as completed: the encoded result."""
@@ -193,10 +199,12 @@ class Run(_message.Message):
         first_incarnation: _builtins.int = ...,
         part: _builtins.int = ...,
         progress: _abc.Iterable[Global___StepProgress] | None = ...,
+        deadline_ms: _builtins.int = ...,
+        timed_out: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "created_ms", b"created_ms", "failure", b"failure", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "length", b"length", "namespace", b"namespace", "open_commands", b"open_commands", "part", b"part", "pool", b"pool", "progress", b"progress", "reason", b"reason", "result", b"result", "retrying", b"retrying", "run_id", b"run_id", "state", b"state", "status", b"status", "trace_id", b"trace_id", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "failure", b"failure", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "length", b"length", "namespace", b"namespace", "open_commands", b"open_commands", "part", b"part", "pool", b"pool", "progress", b"progress", "reason", b"reason", "result", b"result", "retrying", b"retrying", "run_id", b"run_id", "state", b"state", "status", b"status", "timed_out", b"timed_out", "trace_id", b"trace_id", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -252,6 +260,7 @@ class StartRunRequest(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     CONFLICT_POLICY_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace; "" means "default"."""
     run_id: _builtins.str
@@ -264,6 +273,8 @@ class StartRunRequest(_message.Message):
     """Pool; "" means the one where the workflow is registered."""
     conflict_policy: Global___ConflictPolicy.ValueType
     """What to do when the id is taken."""
+    timeout_ms: _builtins.int
+    """Longest duration of the run (ms), counted from its start; 0: what its code says."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Encoded arguments."""
@@ -283,10 +294,11 @@ class StartRunRequest(_message.Message):
         input: _common_pb2.Payload | None = ...,
         conflict_policy: Global___ConflictPolicy.ValueType = ...,
         trace: _common_pb2.TraceContext | None = ...,
+        timeout_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflict_policy", b"conflict_policy", "input", b"input", "namespace", b"namespace", "pool", b"pool", "request_id", b"request_id", "run_id", b"run_id", "trace", b"trace", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflict_policy", b"conflict_policy", "input", b"input", "namespace", b"namespace", "pool", b"pool", "request_id", b"request_id", "run_id", b"run_id", "timeout_ms", b"timeout_ms", "trace", b"trace", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

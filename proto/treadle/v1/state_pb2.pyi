@@ -244,6 +244,11 @@ class RunHead(_message.Message):
     FIRST_INCARNATION_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
     PROGRESSING_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_KNOWN_FIELD_NUMBER: _builtins.int
+    TIMED_OUT_FIELD_NUMBER: _builtins.int
+    CLOSE_AT_MS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace."""
     run_id: _builtins.str
@@ -318,6 +323,16 @@ class RunHead(_message.Message):
     """Of a later part of a run that continues as new: the incarnation of the first part; otherwise 0."""
     part: _builtins.int
     """Which part of such a run it is, from 2; otherwise 0."""
+    deadline_ms: _builtins.int
+    """When its timeout is over (ms since 1970); 0 means none."""
+    timeout_known: _builtins.bool
+    """Whether it has a timeout is decided: whoever started it said one, or its code was asked."""
+    timed_out: _builtins.bool
+    """The timeout is over and was raised in the code."""
+    close_at_ms: _builtins.int
+    """The timeout is over: when the run is closed if its code has not ended by then (ms)."""
+    timeout_ms: _builtins.int
+    """The timeout (ms)."""
     @_builtins.property
     def owner(self) -> Global___Holder:
         """`open`: the owner."""
@@ -388,10 +403,15 @@ class RunHead(_message.Message):
         first_incarnation: _builtins.int = ...,
         part: _builtins.int = ...,
         progressing: _abc.Iterable[_builtins.str] | None = ...,
+        deadline_ms: _builtins.int = ...,
+        timeout_known: _builtins.bool = ...,
+        timed_out: _builtins.bool = ...,
+        close_at_ms: _builtins.int = ...,
+        timeout_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "owner", b"owner", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "delete_at_ms", b"delete_at_ms", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "timer_at_ms", b"timer_at_ms", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "close_at_ms", b"close_at_ms", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "delete_at_ms", b"delete_at_ms", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "timed_out", b"timed_out", "timeout_known", b"timeout_known", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -434,6 +454,11 @@ class CommandRow(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     PROGRESS_NUMBER_FIELD_NUMBER: _builtins.int
     PROGRESS_MS_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    QUEUE_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    QUEUE_DUE_MS_FIELD_NUMBER: _builtins.int
+    ON_CANCEL_FIELD_NUMBER: _builtins.int
+    TOTAL_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The command."""
     state: Global___CommandState.ValueType
@@ -488,6 +513,16 @@ class CommandRow(_message.Message):
     """The number it was said under."""
     progress_ms: _builtins.int
     """When it was said (ms)."""
+    deadline_ms: _builtins.int
+    """When all its tries together have taken too long (ms since 1970); 0 means no limit."""
+    queue_timeout_ms: _builtins.int
+    """How long a try may wait for a worker (ms); 0 means no limit."""
+    queue_due_ms: _builtins.int
+    """`queued`, `waiting`: when this try has waited too long (ms since 1970)."""
+    on_cancel: _common_pb2.OnCancel.ValueType
+    """What happens to it when its caller is cancelled."""
+    total_timeout_ms: _builtins.int
+    """Longest duration of all tries together (ms)."""
     @_builtins.property
     def holder(self) -> Global___Holder:
         """`held`: by whom."""
@@ -538,10 +573,15 @@ class CommandRow(_message.Message):
         progress: _common_pb2.Payload | None = ...,
         progress_number: _builtins.int = ...,
         progress_ms: _builtins.int = ...,
+        deadline_ms: _builtins.int = ...,
+        queue_timeout_ms: _builtins.int = ...,
+        queue_due_ms: _builtins.int = ...,
+        on_cancel: _common_pb2.OnCancel.ValueType = ...,
+        total_timeout_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "last_failure", b"last_failure", "progress", b"progress", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "child_run_id", b"child_run_id", "command_id", b"command_id", "digest", b"digest", "dispatch_id", b"dispatch_id", "due_ms", b"due_ms", "heard_ms", b"heard_ms", "heartbeat_ms", b"heartbeat_ms", "holder", b"holder", "input_bytes", b"input_bytes", "last_failure", b"last_failure", "local", b"local", "lost_count", b"lost_count", "name", b"name", "on_parent_close", b"on_parent_close", "pool", b"pool", "progress", b"progress", "progress_ms", b"progress_ms", "progress_number", b"progress_number", "queued_ms", b"queued_ms", "retry", b"retry", "started_ms", b"started_ms", "state", b"state", "step_ms", b"step_ms", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "try_number", b"try_number", "waiting_noted", b"waiting_noted", "watch_step_ms", b"watch_step_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "child_run_id", b"child_run_id", "command_id", b"command_id", "deadline_ms", b"deadline_ms", "digest", b"digest", "dispatch_id", b"dispatch_id", "due_ms", b"due_ms", "heard_ms", b"heard_ms", "heartbeat_ms", b"heartbeat_ms", "holder", b"holder", "input_bytes", b"input_bytes", "last_failure", b"last_failure", "local", b"local", "lost_count", b"lost_count", "name", b"name", "on_cancel", b"on_cancel", "on_parent_close", b"on_parent_close", "pool", b"pool", "progress", b"progress", "progress_ms", b"progress_ms", "progress_number", b"progress_number", "queue_due_ms", b"queue_due_ms", "queue_timeout_ms", b"queue_timeout_ms", "queued_ms", b"queued_ms", "retry", b"retry", "started_ms", b"started_ms", "state", b"state", "step_ms", b"step_ms", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "total_timeout_ms", b"total_timeout_ms", "try_number", b"try_number", "waiting_noted", b"waiting_noted", "watch_step_ms", b"watch_step_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -647,12 +687,15 @@ class StartChild(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     SAMPLED_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Name of the workflow."""
     pool: _builtins.str
     """Pool whose workers execute it."""
     sampled: _builtins.bool
     """False: no spans of this run are exported."""
+    timeout_ms: _builtins.int
+    """Longest duration of the child in milliseconds; 0 means no limit."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Encoded arguments."""
@@ -674,10 +717,11 @@ class StartChild(_message.Message):
         parent: _common_pb2.ParentRun | None = ...,
         caller: _common_pb2.TraceContext | None = ...,
         sampled: _builtins.bool = ...,
+        timeout_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "parent", b"parent", "pool", b"pool", "sampled", b"sampled", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "parent", b"parent", "pool", b"pool", "sampled", b"sampled", "timeout_ms", b"timeout_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -505,6 +505,7 @@ class Grant(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     PUSH_NUMBER_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    LEFT_MS_FIELD_NUMBER: _builtins.int
     token: _builtins.bytes
     """Fences everything older. 16 bytes."""
     claim_id: _builtins.int
@@ -517,6 +518,8 @@ class Grant(_message.Message):
     """Execute alone, in a child process: workers died of it before."""
     push_number: _builtins.int
     """Pushed grants of a session are numbered from 1; 0 for answers to claims."""
+    left_ms: _builtins.int
+    """Step jobs: how much is left of the step's total timeout (ms), at least 1; 0 means no limit."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """The job: whole when pushed to a credit; otherwise only what the delivery did not bring."""
@@ -546,10 +549,11 @@ class Grant(_message.Message):
         run: Global___RunGrant | None = ...,
         push_number: _builtins.int = ...,
         progress: _common_pb2.Payload | None = ...,
+        left_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "progress", b"progress", "run", b"run", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "attempt", b"attempt", "claim_id", b"claim_id", "job", b"job", "progress", b"progress", "push_number", b"push_number", "run", b"run", "sent_ms", b"sent_ms", "token", b"token", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "attempt", b"attempt", "claim_id", b"claim_id", "job", b"job", "left_ms", b"left_ms", "progress", b"progress", "push_number", b"push_number", "run", b"run", "sent_ms", b"sent_ms", "token", b"token", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -760,6 +764,7 @@ class OwnerRequest(_message.Message):
     CONTINUE_RUN_FIELD_NUMBER: _builtins.int
     AHEAD_FIELD_NUMBER: _builtins.int
     UNREAD_FIELD_NUMBER: _builtins.int
+    RUN_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     incarnation: _builtins.int
@@ -779,6 +784,10 @@ class OwnerRequest(_message.Message):
     ahead: _builtins.bool
     """The code was fed the result of the one checkpoint here before its event, and ended: the outcome counts if that event is all
     that follows `seen`.
+    """
+    run_timeout_ms: _builtins.int
+    """First request of an owner: longest duration of the run that its code asks for (ms); 0 means no limit. Counts in the first
+    request that a run ever gets, if whoever started it said none.
     """
     @_builtins.property
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___Command]:
@@ -842,10 +851,11 @@ class OwnerRequest(_message.Message):
         continue_run: Global___ContinueRun | None = ...,
         ahead: _builtins.bool = ...,
         unread: _abc.Iterable[_builtins.str] | None = ...,
+        run_timeout_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "complete", b"complete", "continue_run", b"continue_run", "diverged", b"diverged", "fail", b"fail", "final", b"final", "park", b"park", "release", b"release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "cancelled", b"cancelled", "checkpoints", b"checkpoints", "commands", b"commands", "complete", b"complete", "continue_run", b"continue_run", "diverged", b"diverged", "fail", b"fail", "final", b"final", "incarnation", b"incarnation", "park", b"park", "release", b"release", "run_id", b"run_id", "seen", b"seen", "sent_ms", b"sent_ms", "seq", b"seq", "token", b"token", "told", b"told", "told_revision", b"told_revision", "unread", b"unread"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "cancelled", b"cancelled", "checkpoints", b"checkpoints", "commands", b"commands", "complete", b"complete", "continue_run", b"continue_run", "diverged", b"diverged", "fail", b"fail", "final", b"final", "incarnation", b"incarnation", "park", b"park", "release", b"release", "run_id", b"run_id", "run_timeout_ms", b"run_timeout_ms", "seen", b"seen", "sent_ms", b"sent_ms", "seq", b"seq", "token", b"token", "told", b"told", "told_revision", b"told_revision", "unread", b"unread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_final: _TypeAlias = _typing.Literal["park", "complete", "fail", "cancelled", "release", "diverged", "continue_run"]  # noqa: Y015
     _WhichOneofArgType_final: _TypeAlias = _typing.Literal["final", b"final"]  # noqa: Y015
@@ -934,6 +944,7 @@ class ScheduleChild(_message.Message):
     POOL_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
     ON_PARENT_CLOSE_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Its id."""
     workflow: _builtins.str
@@ -942,6 +953,8 @@ class ScheduleChild(_message.Message):
     """Pool whose workers execute it."""
     on_parent_close: _common_pb2.OnParentClose.ValueType
     """What becomes of it when this run closes."""
+    timeout_ms: _builtins.int
+    """Its longest duration (ms); 0 means no limit."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Encoded arguments."""
@@ -954,10 +967,11 @@ class ScheduleChild(_message.Message):
         pool: _builtins.str = ...,
         input: _common_pb2.Payload | None = ...,
         on_parent_close: _common_pb2.OnParentClose.ValueType = ...,
+        timeout_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "on_parent_close", b"on_parent_close", "pool", b"pool", "run_id", b"run_id", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "on_parent_close", b"on_parent_close", "pool", b"pool", "run_id", b"run_id", "timeout_ms", b"timeout_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1034,6 +1048,9 @@ class ScheduleStep(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     AT_MOST_ONCE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
+    TOTAL_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    QUEUE_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    ON_CANCEL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the step."""
     pool: _builtins.str
@@ -1044,6 +1061,12 @@ class ScheduleStep(_message.Message):
     """True: it may start at most once."""
     heartbeat_ms: _builtins.int
     """Longest silence of an attempt (ms); 0 means no limit."""
+    total_timeout_ms: _builtins.int
+    """Longest duration of all tries together (ms), counted from the commit; 0 means no limit."""
+    queue_timeout_ms: _builtins.int
+    """How long a try may wait for a worker (ms), counted from its dispatch; 0 means no limit."""
+    on_cancel: _common_pb2.OnCancel.ValueType
+    """What happens to it when its caller is cancelled."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Encoded arguments."""
@@ -1062,10 +1085,13 @@ class ScheduleStep(_message.Message):
         timeout_ms: _builtins.int = ...,
         at_most_once: _builtins.bool = ...,
         heartbeat_ms: _builtins.int = ...,
+        total_timeout_ms: _builtins.int = ...,
+        queue_timeout_ms: _builtins.int = ...,
+        on_cancel: _common_pb2.OnCancel.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "heartbeat_ms", b"heartbeat_ms", "input", b"input", "name", b"name", "pool", b"pool", "retry", b"retry", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "heartbeat_ms", b"heartbeat_ms", "input", b"input", "name", b"name", "on_cancel", b"on_cancel", "pool", b"pool", "queue_timeout_ms", b"queue_timeout_ms", "retry", b"retry", "timeout_ms", b"timeout_ms", "total_timeout_ms", b"total_timeout_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1163,6 +1189,8 @@ class Checkpoint(_message.Message):
     RETRY_FIELD_NUMBER: _builtins.int
     DURATION_MS_FIELD_NUMBER: _builtins.int
     ENDED_MS_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    TOTAL_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The step."""
     digest: _builtins.int
@@ -1172,13 +1200,17 @@ class Checkpoint(_message.Message):
     try_number: _builtins.int
     """1 + recorded failures."""
     kind: Global___ReportKind.ValueType
-    """COMPLETED, FAILED or LOST."""
+    """COMPLETED, FAILED, LOST; or CANCELLED, where the caller waits for the end of a step that it does not need any more."""
     retry_after_ms: _builtins.int
     """FAILED: the step asked for this wait (ms); 0 leaves it to the policy."""
     duration_ms: _builtins.int
     """How long user code ran (ms)."""
     ended_ms: _builtins.int
     """COMPLETED, where the code was fed the result before its event: the time it was told (ms since 1970)."""
+    deadline_ms: _builtins.int
+    """FAILED: when all tries together have taken too long (ms since 1970); 0 means no limit."""
+    total_timeout_ms: _builtins.int
+    """FAILED: longest duration of all tries together (ms)."""
     @_builtins.property
     def result(self) -> _common_pb2.Payload:
         """COMPLETED: encoded result."""
@@ -1205,10 +1237,12 @@ class Checkpoint(_message.Message):
         retry: _common_pb2.RetryPolicy | None = ...,
         duration_ms: _builtins.int = ...,
         ended_ms: _builtins.int = ...,
+        deadline_ms: _builtins.int = ...,
+        total_timeout_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "result", b"result", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "digest", b"digest", "duration_ms", b"duration_ms", "ended_ms", b"ended_ms", "failure", b"failure", "kind", b"kind", "name", b"name", "result", b"result", "retry", b"retry", "retry_after_ms", b"retry_after_ms", "try_number", b"try_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "deadline_ms", b"deadline_ms", "digest", b"digest", "duration_ms", b"duration_ms", "ended_ms", b"ended_ms", "failure", b"failure", "kind", b"kind", "name", b"name", "result", b"result", "retry", b"retry", "retry_after_ms", b"retry_after_ms", "total_timeout_ms", b"total_timeout_ms", "try_number", b"try_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

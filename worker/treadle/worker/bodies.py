@@ -8,12 +8,13 @@ from typing import Any
 
 import structlog
 
-from treadle.protocol.durations import to_ms
+from treadle.protocol.durations import in_words, to_ms
 from treadle.protocol.errors import ConfigError, RetryAfter
 from treadle.protocol.failures import failure_of
 from treadle.v1.common_pb2 import (
     FAILURE_KIND_CRASHED,
     FAILURE_KIND_HEARTBEAT_MISSED,
+    FAILURE_KIND_STEP_TIMED_OUT,
     FAILURE_KIND_TIMED_OUT,
     Failure,
     Payload,
@@ -75,8 +76,15 @@ def cut_off(reason: str, duration_ms: int) -> Report:
     return Report("cancelled", reason=reason, duration_ms=duration_ms)
 
 
-def timed_out(step: str, timeout_ms: int) -> Report:
-    """How an attempt ended that ran past its timeout."""
+def timed_out(step: str, timeout_ms: int, *, total_ms: int = 0) -> Report:
+    """How an attempt ended that ran past its timeout; `total_ms`: past that of all tries, of which `timeout_ms` was left."""
+    if total_ms:
+        failure = Failure(
+            kind=FAILURE_KIND_STEP_TIMED_OUT,
+            type="StepTimedOut",
+            message=f"step {step} with all its tries ran longer than its total timeout of {in_words(total_ms)}",
+        )
+        return Report("failed", failure=failure, duration_ms=timeout_ms)
     failure = Failure(
         kind=FAILURE_KIND_TIMED_OUT,
         type="TimeoutError",
@@ -112,7 +120,7 @@ def outcome_of(report: Report) -> tuple[str, str]:
         return "success", ""
     if report.failure is None:
         return report.kind, ""
-    if report.failure.kind in (FAILURE_KIND_TIMED_OUT, FAILURE_KIND_HEARTBEAT_MISSED):
+    if report.failure.kind in (FAILURE_KIND_TIMED_OUT, FAILURE_KIND_STEP_TIMED_OUT, FAILURE_KIND_HEARTBEAT_MISSED):
         return "timeout", report.failure.type
     return "failure", report.failure.type
 

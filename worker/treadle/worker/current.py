@@ -51,7 +51,8 @@ class StepInfo:
         step: Name of the step.
         attempt: Number of the attempt over the step's life, from 1; lost ones count.
         idempotency_key: 32 hex digits, equal in all attempts of this step; pass it on to payment providers and the like.
-        cancel_reason: Why it is being cancelled ("cancelled", "lease lost", "drain"); "" while it is not.
+        cancel_reason: Why it is being cancelled ("cancelled", "timed out", "lease lost", "run closed", "drain"); "" while it is
+            not.
         namespace: Namespace of the run.
         command_id: Which call of the run it is ("0/validate#1").
         try_number: 1 + failures so far.
@@ -74,6 +75,11 @@ class StepInfo:
         """What the code of the attempt says how far it is to; None: the attempt is over."""
         live = self.live
         return None if live is None else live.saying()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it is to end. Code in a thread asks this now and then; other code is told by CancelledError."""
+        return bool(self.cancel_reason)
 
     @property
     def made_here(self) -> bool:

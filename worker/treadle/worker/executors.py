@@ -62,6 +62,7 @@ class Call:
         payload: Its encoded arguments.
         info: What the step may know; its `cancel_reason` is set when it is cut off.
         timeout_ms: Longest duration; 0: no limit.
+        left_ms: What is left of the step's total timeout; 0: no limit.
         alone: In a child process of its own.
         local: A local step; these have threads of their own, so that they cannot keep pool steps from starting.
         may_start: Asked as the last thing before user code.
@@ -79,6 +80,7 @@ class Call:
     may_start: Callable[[], bool]
     ended: Callable[[Report | None], None]
     timeout_ms: int = 0
+    left_ms: int = 0
     alone: bool = False
     local: bool = False
     facts: SpanFacts = _NO_FACTS
@@ -94,6 +96,7 @@ class Running:
     __slots__ = (
         "_began",
         "_killer",
+        "_last_try",
         "_missed",
         "_pulse",
         "_timers",
@@ -117,6 +120,7 @@ class Running:
         self.thread: tuple[Threads, StepThread] | None = None
         self.overdue = False
         self._began = 0.0
+        self._last_try = False
         self._timers: list[asyncio.TimerHandle] | None = None
         self._killer: asyncio.Task[None] | None = None
         self._missed = False
@@ -130,8 +134,11 @@ class Running:
             return False
         self.started = True
         self._began = self.loop.time()
-        if self.call.timeout_ms:
-            self._later(self.call.timeout_ms / 1000, self._time_out)
+        limit_ms = self.call.timeout_ms
+        if self.call.left_ms and not 0 < limit_ms <= self.call.left_ms:
+            limit_ms, self._last_try = self.call.left_ms, True
+        if limit_ms:
+            self._later(limit_ms / 1000, self._time_out)
         if self.call.heartbeat_ms:
             self.saying().watch()
         return True
@@ -243,10 +250,13 @@ class Running:
 
     def verdict(self, report: Report | None) -> Report:
         """What is reported when the code ended with `report`, or did not end."""
-        if self.overdue and not self._missed:
-            return timed_out(self.call.step.name, self.call.timeout_ms)
         if self._missed:
             return heartbeat_missed(self.call.step.name, self.call.heartbeat_ms, self._took_ms())
+        if self.overdue:
+            step = self.call.step
+            if self._last_try:
+                return timed_out(step.name, self.call.left_ms, total_ms=step.total_timeout_ms)
+            return timed_out(step.name, self.call.timeout_ms)
         if report is None:
             return cut_off(self.call.info.cancel_reason, self._took_ms())
         return report

@@ -9,16 +9,17 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextvars import ContextVar
 from typing import Any, Final, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, get_args, overload
 
-from treadle.protocol.durations import Duration, to_ms
+from treadle.protocol.durations import Duration, positive_ms, to_ms
 from treadle.protocol.errors import ConfigError, StepError
 from treadle.protocol.ids import check_name
 from treadle.protocol.retry import DEFAULT_POLICY, Retry
 from treadle.protocol.signature import Signature
-from treadle.v1.common_pb2 import RetryPolicy
+from treadle.v1.common_pb2 import ON_CANCEL_ABANDON, ON_CANCEL_UNSPECIFIED, ON_CANCEL_WAIT, RetryPolicy
+from treadle.v1.common_pb2 import OnCancel as WireOnCancel
 from treadle.worker.current import current_execution
 from treadle.worker.fan_out import map_over
 
-__all__ = ("Executor", "Step", "check_function_name", "place_of", "step")
+__all__ = ("Executor", "OnCancel", "Step", "check_function_name", "place_of", "step")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,6 +27,16 @@ A = TypeVar("A")
 
 Executor = Literal["async", "thread", "process"]
 """Where the body of a step runs: on the worker's event loop, in a thread, or in a child process."""
+
+OnCancel = Literal["try", "wait", "abandon"]
+"""What happens to a step whose caller is cancelled: it is told and the caller goes on at once; or when it has ended; or it is
+not told."""
+
+_ON_CANCEL: Final[dict[str, WireOnCancel.ValueType]] = {
+    "try": ON_CANCEL_UNSPECIFIED,
+    "wait": ON_CANCEL_WAIT,
+    "abandon": ON_CANCEL_ABANDON,
+}
 
 PLAIN_WORKFLOW: Final[ContextVar[bool]] = ContextVar("treadle_plain_workflow", default=False)
 """True while the body of a workflow runs that was called as a plain function: its sync steps are awaited there too."""
@@ -47,6 +58,10 @@ class Step(Generic[P, R]):
         retry_message: The same; None when it is the default one.
         timeout_ms: Longest duration of an attempt in milliseconds; 0: no limit.
         heartbeat_ms: Longest silence of an attempt in milliseconds; 0: no limit.
+        total_timeout_ms: Longest duration of all tries together; 0: no limit.
+        queue_timeout_ms: How long a try may wait for a worker; 0: no limit.
+        on_cancel: What happens to it when its caller is cancelled.
+        limited: Whether one of these three is set.
         at_most_once: An attempt that may have started is never followed by another.
         executor: "async", "thread" or "process".
         is_async: The plain function is a coroutine function.
@@ -64,6 +79,9 @@ class Step(Generic[P, R]):
         retry: Retry | None = None,
         timeout: Duration | None = None,
         heartbeat: Duration | None = None,
+        total_timeout: Duration | None = None,
+        queue_timeout: Duration | None = None,
+        on_cancel: OnCancel = "try",
         executor: Executor | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
@@ -78,9 +96,17 @@ class Step(Generic[P, R]):
         self.policy: RetryPolicy = self.retry.to_message()
         self.retry_message = None if self.policy == DEFAULT_POLICY else self.policy
         self.at_most_once = self.retry.at_most_once
-        self.timeout_ms = 0 if timeout is None else to_ms(timeout, name=f"{what}: timeout")
-        if timeout is not None and not self.timeout_ms:
-            raise ConfigError(f"{what}: timeout {timeout!r}: give more than 0, or leave it out for no limit")
+        self.timeout_ms = _limit(timeout, f"{what}: timeout")
+        self.total_timeout_ms = _limit(total_timeout, f"{what}: total_timeout")
+        self.queue_timeout_ms = _limit(queue_timeout, f"{what}: queue_timeout")
+        if self.queue_timeout_ms and self.pool is None:
+            raise ConfigError(
+                f"{what}: queue_timeout is for steps with a pool; this one starts where its workflow runs"
+            )
+        if on_cancel not in _ON_CANCEL:
+            raise ConfigError(f"{what}: on_cancel {on_cancel!r}: give 'try', 'wait' or 'abandon'")
+        self.on_cancel = _ON_CANCEL[on_cancel]
+        self.limited = bool(self.total_timeout_ms or self.queue_timeout_ms or self.on_cancel)
         self.heartbeat_ms = 0 if heartbeat is None else to_ms(heartbeat, name=f"{what}: heartbeat")
         if heartbeat is not None and self.heartbeat_ms < _LEAST_HEARTBEAT_MS:
             raise ConfigError(f"{what}: heartbeat {heartbeat!r}: give at least 0.1 s, or leave it out for no limit")
@@ -153,6 +179,9 @@ def step(
     retry: Retry | None = None,
     timeout: Duration | None = None,
     heartbeat: Duration | None = None,
+    total_timeout: Duration | None = None,
+    queue_timeout: Duration | None = None,
+    on_cancel: OnCancel = "try",
     executor: Executor | None = None,
 ) -> _StepDecorator: ...
 def step(
@@ -164,6 +193,9 @@ def step(
     retry: Retry | None = None,
     timeout: Duration | None = None,
     heartbeat: Duration | None = None,
+    total_timeout: Duration | None = None,
+    queue_timeout: Duration | None = None,
+    on_cancel: OnCancel = "try",
     executor: Executor | None = None,
 ) -> Any:
     """Make a function a step: `@step` or `@step(pool="csv", timeout="2m")`.
@@ -176,6 +208,10 @@ def step(
         timeout: Longest duration of one attempt ("30s", seconds, timedelta). Default: no limit.
         heartbeat: An attempt that calls neither `progress` nor `heartbeat` for so long is ended with HeartbeatMissed, and
             retried by the policy. Default: no limit.
+        total_timeout: Longest duration of all tries together, with the waits in between. Default: no limit.
+        queue_timeout: How long a try may wait for a worker; then the step fails, without a further try. Default: no limit.
+        on_cancel: When its caller is cancelled: "try" tells the step, and the caller goes on at once; "wait" tells it, and the
+            caller goes on when it has ended; "abandon" does not tell it. Default: "try".
         executor: "async", "thread" or "process". Default: "async" for async functions, "thread" for sync ones.
 
     Raises:
@@ -183,7 +219,18 @@ def step(
     """
 
     def decorate(target: Callable[..., Any]) -> Step[..., Any]:
-        return Step(target, name=name, pool=pool, retry=retry, timeout=timeout, heartbeat=heartbeat, executor=executor)
+        return Step(
+            target,
+            name=name,
+            pool=pool,
+            retry=retry,
+            timeout=timeout,
+            heartbeat=heartbeat,
+            total_timeout=total_timeout,
+            queue_timeout=queue_timeout,
+            on_cancel=on_cancel,
+            executor=executor,
+        )
 
     return decorate if function is None else decorate(function)
 
@@ -209,6 +256,10 @@ def place_of(function: Any) -> str:
     """Where a function is defined: "file:line"."""
     code = inspect.unwrap(function).__code__
     return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def _limit(duration: Duration | None, name: str) -> int:
+    return 0 if duration is None else positive_ms(duration, name=name)
 
 
 def _check_executor(what: str, executor: str, is_async: bool, function: Any) -> None:

@@ -256,6 +256,7 @@ class Worker:
             wake_slots=_KEPT * config.run_slots,
             cache_runs=_KEPT * config.run_slots,
             always_replay=config.always_replay,
+            run_timeouts={flow.name: flow.timeout_ms for flow in self._registry.workflows.values() if flow.timeout_ms},
         )
 
     async def _prewarm(self) -> None:

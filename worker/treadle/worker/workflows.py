@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
+from treadle.protocol.durations import Duration, positive_ms
 from treadle.protocol.errors import ConfigError, RunError
 from treadle.protocol.ids import check_name
 from treadle.protocol.signature import Signature
@@ -30,13 +31,19 @@ class Workflow(Generic[P, R]):
         function: The plain coroutine function.
         signature: How it is called over the wire.
         pool: Pool whose workers execute its code.
+        timeout_ms: Longest duration of a run in milliseconds; 0: no limit.
     """
 
     __name__: str
     __qualname__: str
 
     def __init__(
-        self, function: Callable[P, Coroutine[Any, Any, R]], *, name: str | None = None, pool: str = "default"
+        self,
+        function: Callable[P, Coroutine[Any, Any, R]],
+        *,
+        name: str | None = None,
+        pool: str = "default",
+        timeout: Duration | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
@@ -44,6 +51,7 @@ class Workflow(Generic[P, R]):
         if not inspect.iscoroutinefunction(function):
             raise ConfigError(f"workflow {self.name} at {place_of(function)}: write it as `async def`")
         self.pool = check_name("pool", pool)
+        self.timeout_ms = 0 if timeout is None else positive_ms(timeout, name=f"workflow {self.name}: timeout")
         self.signature = Signature(function, what=f"workflow {self.name}")
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -53,6 +61,7 @@ class Workflow(Generic[P, R]):
 
         Raises:
             RunFailed: The child raised; `__cause__` is what it raised.
+            RunTimedOut: It took longer than its timeout.
             RunCancelled: Somebody cancelled the child.
             RunTerminated: A person ended it.
         """
@@ -103,13 +112,16 @@ class _WorkflowDecorator(Protocol):
 @overload
 def workflow(function: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
 @overload
-def workflow(*, name: str | None = None, pool: str = "default") -> _WorkflowDecorator: ...
+def workflow(
+    *, name: str | None = None, pool: str = "default", timeout: Duration | None = None
+) -> _WorkflowDecorator: ...
 def workflow(
     function: Callable[..., Coroutine[Any, Any, Any]] | None = None,
     /,
     *,
     name: str | None = None,
     pool: str = "default",
+    timeout: Duration | None = None,
 ) -> Any:
     """Make an async function a workflow: `@workflow` or `@workflow(name="import", pool="flows")`.
 
@@ -118,12 +130,14 @@ def workflow(
             touches the world belongs into steps.
         name: What clients know it by. Default: the function's name.
         pool: Pool whose workers execute its code. Default: "default".
+        timeout: Longest duration of a run ("1h", seconds, timedelta), counted from its start; then its code gets
+            CancelledError, and a minute to clean up. Who starts it may say another one. Default: no limit.
 
     Raises:
         ConfigError: A name or hint is wrong, or it is not an `async def`.
     """
 
     def decorate(target: Callable[..., Coroutine[Any, Any, Any]]) -> Workflow[..., Any]:
-        return Workflow(target, name=name, pool=pool)
+        return Workflow(target, name=name, pool=pool, timeout=timeout)
 
     return decorate if function is None else decorate(function)

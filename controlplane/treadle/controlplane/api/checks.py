@@ -16,11 +16,21 @@ from treadle.v1.run_service_pb2 import (
     StartRunRequest,
 )
 
-__all__ = ("namespace_of", "pool_of", "policy_of", "request_id_of", "run_of", "statuses_of", "workflow_of")
+__all__ = (
+    "namespace_of",
+    "pool_of",
+    "policy_of",
+    "request_id_of",
+    "run_of",
+    "statuses_of",
+    "timeout_of",
+    "workflow_of",
+)
 
 _POLICIES: Final = frozenset(ConflictPolicy.values())
 _WORD_LIMIT: Final = 200
 _TEXT_LIMIT: Final = 1_000
+_TIMEOUT_LIMIT_MS: Final = 10**14
 _TRACEPARENT_LIMIT: Final = 128
 _TRACESTATE_LIMIT: Final = 512
 
@@ -91,6 +101,15 @@ def policy_of(request: StartRunRequest) -> ConflictPolicy.ValueType:
     if policy not in _POLICIES:
         raise FieldInvalid(f"conflict_policy {policy}: unknown to this server", field="conflict_policy")
     return CONFLICT_POLICY_REJECT if policy == CONFLICT_POLICY_UNSPECIFIED else policy
+
+
+def timeout_of(timeout_ms: int) -> int:
+    """Return the timeout of a run in milliseconds; 0 is none."""
+    if not 0 <= timeout_ms < _TIMEOUT_LIMIT_MS:
+        raise FieldInvalid(
+            f"timeout_ms {timeout_ms}: give a duration between 0 (none) and 3,000 years", field="timeout_ms"
+        )
+    return timeout_ms
 
 
 def statuses_of(statuses: Iterable[RunStatus.ValueType]) -> list[RunStatus.ValueType]:

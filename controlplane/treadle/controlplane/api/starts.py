@@ -68,6 +68,7 @@ class Starts:
             request_id=checks.request_id_of(request.request_id),
             policy=checks.policy_of(request),
             caller=checks.caller_of(request.trace),
+            timeout_ms=checks.timeout_of(request.timeout_ms),
         )
         return run, start
 

@@ -64,6 +64,9 @@ def show(
     run.retrying = head.retrying
     run.open_commands = head.open_commands
     run.cancel_requested = head.cancel_requested
+    if head.deadline_ms:
+        run.deadline_ms = head.deadline_ms
+        run.timed_out = head.close_at_ms > 0
     run.trace_id = trace_id(head.namespace, head.run_id, head.incarnation)
     kind = last.WhichOneof("kind") if last is not None else None
     if last is not None and kind == "run_completed":

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from treadle.controlplane.clock import monotonic_ms
 from treadle.controlplane.engine import Engine
+from treadle.controlplane.machine import deadlines
 from treadle.controlplane.machine.decide import want
 from treadle.controlplane.machine.requests import FireTimer
 from treadle.controlplane.steady import steady
@@ -190,7 +191,7 @@ class TimerDuty:
         loaded = await self._engine.committer.runs.load(wants, fresh=True)
         holdings, queued = [], []
         for timer, view in zip(due, loaded, strict=True):
-            found = _what(timer, view)
+            found = _what(timer, view, self._engine.clock.now())
             if isinstance(found, Holding):
                 holdings.append((timer, found))
             if isinstance(found, Queued):
@@ -261,8 +262,9 @@ class Queued(NamedTuple):
     dispatch_id: str
 
 
-def _what(timer: Timer, loaded: Loaded) -> Holding | Queued | None:
-    """Return who holds, or which queue has, what the timer is about; None: neither, or it is damaged."""
+def _what(timer: Timer, loaded: Loaded, now_ms: int) -> Holding | Queued | None:
+    """Return who holds, or which queue has, what the timer is about; None: neither, its limit is due (then no queue need be
+    asked, which takes a broker), or it is damaged."""
     run, command_id = timer.run, timer.command_id
     try:
         if command_id:
@@ -272,7 +274,7 @@ def _what(timer: Timer, loaded: Loaded) -> Holding | Queued | None:
             row = CommandRow.FromString(data)
             if row.state == COMMAND_STATE_HELD and not row.local:
                 return Holding(run, command_id, row.holder)
-            queued = row.state == COMMAND_STATE_QUEUED
+            queued = row.state == COMMAND_STATE_QUEUED and not deadlines.row_is_due(row, now_ms)
             return Queued(run.namespace, row.pool, False, row.queued_ms, row.dispatch_id) if queued else None
         if not loaded.head:
             return None
@@ -281,5 +283,5 @@ def _what(timer: Timer, loaded: Loaded) -> Holding | Queued | None:
         return None
     if head.state == RUN_STATE_OPEN:
         return Holding(run, "", head.owner)
-    queued = head.state == RUN_STATE_QUEUED
+    queued = head.state == RUN_STATE_QUEUED and not deadlines.run_is_due(head, now_ms)
     return Queued(run.namespace, head.pool, True, head.queued_ms, head.wake_dispatch_id) if queued else None

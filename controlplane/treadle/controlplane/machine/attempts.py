@@ -9,7 +9,7 @@ A1 nothing starts without GO. A2 no holder without a lease. A5 the same claim ge
 from __future__ import annotations
 
 from treadle.protocol.retry import DEFAULT_POLICY, next_delay_ms
-from treadle.v1.common_pb2 import FAILURE_KIND_LOST, FAILURE_KIND_TIMED_OUT, Failure
+from treadle.v1.common_pb2 import FAILURE_KIND_LOST, FAILURE_KIND_STEP_TIMED_OUT, FAILURE_KIND_TIMED_OUT, Failure
 from treadle.v1.history_pb2 import (
     AttemptFailed,
     AttemptReleased,
@@ -56,7 +56,7 @@ from treadle.v1.worker_service_pb2 import (
     Verdict,
 )
 
-from . import progress
+from . import deadlines, progress
 from .env import Credit
 from .requests import Claimed, PushedGrant, Reported
 from .view import RunView
@@ -65,6 +65,7 @@ __all__ = (
     "cancel_step",
     "claim_step",
     "dispatch",
+    "expire",
     "fail_try",
     "report",
     "retry_due",
@@ -101,6 +102,8 @@ def schedule(view: RunView, command: Command) -> None:
             timeout_ms=spec.timeout_ms,
         )
     )
+    if spec.total_timeout_ms or spec.queue_timeout_ms or spec.on_cancel:
+        deadlines.limit(view, row, spec, scheduled.step_scheduled)
     view.put(row)
     dispatch(view, row)
     scheduled.step_scheduled.dispatch_id = row.dispatch_id
@@ -108,11 +111,16 @@ def schedule(view: RunView, command: Command) -> None:
 
 def dispatch(view: RunView, row: CommandRow) -> None:
     """Ask for a holder of the present try: give it to a credit of this replica, or to the broker."""
+    limited = row.deadline_ms or row.queue_timeout_ms
+    if limited:
+        deadlines.queued(row, view.now)
     row.state = COMMAND_STATE_QUEUED
     row.ClearField("holder")
     row.queued_ms = view.now
     row.watch_step_ms = view.env.settings.watch_ms
     row.due_ms = view.now + row.watch_step_ms
+    if limited:
+        deadlines.bound(row)
     job = view.step_job(row)
     row.dispatch_id = job.dispatch_id
     view.put(row)
@@ -178,6 +186,8 @@ def _grant(view: RunView, row: CommandRow, alone: bool) -> Grant:
         trace=view.trace(f"step/{row.command_id}/{row.attempt}"),
     )
     progress.began(view, row, grant)
+    if row.deadline_ms:
+        grant.left_ms = deadlines.left_ms(row, view.now)
     return grant
 
 
@@ -198,6 +208,8 @@ def claim_step(view: RunView, request: Claimed) -> ClaimVerdict:
         return ClaimVerdict(claim_id=item.claim_id, verdict=VERDICT_STALE)
     if item.unregistered:
         return ClaimVerdict(claim_id=item.claim_id, verdict=_wait(view, row))
+    if expire(view, row):
+        return ClaimVerdict(claim_id=item.claim_id, verdict=VERDICT_STALE)
     if row.state in (COMMAND_STATE_QUEUED, COMMAND_STATE_WAITING):
         view.decision.claimed.append((row.pool, JOB_KIND_STEP, row.queued_ms))
         grant = _go(view, row, request.worker_id, item.claim_id, item.sent_ms, request.replica_id)
@@ -236,6 +248,7 @@ def _wait(view: RunView, row: CommandRow) -> Verdict.ValueType:
     row.state = COMMAND_STATE_WAITING
     row.step_ms = min(row.step_ms * 2, settings.waiting_cap_ms) if row.step_ms else settings.waiting_ms
     row.due_ms = view.now + row.step_ms
+    deadlines.bound(row)
     if not row.waiting_noted:
         row.waiting_noted = True
         view.wait_for_name(row.pool, row.name, row.command_id)
@@ -290,12 +303,18 @@ def _apply(view: RunView, row: CommandRow, told: AttemptReport) -> None:
 def fail_try(view: RunView, row: CommandRow, failure: Failure, retry_after_ms: int = 0, duration_ms: int = 0) -> None:
     """A try failed: the next one after its backoff, or the step fails for good."""
     delay = next_delay_ms(row.retry, try_number=row.try_number, failure=failure, share=view.env.share())
+    if failure.kind == FAILURE_KIND_STEP_TIMED_OUT:
+        settle_failed(view, row, deadlines.total_timed_out(row), duration_ms)
+        return
     if row.at_most_once or delay is None:
         settle_failed(view, row, failure, duration_ms)
         return
     if retry_after_ms:
         delay = retry_after_ms
     retry_at = view.now + delay
+    if row.deadline_ms and retry_at >= row.deadline_ms:
+        settle_failed(view, row, deadlines.total_timed_out(row, failure), duration_ms)
+        return
     view.event(
         attempt_failed=AttemptFailed(
             command_id=row.command_id,
@@ -338,11 +357,23 @@ def settle_failed(view: RunView, row: CommandRow, failure: Failure, duration_ms:
     view.drop(row)
 
 
+def expire(view: RunView, row: CommandRow) -> bool:
+    """Fail a step that nobody holds and that has come to a limit. False: it has not."""
+    failure = deadlines.expired(view, row) if row.deadline_ms or row.queue_due_ms else None
+    if failure is None:
+        return False
+    settle_failed(view, row, failure)
+    return True
+
+
 def time_out(view: RunView, row: CommandRow) -> None:
     """The holder did not report its timeout: settle the attempt without it (A11 was checked by the caller)."""
     view.cancel_holder(row, "timed out")
     if row.cancel_requested:
         settle_cancelled(view, row)  # nobody wants a further try
+        return
+    if 0 < row.deadline_ms <= view.now:
+        settle_failed(view, row, deadlines.total_timed_out(row))
         return
     failure = Failure(
         kind=FAILURE_KIND_TIMED_OUT,
@@ -377,5 +408,13 @@ def cancel_step(view: RunView, row: CommandRow) -> None:
 
 def settle_cancelled(view: RunView, row: CommandRow) -> None:
     """Record that the step was cancelled."""
-    view.event(step_cancelled=StepCancelled(command_id=row.command_id, attempt=row.attempt))
+    view.event(
+        step_cancelled=StepCancelled(
+            command_id=row.command_id,
+            attempt=row.attempt,
+            name=row.name if row.local else "",
+            digest=row.digest if row.local else 0,
+            local=row.local,
+        )
+    )
     view.drop(row)

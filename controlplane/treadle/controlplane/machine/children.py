@@ -76,6 +76,7 @@ def schedule(view: RunView, command: Command) -> None:
             parent=parent,
             caller=view.trace(f"child/{command.command_id}"),
             sampled=view.head.sampled,
+            timeout_ms=spec.timeout_ms,
         ),
     )
 
@@ -170,6 +171,7 @@ def _start(letter_id: str, spec: StartChild) -> StartRun:
         trigger="child",
         sampled=spec.sampled,
         parent=spec.parent,
+        timeout_ms=spec.timeout_ms,
     )
 
 

@@ -64,6 +64,11 @@ def _next_part(view: RunView) -> None:
         parent=old.parent if old.HasField("parent") else None,
         first_incarnation=old.first_incarnation or old.incarnation,
         part=max(old.part, 1) + 1,
+        timeout_known=old.timeout_known,
+        timeout_ms=old.timeout_ms,
+        deadline_ms=old.deadline_ms,
+        timed_out=old.timed_out,
+        close_at_ms=old.close_at_ms,
     )
     view.event(
         run_started=RunStarted(

@@ -30,6 +30,7 @@ class Settings:
         tombstone_ms: What is left of them stays for so long.
         history_limit: A run with so many events needs attention.
         commit_limit: Commands and checkpoints that one request may carry.
+        cleanup_ms: A run whose timeout is over and whose code has not ended is closed after so long.
     """
 
     right_ms: int = 4_000
@@ -50,6 +51,7 @@ class Settings:
     tombstone_ms: int = 7 * 86_400_000
     history_limit: int = 50_000
     commit_limit: int = 200
+    cleanup_ms: int = 60_000
 
 
 @dataclass(frozen=True, slots=True)

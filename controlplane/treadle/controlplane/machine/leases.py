@@ -20,7 +20,7 @@ from treadle.v1.state_pb2 import (
     Holder,
 )
 
-from . import attempts, progress, runs
+from . import attempts, deadlines, progress, runs
 from .env import Settings
 from .owners import lost_locals
 from .requests import CheckLease
@@ -73,7 +73,7 @@ def _check_step(view: RunView, request: CheckLease) -> None:
     if loss is not None:
         _lose_step(view, row, loss)
         return
-    overdue = row.started_ms + row.timeout_ms + settings.silence_ms if row.timeout_ms else 0
+    overdue = deadlines.overdue_at(row, settings)
     if overdue and view.now >= max(overdue, row.holder.lease_set_ms + settings.silence_ms):
         attempts.time_out(view, row)
         return
@@ -129,6 +129,7 @@ def _lose_step(view: RunView, row: CommandRow, loss: Loss) -> None:
         row.state = COMMAND_STATE_QUARANTINED
         row.ClearField("holder")
         row.due_ms = view.now + HOUR_MS
+        deadlines.bound(row)
         view.put(row)
         view.event(step_quarantined=StepQuarantined(command_id=row.command_id, losses=row.lost_count))
     else:

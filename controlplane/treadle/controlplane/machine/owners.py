@@ -38,6 +38,7 @@ from treadle.v1.worker_service_pb2 import (
     ANSWER_REWIND,
     ANSWER_SETTLED,
     ANSWER_UNKNOWN,
+    REPORT_KIND_CANCELLED,
     REPORT_KIND_COMPLETED,
     REPORT_KIND_FAILED,
     Answer,
@@ -47,7 +48,7 @@ from treadle.v1.worker_service_pb2 import (
     OwnerRequest,
 )
 
-from . import attempts, children, continuation, runs, signals
+from . import attempts, children, continuation, deadlines, runs, signals
 from .requests import Asked
 from .view import HOUR_MS, RunView
 
@@ -92,6 +93,8 @@ def asked(view: RunView, request: Asked) -> OwnerAnswer:
     answer: Answer.ValueType = ANSWER_NEWS if known and ask.WhichOneof("final") else ANSWER_OK
     if not known:
         head.owner_seq = ask.seq
+        if not head.timeout_known:
+            deadlines.announced(head, ask.run_timeout_ms)
         _record(view, ask)
         answer = _last_word(view, ask, first)
     reply = _answer(ask, answer)
@@ -254,7 +257,11 @@ def _checkpoint(view: RunView, told: Checkpoint) -> None:
     if not known:
         view.put(row)
     row.retry.CopyFrom(told.retry if told.HasField("retry") else DEFAULT_POLICY)
-    if told.kind == REPORT_KIND_FAILED:
+    if told.deadline_ms:
+        row.deadline_ms, row.total_timeout_ms = told.deadline_ms, told.total_timeout_ms
+    if told.kind == REPORT_KIND_CANCELLED:
+        attempts.settle_cancelled(view, row)
+    elif told.kind == REPORT_KIND_FAILED:
         attempts.fail_try(view, row, told.failure, told.retry_after_ms, told.duration_ms)
     else:
         lost = Failure(kind=FAILURE_KIND_LOST, type="Lost", message="cut off by a drain")
@@ -307,6 +314,8 @@ def _last_word(view: RunView, ask: OwnerRequest, length: int) -> Answer.ValueTyp
     elif final == "fail":
         view.event(run_failed=RunFailed(failure=ask.fail.failure, unread=ask.unread))
         runs.close(view, RUN_OUTCOME_FAILED)
+    elif final == "cancelled" and head.timed_out:
+        deadlines.end_run(view, list(ask.unread))
     elif final == "cancelled":
         view.event(run_cancelled=RunCancelled(reason=head.cancel_reason, unread=ask.unread))
         runs.close(view, RUN_OUTCOME_CANCELLED)

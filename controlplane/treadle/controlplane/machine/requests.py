@@ -61,6 +61,7 @@ class StartRun:
     trigger: str = "api"
     sampled: bool = True
     parent: ParentRun | None = None
+    timeout_ms: int = 0
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ while nobody has its name, `needs attention` until a person or fitting code come
 from __future__ import annotations
 
 from treadle.protocol.errors import NotFound, RequestError, RunClosed, RunIdConflict, Unavailable
+from treadle.v1.common_pb2 import ON_CANCEL_ABANDON
 from treadle.v1.history_pb2 import (
     CancelRequested,
     HistoryEvent,
@@ -137,6 +138,9 @@ def _create(view: RunView, request: StartRun) -> None:
         request_ids=[request.request_id],
         state=RUN_STATE_QUEUED,
         parent=request.parent,
+        timeout_ms=request.timeout_ms,
+        deadline_ms=view.now + request.timeout_ms if request.timeout_ms else 0,
+        timeout_known=request.timeout_ms > 0,
     )
     view.event(
         run_started=RunStarted(
@@ -147,6 +151,7 @@ def _create(view: RunView, request: StartRun) -> None:
             caller=request.caller,
             sampled=request.sampled,
             parent=request.parent,
+            timeout_ms=request.timeout_ms,
         )
     )
 
@@ -400,11 +405,14 @@ def refuse(view: RunView) -> RequestError | None:
     return None
 
 
-def close(view: RunView, outcome: RunOutcome.ValueType) -> None:
-    """Give the run its one outcome (its event is written by the caller); what is left of it is swept."""
+def close(view: RunView, outcome: RunOutcome.ValueType, *, unasked: bool = False) -> None:
+    """Give the run its one outcome (its event is written by the caller); what is left of it is swept.
+
+    `unasked`: it was not its owner that closed it, who must be told.
+    """
     head = view.head
     holder = head.owner if head.state == RUN_STATE_OPEN else None
-    if holder is not None and outcome == RUN_OUTCOME_TERMINATED:
+    if holder is not None and (unasked or outcome == RUN_OUTCOME_TERMINATED):
         view.decision.owner_gone = (holder.replica_id, holder.worker_id, holder.token)
     if head.state == RUN_STATE_WAITING:
         view.name_found(head.pool, head.workflow, "")
@@ -436,7 +444,8 @@ def sweep(view: RunView) -> None:
     rows = view.all_rows()
     for row in rows:
         if row.state == COMMAND_STATE_HELD and not row.local:
-            view.cancel_holder(row, "run closed")
+            if row.on_cancel != ON_CANCEL_ABANDON:
+                view.cancel_holder(row, "run closed")
         elif row.state == COMMAND_STATE_CHILD:
             children.leave(view, row)
         view.drop(row)

@@ -22,7 +22,7 @@ from treadle.v1.state_pb2 import (
     CommandRow,
 )
 
-from . import attempts, continuation, runs
+from . import attempts, continuation, deadlines, runs
 from .requests import FireTimer, Registered
 from .view import HOUR_MS, RunView
 
@@ -49,6 +49,8 @@ def _fire_row(view: RunView, request: FireTimer) -> None:
         return
     if view.over:
         return  # the sweep takes it
+    if attempts.expire(view, row):
+        return
     if row.due_ms == 0 or row.due_ms > view.now:
         view.put(row)  # moves the entry to where it belongs
         return
@@ -64,6 +66,7 @@ def _fire_row(view: RunView, request: FireTimer) -> None:
         _watch_row(view, row, request)
     elif row.state == COMMAND_STATE_QUARANTINED:
         row.due_ms = view.now + HOUR_MS
+        deadlines.bound(row)
         view.put(row)
     elif row.state == COMMAND_STATE_HELD and row.local:
         row.due_ms = 0
@@ -74,24 +77,24 @@ def _fire_row(view: RunView, request: FireTimer) -> None:
 def _watch_row(view: RunView, row: CommandRow, request: FireTimer) -> None:
     if request.soon:
         row.due_ms = view.now + _SOON_MS
-        view.put(row)
-        return
-    if request.gone:
+    elif request.gone:
         step = row.watch_step_ms
         attempts.dispatch(view, row)
-        if row.state == COMMAND_STATE_QUEUED:
-            row.watch_step_ms = min(step * 2, view.env.settings.watch_cap_ms)
-            row.due_ms = view.now + row.watch_step_ms
-        return
-    row.watch_step_ms = min(row.watch_step_ms * 2, view.env.settings.watch_cap_ms)
-    row.due_ms = view.now + row.watch_step_ms
+        if row.state != COMMAND_STATE_QUEUED:
+            return
+        row.watch_step_ms = min(step * 2, view.env.settings.watch_cap_ms)
+        row.due_ms = view.now + row.watch_step_ms
+    else:
+        row.watch_step_ms = min(row.watch_step_ms * 2, view.env.settings.watch_cap_ms)
+        row.due_ms = view.now + row.watch_step_ms
+    deadlines.bound(row)
     view.put(row)
 
 
 def _fire_head(view: RunView, request: FireTimer) -> None:
     head, settings = view.head, view.env.settings
     view.dirty = True  # moves the entry to where it belongs
-    if view.head_due() > view.now:
+    if deadlines.fire_run(view) or view.head_due() > view.now:
         return
     if head.state == RUN_STATE_CLOSED:
         if head.sweeping:

@@ -77,9 +77,13 @@ _MATTERS = frozenset(
         "signal_received",
         "child_completed",
         "child_failed",
+        "run_timed_out",
     )
 )
 """Events that workflow code can notice: they wake a parked run and are hinted to an owner."""
+
+_UNLIMITED = (RUN_STATE_CLOSED, RUN_STATE_CONTINUING, RUN_STATE_RECORD)
+"""A run's timeout is looked at in all other states: what continues as new does so at once, and keeps its deadline."""
 
 _ACTIVE = (RUN_STATE_OPEN, RUN_STATE_QUEUED)
 
@@ -378,6 +382,11 @@ class RunView:
     # --- the commit ----------------------------------------------------------------------------------------------
     def head_due(self) -> int:
         """Return when the run itself must be looked at next: every state has such a time."""
+        head, due = self.head, self._state_due()
+        limit = (head.close_at_ms or head.deadline_ms) if head.state not in _UNLIMITED else 0
+        return min(due, limit) if limit else due
+
+    def _state_due(self) -> int:
         head, far = self.head, self.now + self.env.settings.look_ms
         if head.state == RUN_STATE_OPEN:
             return min(head.owner.lease_due_ms, head.watch_due_ms or far)

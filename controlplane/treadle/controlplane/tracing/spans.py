@@ -40,6 +40,9 @@ from treadle.v1.common_pb2 import (
     FAILURE_KIND_CANCELLED,
     FAILURE_KIND_HEARTBEAT_MISSED,
     FAILURE_KIND_LOST,
+    FAILURE_KIND_QUEUE_TIMED_OUT,
+    FAILURE_KIND_RUN_TIMED_OUT,
+    FAILURE_KIND_STEP_TIMED_OUT,
     FAILURE_KIND_TERMINATED,
     FAILURE_KIND_TIMED_OUT,
     Failure,
@@ -60,6 +63,8 @@ _NS_A_MS: Final = 1_000_000
 _OUTCOMES: Final = {
     FAILURE_KIND_TIMED_OUT: "timeout",
     FAILURE_KIND_HEARTBEAT_MISSED: "timeout",
+    FAILURE_KIND_STEP_TIMED_OUT: "timeout",
+    FAILURE_KIND_QUEUE_TIMED_OUT: "timeout",
     FAILURE_KIND_LOST: "lost",
     FAILURE_KIND_CANCELLED: "cancelled",
     FAILURE_KIND_TERMINATED: "cancelled",
@@ -120,7 +125,7 @@ class _Fold:
         )
 
     def _run_failed(self, body: Any) -> None:
-        timed_out = body.failure.kind == FAILURE_KIND_TIMED_OUT
+        timed_out = body.failure.kind in (FAILURE_KIND_RUN_TIMED_OUT, FAILURE_KIND_TIMED_OUT)
         self._close("timeout" if timed_out else "failure", body.failure)
 
     def _close(self, outcome: str, failure: Failure | None = None) -> None:
@@ -252,10 +257,10 @@ class _Fold:
             )
 
     def _step_cancelled(self, body: Any) -> None:
-        step = self.state.steps.get(body.command_id)
+        step = self._known(body)
         if step is None:
             return
-        if step.running or step.dispatched_ms:
+        if step.running or step.dispatched_ms or step.local:
             self._end_attempt(body.command_id, step, "cancelled", number=body.attempt, final=True)
         else:
             del self.state.steps[body.command_id]

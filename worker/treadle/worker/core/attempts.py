@@ -97,6 +97,7 @@ class Attempts:
             traceparent=grant.trace.traceparent,
             pushed=grant.push_number > 0,
             progress=grant.progress if grant.HasField("progress") else None,
+            left_ms=grant.left_ms,
         )
         self._shared.actions.append(StartAttempt(attempt))
 

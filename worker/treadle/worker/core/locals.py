@@ -6,9 +6,10 @@ or the run executes alone) has its own start among these commands.
 
 from __future__ import annotations
 
-from treadle.v1.common_pb2 import FAILURE_KIND_CANCELLED, Failure, Payload
+from treadle.v1.common_pb2 import FAILURE_KIND_CANCELLED, FAILURE_KIND_STEP_TIMED_OUT, Failure, Payload
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.worker_service_pb2 import (
+    REPORT_KIND_CANCELLED,
     REPORT_KIND_COMPLETED,
     REPORT_KIND_FAILED,
     REPORT_KIND_LOST,
@@ -30,9 +31,10 @@ class Local:
         announced: Its start is one of these commands.
         running: `may_start_local` said yes.
         cancelled: Nobody waits for its result any more.
+        awaited: But the code waits for its end.
     """
 
-    __slots__ = ("announced", "barrier", "call", "cancelled", "running")
+    __slots__ = ("announced", "awaited", "barrier", "call", "cancelled", "running")
 
     def __init__(self, call: LocalCall, barrier: int, announced: bool) -> None:
         self.call = call
@@ -40,6 +42,7 @@ class Local:
         self.announced = announced
         self.running = False
         self.cancelled = False
+        self.awaited = False
 
 
 class LocalSteps:
@@ -147,8 +150,40 @@ class LocalSteps:
             return None
         del self.active[command_id]
         if local.cancelled and kind in ("failed", "cancelled"):
-            return None  # nobody waits for it, and a retry would be of no use
+            # Nobody waits for its result, and a retry would be of no use.
+            return self._cancelled(local.call, report.duration_ms) if local.awaited else None
         return self._checkpoint(local.call, report)
+
+    def end(self, call: LocalCall) -> Checkpoint | None:
+        """It is to end, and its end to be recorded. Returns that, if nothing of it runs that will tell."""
+        command_id = call.command_id
+        if self._reported.get(command_id) == call.try_number:
+            return None  # it has ended
+        local = self.active.get(command_id)
+        if local is not None and local.running:
+            self._cut(command_id, "cancelled")
+            local.awaited = True
+            return None
+        if self.waiting.pop(command_id, None) is None and local is not None:
+            self._cut(command_id, "cancelled")
+        return self._cancelled(call)
+
+    def _cancelled(self, call: LocalCall, duration_ms: int = 0) -> Checkpoint:
+        self._reported[call.command_id] = call.try_number
+        return Checkpoint(
+            command_id=call.command_id,
+            digest=call.digest,
+            name=call.name,
+            try_number=call.try_number,
+            kind=REPORT_KIND_CANCELLED,
+            duration_ms=duration_ms,
+        )
+
+    def out_of_time(self, local: Local) -> Checkpoint:
+        """Its total timeout is over, so it does not start. Returns what is to be recorded."""
+        del self.waiting[local.call.command_id]
+        failure = Failure(kind=FAILURE_KIND_STEP_TIMED_OUT, type="StepTimedOut")
+        return self._checkpoint(local.call, Report("failed", failure=failure))
 
     def _checkpoint(self, call: LocalCall, report: Report) -> Checkpoint:
         command_id = call.command_id
@@ -176,6 +211,8 @@ class LocalSteps:
             checkpoint.failure.CopyFrom(report.failure or Failure(kind=FAILURE_KIND_CANCELLED))
             checkpoint.retry_after_ms = report.retry_after_ms
             checkpoint.retry.CopyFrom(call.retry)
+            if call.deadline_ms:
+                checkpoint.deadline_ms, checkpoint.total_timeout_ms = call.deadline_ms, call.total_timeout_ms
         else:
             checkpoint.kind = REPORT_KIND_LOST  # A9
         return checkpoint

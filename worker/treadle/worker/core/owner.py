@@ -155,7 +155,7 @@ class Owner:
             if execution.outcome is not None:
                 self.locals.cancel_all("run ended")
             elif self.locals.waiting and not self.release:
-                self._offer_locals(now_ms)
+                self._offer_locals(feed, now_ms)
         elif fed or self._gap_since is None:
             self._gap_since = now_ms
 
@@ -172,6 +172,10 @@ class Owner:
                     self._ask_local(call)
         for command_id in turn.local_cancels:
             self.locals.unwanted(command_id)
+        for call in turn.local_ends:
+            ended = self.locals.end(call)
+            if ended is not None:
+                self._checkpoints.append(ended)
 
     def _ask(self, commands: list[Command]) -> None:
         self._commands.extend(commands)
@@ -186,7 +190,7 @@ class Owner:
         self.locals.ask(call, self._asked, announced)
 
     # --- local steps -----------------------------------------------------------------------------------------------
-    def _offer_locals(self, now_ms: int) -> None:
+    def _offer_locals(self, feed: Feed, now_ms: int) -> None:
         startable = self.locals.startable(self._answered)
         if not startable:
             return
@@ -194,6 +198,11 @@ class Owner:
             self.empty = self.empty or self.flying is None  # the next OK renews it
             return
         for local in startable:
+            deadline_ms = local.call.deadline_ms
+            left_ms = deadline_ms - feed.about(now_ms) if deadline_ms else 0
+            if deadline_ms and left_ms <= 0:
+                self._checkpoints.append(self.locals.out_of_time(local))
+                continue
             attempt = self.locals.offered(local)
             self._shared.actions.append(
                 StartLocal(
@@ -203,6 +212,7 @@ class Owner:
                     call=local.call,
                     attempt=attempt,
                     alone=self.alone,
+                    left_ms=left_ms,
                 )
             )
 
@@ -283,6 +293,8 @@ class Owner:
             told_revision=told_revision,
             sent_ms=now_ms,
         )
+        if self._seq == 1:
+            request.run_timeout_ms = self._shared.settings.run_timeouts.get(self.job.name, 0)
         if feed is not None:
             self._confirmed = fed
             self._known_at_send = feed.length

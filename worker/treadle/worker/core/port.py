@@ -9,8 +9,8 @@ What is made for each step is not frozen, though nobody changes it: freezing tri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from treadle.v1.common_pb2 import Failure, Payload
@@ -60,6 +60,7 @@ class CoreSettings:
         park_timers_ms: A run that waits only for timers at least this far away is parked at once.
         cache_runs, cache_bytes: Parked coroutines kept at most, and how much history they may have been fed together.
         always_replay: Drop and replay the coroutine at every event (a test mode).
+        run_timeouts: Workflow -> longest duration of its runs (ms), of those that have a limit.
     """
 
     worker_id: str
@@ -86,6 +87,7 @@ class CoreSettings:
     cache_runs: int = 10_000
     cache_bytes: int = 64 << 20
     always_replay: bool = False
+    run_timeouts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -100,6 +102,7 @@ class Attempt:
         traceparent: Context of the attempt's span; "" when there is none.
         pushed: It came down the session, to a credit; else a delivery of the broker brought it.
         progress: What an attempt before this one said last of how far it was; None: none did.
+        left_ms: How much was left of the step's total timeout at GO; 0: no limit.
     """
 
     token: bytes
@@ -109,6 +112,7 @@ class Attempt:
     traceparent: str
     pushed: bool = False
     progress: Payload | None = None
+    left_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -173,7 +177,11 @@ class CancelAttempt:
 @dataclass(slots=True)
 class StartLocal:
     """Start a try of a local step of the run that `owner_token` owns. Ask `may_start_local(owner_token, command_id, now)`
-    as the last thing; if not, tell `local_refused(...)` (it is offered again when the right is renewed)."""
+    as the last thing; if not, tell `local_refused(...)` (it is offered again when the right is renewed).
+
+    Attributes:
+        left_ms: How much is left of its total timeout; 0: no limit.
+    """
 
     owner_token: bytes
     run_id: str
@@ -181,6 +189,7 @@ class StartLocal:
     call: LocalCall
     attempt: int
     alone: bool
+    left_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

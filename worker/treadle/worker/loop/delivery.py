@@ -15,8 +15,8 @@ from treadle.v1.common_pb2 import (
 )
 
 if TYPE_CHECKING:
-    from treadle.worker.loop.future import DurableFuture
     from treadle.worker.loop.ledger import Ask
+    from treadle.worker.loop.waiting import StepFuture
     from treadle.worker.workflows import Workflow
 
 __all__ = ("deliver",)
@@ -26,7 +26,7 @@ def deliver(ask: Ask, outcome: Any) -> None:
     """Give the code the outcome of a step, as a fresh value or a fresh error."""
     future, step = ask.future, ask.step
     ask.future = None  # they refer to each other
-    if future is None or future.done():
+    if future is None or future.done() or future.ended():
         return
     if ask.workflow is not None:
         _deliver_child(ask, ask.workflow, future, outcome)
@@ -45,7 +45,7 @@ def deliver(ask: Ask, outcome: Any) -> None:
         future.set_exception(step_error(step.name, cancelled))
 
 
-def _deliver_child(ask: Ask, workflow: Workflow[..., Any], future: DurableFuture, outcome: Any) -> None:
+def _deliver_child(ask: Ask, workflow: Workflow[..., Any], future: StepFuture, outcome: Any) -> None:
     assert ask.prepared is not None
     run_id = ask.prepared.schedule_child.run_id
     if isinstance(outcome, history.ChildCompleted):

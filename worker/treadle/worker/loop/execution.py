@@ -14,6 +14,7 @@ from inspect import CORO_CREATED, getcoroutinestate
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
+from treadle.protocol.durations import in_words
 from treadle.protocol.errors import PayloadError
 from treadle.protocol.failures import failure_of
 from treadle.protocol.ids import child_id
@@ -28,10 +29,11 @@ from treadle.v1.worker_service_pb2 import AnswerSignal, Command, PublishState, S
 from treadle.worker.loop.continuation import ContinueAsNew, found_in
 from treadle.worker.loop.delivery import deliver
 from treadle.worker.loop.durable_loop import DurableLoop, TimerCall
-from treadle.worker.loop.future import DurableFuture, DurableTask
+from treadle.worker.loop.future import DurableTask
 from treadle.worker.loop.ledger import Ask, Kind, Ledger
 from treadle.worker.loop.mail import Mail
 from treadle.worker.loop.port import Divergence, ExecutionFactory, Outcome, RunContext, Turn, Waits
+from treadle.worker.loop.waiting import StepFuture
 
 if TYPE_CHECKING:
     from treadle.worker.app import Registry
@@ -48,21 +50,6 @@ def execution_factory(registry: Registry) -> ExecutionFactory:
         return WorkflowExecution(context, registry.workflows[context.workflow])
 
     return make
-
-
-class _StepFuture(DurableFuture):
-    """What the code awaits when it calls a step. Cancelling it drops the ask."""
-
-    __slots__ = ("ask", "ledger")
-
-    ask: Ask
-    ledger: Ledger
-
-    def cancel(self, msg: object = None) -> bool:
-        cancelled = super().cancel(msg)
-        if cancelled:
-            self.ledger.drop(self.ask)
-        return cancelled
 
 
 class WorkflowExecution:
@@ -201,10 +188,20 @@ class WorkflowExecution:
         if self._main is not None and not self._main.done():
             self._main.cancel(event.reason or None)
 
+    def _timed_out(self, event: history.RunTimedOut, _position: int) -> None:
+        """As a cancel; one that came before was raised, and code is not interrupted twice."""
+        if self._cancel_requested:
+            return
+        self._cancel_requested = True
+        if self._main is not None and not self._main.done():
+            self._main.cancel(f"the run's timeout of {in_words(event.timeout_ms)} is over")
+
     def _step_scheduled(self, event: history.StepScheduled, position: int) -> None:
         ask = self._ledger.recorded(event.command_id, event.digest, position, event.input.data)
         if ask is None or ask.kind is Kind.LOCAL_STEP:
             self._ledger.ran_in_pool(event.command_id, ask)
+        else:
+            ask.on_cancel = event.on_cancel  # as it was asked for, whatever the code says today
 
     def _attempt_started(self, event: history.AttemptStarted, position: int) -> None:
         if not event.local:
@@ -239,7 +236,9 @@ class WorkflowExecution:
         if ask is not None:
             deliver(ask, event)
 
-    def _step_cancelled(self, event: history.StepCancelled, _position: int) -> None:
+    def _step_cancelled(self, event: history.StepCancelled, position: int) -> None:
+        if event.local:
+            self._ledger.recorded(event.command_id, event.digest, position, None)
         ask = self._ledger.settle(event.command_id, event)
         if ask is not None:
             deliver(ask, event)
@@ -311,10 +310,13 @@ class WorkflowExecution:
             raise GeneratorExit
         if loop.finishing:
             await loop.create_future()  # the main task has ended: nothing more is recorded, nothing will come
-        future = _StepFuture(loop)
+        future = StepFuture(loop)
         kind = Kind.LOCAL_STEP if step.pool is None else Kind.POOL_STEP
         ask = self._ledger.ask(loop.current_path(), step.name, kind, data)
         ask.step = step
+        ask.on_cancel = step.on_cancel
+        if step.total_timeout_ms:
+            ask.asked_ms = round(loop.time() * 1000)
         ask.future = future
         future.ask = ask
         future.ledger = self._ledger
@@ -342,7 +344,7 @@ class WorkflowExecution:
         if loop.closing:
             raise GeneratorExit
         payload = workflow.signature.encode_call(args, kwargs)
-        future = _StepFuture(loop)
+        future = StepFuture(loop)
         path, context = loop.current_path(), self.context
         command_id = self._ledger.next_id(path, workflow.name)
         run_id = id or child_id(context.namespace, context.run_id, context.incarnation, command_id)
@@ -357,6 +359,7 @@ class WorkflowExecution:
                 pool=workflow.pool,
                 input=payload,
                 on_parent_close=on_parent_close,
+                timeout_ms=workflow.timeout_ms,
             )
         )
         ask.future, future.ask, future.ledger = future, ask, self._ledger
@@ -467,6 +470,7 @@ _QUIET: Final[_Handlers] = {
 _HANDLERS: Final[_Handlers] = {
     "run_started": WorkflowExecution._run_started,
     "cancel_requested": WorkflowExecution._cancel,
+    "run_timed_out": WorkflowExecution._timed_out,
     "step_completed": WorkflowExecution._step_completed,
     "step_failed": WorkflowExecution._step_failed,
     "step_cancelled": WorkflowExecution._step_cancelled,

@@ -11,13 +11,13 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from treadle.protocol.ids import digest
-from treadle.v1.common_pb2 import Payload
+from treadle.v1.common_pb2 import ON_CANCEL_ABANDON, ON_CANCEL_UNSPECIFIED, OnCancel, Payload
 from treadle.v1.worker_service_pb2 import CancelCommand, Command, ScheduleStep, StartTimer
 from treadle.worker.loop.port import Divergence, LocalCall, RunContext, Turn, Waits
 
 if TYPE_CHECKING:
     from treadle.worker.loop.durable_loop import TimerCall
-    from treadle.worker.loop.future import DurableFuture
+    from treadle.worker.loop.waiting import StepFuture
     from treadle.worker.steps import Step
     from treadle.worker.workflows import Workflow
 
@@ -55,7 +55,9 @@ class Ask:
         cancel_known: Its cancellation was handed out, or is recorded.
         call_wanted: Local steps: a try is to be started that was not handed out yet.
         try_number: Local steps: 1 + recorded failures.
-        asked_ms: Timers: what time it was for the code.
+        asked_ms: Timers, and steps with a total timeout: what time it was for the code.
+        on_cancel: Steps: what happens to it when the code is cancelled that awaits it.
+        cancelling: The code was cancelled and waits for its end, to be told `cancel_message` then.
         fire_at_ms: Timers: when it fires; None until recorded.
     """
 
@@ -64,6 +66,8 @@ class Ask:
         "call",
         "call_wanted",
         "cancel_known",
+        "cancel_message",
+        "cancelling",
         "command_id",
         "data",
         "digest",
@@ -72,6 +76,7 @@ class Ask:
         "future",
         "kind",
         "name",
+        "on_cancel",
         "prepared",
         "recorded",
         "step",
@@ -87,7 +92,7 @@ class Ask:
         self.data = data
         self.digest = input_digest
         self.step: Step[..., Any] | None = None
-        self.future: DurableFuture | None = None
+        self.future: StepFuture | None = None
         self.call: TimerCall | None = None
         self.prepared: Command | None = None
         self.workflow: Workflow[..., Any] | None = None
@@ -99,6 +104,9 @@ class Ask:
         self.try_number = 1
         self.asked_ms = 0
         self.fire_at_ms: int | None = None
+        self.on_cancel: OnCancel.ValueType = ON_CANCEL_UNSPECIFIED
+        self.cancelling = False
+        self.cancel_message: object = None
 
     def command(self) -> Command:
         """The command that asks for it."""
@@ -119,6 +127,9 @@ class Ask:
             )
             if step.retry_message is not None:
                 schedule.retry.CopyFrom(step.retry_message)
+            if step.limited:
+                schedule.total_timeout_ms, schedule.queue_timeout_ms = step.total_timeout_ms, step.queue_timeout_ms
+                schedule.on_cancel = step.on_cancel
             command.schedule_step.CopyFrom(schedule)
         return command
 
@@ -156,6 +167,7 @@ class Ledger:
         self._timers: dict[str, Ask] = {}
         self._pending: list[tuple[Ask, bool]] = []
         self._local_cancels: list[str] = []
+        self._local_ends: list[Ask] = []
         self._unasked: dict[str, Any] = {}
         self._unasked_pool_steps: set[str] = set()
         self.divergence: Divergence | None = None
@@ -216,10 +228,22 @@ class Ledger:
         ask.dropped = True
         ask.future = ask.call = None  # they refer to each other
         self._close(ask)
+        if ask.on_cancel == ON_CANCEL_ABANDON:
+            return
         if ask.kind is Kind.LOCAL_STEP:
             if ask.taken:
                 self._local_cancels.append(ask.command_id)
         elif ask.taken or ask.recorded:
+            self._pending.append((ask, True))
+
+    def await_end(self, ask: Ask, message: object) -> None:
+        """The code is cancelled, and goes on when the step has ended, which is told to end. Once more changes nothing."""
+        if ask.cancelling:
+            return
+        ask.cancelling, ask.cancel_message = True, message
+        if ask.kind is Kind.LOCAL_STEP:
+            self._local_ends.append(ask)
+        else:
             self._pending.append((ask, True))
 
     def recorded(
@@ -238,7 +262,7 @@ class Ledger:
             return None
         self._told(ask)
         ask.recorded = True
-        if ask.dropped and ask.kind is not Kind.LOCAL_STEP:
+        if ask.dropped and ask.kind is not Kind.LOCAL_STEP and ask.on_cancel != ON_CANCEL_ABANDON:
             self._pending.append((ask, True))
         return ask
 
@@ -276,10 +300,14 @@ class Ledger:
                 if not ended or (ask.kind in _LASTING and not cancels):
                     self._take(ask, cancels, turn)
             self._pending.clear()
+        if self._local_ends:
+            wanted = [ask for ask in self._local_ends if ask.command_id in self._asks and not ended]
+            turn.local_ends = [_local_call(ask) for ask in wanted]
+            self._local_ends.clear()
         return turn
 
     def _take(self, ask: Ask, cancels: bool, turn: Turn) -> None:
-        if ask.command_id not in self._asks or ask.dropped is not cancels:
+        if ask.command_id not in self._asks or (ask.dropped or (cancels and ask.cancelling)) is not cancels:
             return
         if cancels:
             if not ask.cancel_known:
@@ -287,7 +315,7 @@ class Ledger:
                 command = Command(command_id=ask.command_id, digest=ask.digest, cancel=CancelCommand())
                 turn.commands.append(command)
         elif ask.kind is Kind.LOCAL_STEP:
-            if ask.call_wanted:
+            if ask.call_wanted and not ask.cancelling:
                 ask.call_wanted = False
                 ask.taken = True
                 turn.local_calls.append(_local_call(ask))
@@ -343,4 +371,6 @@ def _local_call(ask: Ask) -> LocalCall:
         retry=step.policy,
         timeout_ms=step.timeout_ms,
         at_most_once=step.at_most_once,
+        total_timeout_ms=step.total_timeout_ms,
+        deadline_ms=ask.asked_ms + step.total_timeout_ms if step.total_timeout_ms else 0,
     )

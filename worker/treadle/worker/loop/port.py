@@ -59,6 +59,8 @@ class LocalCall:
         retry: The policy.
         timeout_ms: Longest duration of an attempt; 0: no limit.
         at_most_once: Its start must be recorded before it runs.
+        total_timeout_ms: Longest duration of all tries together; 0: no limit.
+        deadline_ms: When that is over, by the clock of Redis; 0: no limit.
     """
 
     command_id: str
@@ -70,6 +72,8 @@ class LocalCall:
     retry: RetryPolicy
     timeout_ms: int
     at_most_once: bool
+    total_timeout_ms: int = 0
+    deadline_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -80,6 +84,8 @@ class Turn:
     local_calls: list[LocalCall] = field(default_factory=list)
     local_cancels: list[str] = field(default_factory=list)
     """Command ids of local steps whose result nobody waits for any more (their task was cancelled)."""
+    local_ends: list[LocalCall] = field(default_factory=list)
+    """Local steps that are to end, and whose end the code waits for."""
 
 
 @dataclass(frozen=True, slots=True)
