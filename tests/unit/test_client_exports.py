@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 import treadle.client as face
-from treadle.client import Client, RunHandle, SyncClient, SyncRunHandle
+from treadle.client import Client, RunHandle, Schedules, SyncClient, SyncRunHandle, SyncSchedules
 
 
 def test_all_names_are_there_once() -> None:
@@ -14,7 +14,7 @@ def test_all_names_are_there_once() -> None:
 
 
 def test_the_blocking_twins_have_the_same_calls() -> None:
-    for one, twin in ((Client, SyncClient), (RunHandle, SyncRunHandle)):
+    for one, twin in ((Client, SyncClient), (RunHandle, SyncRunHandle), (Schedules, SyncSchedules)):
         for name, function in inspect.getmembers(twin, inspect.isfunction):
             if name.startswith("_"):
                 continue

@@ -68,6 +68,7 @@ def test_public_names() -> None:
         "ChildRun",
         "continue_as_new",
         "Saga",
+        "Occurrence",
         "TreadleError",
         "ConfigError",
         "PayloadError",

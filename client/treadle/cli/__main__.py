@@ -39,6 +39,17 @@ _RUN_COMMANDS = {
     "trace": ("run_trace:trace", "Print the trace of a run as OTLP JSON."),
     "accept": ("run_steer:accept", "Let a run that needs attention go on."),
 }
+_SCHEDULE_COMMANDS = {
+    "list": ("schedule_look:list_schedules", "List schedules."),
+    "show": ("schedule_look:show", "Show what comes next, what was decided last, and what was missed."),
+    "create": ("schedule_steer:create", "Create a schedule."),
+    "change": ("schedule_steer:change", "Change what it starts, or when."),
+    "pause": ("schedule_steer:pause", "Start nothing until it is resumed."),
+    "resume": ("schedule_steer:resume", "Go on with the next occurrence."),
+    "trigger": ("schedule_steer:trigger", "Start a run now."),
+    "backfill": ("schedule_steer:backfill", "Start past occurrences that have no run."),
+    "delete": ("schedule_steer:delete", "Delete a schedule."),
+}
 
 
 def _version() -> str:
@@ -63,6 +74,10 @@ def app() -> App:
     for name, (where, line) in _RUN_COMMANDS.items():
         run.command(f"{_HERE}.{where}", name=name, help=line)
     root.command(run)
+    schedules = App(name="schedules", help="Create, change, trigger and pause schedules.", help_format="plaintext")
+    for name, (where, line) in _SCHEDULE_COMMANDS.items():
+        schedules.command(f"{_HERE}.{where}", name=name, help=line)
+    root.command(schedules)
     return root
 
 

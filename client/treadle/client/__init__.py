@@ -11,7 +11,9 @@ from treadle.client.aio import Client
 from treadle.client.calls import OnConflict, WorkflowLike
 from treadle.client.config import Tls
 from treadle.client.runs import RunHandle
+from treadle.client.schedules import OccurrenceInfo, ScheduleInfo, Schedules, ScheduleStatus
 from treadle.client.sync import SyncClient, SyncRunHandle
+from treadle.client.sync_schedules import SyncSchedules
 from treadle.client.views import RunInfo, RunPage, RunStatus, StepProgress
 from treadle.protocol.errors import (
     ConfigError,
@@ -42,6 +44,11 @@ __all__ = (
     "RunPage",
     "RunStatus",
     "StepProgress",
+    "Schedules",
+    "SyncSchedules",
+    "ScheduleInfo",
+    "ScheduleStatus",
+    "OccurrenceInfo",
     "OnConflict",
     "Tls",
     "WorkflowLike",

@@ -14,6 +14,7 @@ import grpc
 from treadle.client.calls import OnConflict, P, WorkflowLike, start_request
 from treadle.client.config import CALL_TIMEOUT_S, DEFAULT_TARGET, Tls, auth_metadata, open_channel
 from treadle.client.runs import RunHandle
+from treadle.client.schedules import Schedules
 from treadle.client.status import from_rpc_error
 from treadle.client.stream import RunStream
 from treadle.client.views import RunInfo, RunPage, RunStatus, run_info, to_ms
@@ -31,10 +32,12 @@ from treadle.v1.pool_service_pb2 import (
 from treadle.v1.pool_service_pb2_grpc import PoolServiceStub
 from treadle.v1.run_service_pb2 import ListRunsRequest
 from treadle.v1.run_service_pb2_grpc import RunServiceStub
+from treadle.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 
 if TYPE_CHECKING:
     from treadle.v1.pool_service_pb2_grpc import PoolServiceAsyncStub
     from treadle.v1.run_service_pb2_grpc import RunServiceAsyncStub
+    from treadle.v1.schedule_service_pb2_grpc import ScheduleServiceAsyncStub
 
 __all__ = ("Client",)
 
@@ -329,6 +332,16 @@ class Client:
         return tuple(answer.checks)
 
     @property
+    def schedules(self) -> Schedules:
+        """The schedules of the namespace."""
+        return Schedules(self)
+
+    @property
+    def schedule_stub(self) -> ScheduleServiceAsyncStub:
+        """ScheduleService on this client's channel."""
+        return self._open().schedules
+
+    @property
     def stub(self) -> RunServiceAsyncStub:
         """RunService on this client's channel."""
         return self._open().runs
@@ -375,7 +388,7 @@ class Client:
             channel = open_channel(self.target, tls=self._tls, insecure=self._insecure)
             runs = RunServiceStub(channel)
             stream = RunStream(runs, target=self.target, namespace=self.namespace, metadata=self.metadata)
-            self._link = _Link(channel, runs, PoolServiceStub(channel), stream)
+            self._link = _Link(channel, runs, PoolServiceStub(channel), ScheduleServiceStub(channel), stream)
         return self._link
 
 
@@ -383,4 +396,5 @@ class _Link(NamedTuple):
     channel: grpc.aio.Channel
     runs: RunServiceAsyncStub
     pools: PoolServiceAsyncStub
+    schedules: ScheduleServiceAsyncStub
     stream: RunStream

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar
 from treadle.protocol.durations import Duration, positive_ms
 from treadle.protocol.errors import ConfigError, FieldInvalid
 from treadle.protocol.ids import check_run_id
+from treadle.protocol.occurrence import Occurrence
 from treadle.protocol.payloads import encode
 from treadle.protocol.signature import Signature
 from treadle.v1.common_pb2 import Payload, TraceContext
@@ -25,7 +26,7 @@ from treadle.v1.run_service_pb2 import (
     StartRunRequest,
 )
 
-__all__ = ("OnConflict", "WorkflowLike", "new_run_id", "start_request")
+__all__ = ("OnConflict", "WorkflowLike", "new_run_id", "scheduled_call", "start_request")
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -126,6 +127,23 @@ def start_request(
         trace=_caller(),
         timeout_ms=timeout_ms,
     )
+
+
+def scheduled_call(workflow: WorkflowLike[..., Any] | str, args: tuple[Any, ...]) -> tuple[str, str, Payload]:
+    """Return name, pool ("" if it is not known here) and arguments of what a schedule starts.
+
+    An `Occurrence` is not among them: each run is given its own.
+
+    Raises:
+        ConfigError, TypeError, PayloadError: See `start_request`.
+    """
+    if isinstance(workflow, str):
+        return workflow, "", _by_name(workflow, args, {}) if args else Payload()
+    name, signature = _name_of(workflow), workflow.signature
+    names = signature.taking(Occurrence)
+    payload = signature.encode_some(args, {}, given=names)
+    signature.decode_call(payload, dict.fromkeys(names))
+    return name, workflow.pool, payload
 
 
 def _caller() -> TraceContext | None:

@@ -51,6 +51,17 @@ _REPEATABLE: Final = {
         "GetState",
         "GetHistory",
     ),
+    "treadle.v1.ScheduleService": (
+        "CreateSchedule",
+        "GetSchedule",
+        "ListSchedules",
+        "ChangeSchedule",
+        "PauseSchedule",
+        "ResumeSchedule",
+        "TriggerSchedule",
+        "BackfillSchedule",
+        "DeleteSchedule",
+    ),
     "treadle.v1.PoolService": ("ListPools", "ListWorkers", "CheckHealth"),
 }
 

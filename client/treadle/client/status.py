@@ -57,6 +57,8 @@ _CODE_OF_REASON: Final = {
     "ROLE_NOT_ALLOWED": "PERMISSION_DENIED",
     "NAMESPACE_NOT_ALLOWED": "PERMISSION_DENIED",
     "TOKEN_INVALID": "UNAUTHENTICATED",
+    "SCHEDULE_BUSY": "FAILED_PRECONDITION",
+    "SCHEDULE_DECLARED": "FAILED_PRECONDITION",
 }
 
 # A status that names no reason of ours (a proxy's, or gRPC's own) is read by its code.
@@ -72,7 +74,12 @@ _BY_CODE: Final[dict[str, type[RequestError]]] = {
     "DEADLINE_EXCEEDED": Unavailable,
 }
 # These codes stand for more than one situation: only the reason tells.
-_BY_REASON: Final[dict[str, type[RequestError]]] = {"RUN_CLOSED": RunClosed, "LEASE_LOST": LeaseLost}
+_BY_REASON: Final[dict[str, type[RequestError]]] = {
+    "RUN_CLOSED": RunClosed,
+    "LEASE_LOST": LeaseLost,
+    "SCHEDULE_BUSY": Refused,
+    "SCHEDULE_DECLARED": Refused,
+}
 
 
 def to_status(error: BaseException) -> Status:

@@ -12,6 +12,7 @@ from treadle.client.aio import Client
 from treadle.client.calls import OnConflict, P, WorkflowLike
 from treadle.client.config import DEFAULT_TARGET, Tls
 from treadle.client.runs import RunHandle
+from treadle.client.sync_schedules import SyncSchedules
 from treadle.client.views import RunInfo, RunPage, RunStatus
 from treadle.protocol.durations import Duration
 from treadle.protocol.errors import ConfigError
@@ -370,6 +371,11 @@ class SyncClient:
     def workers(self, pool: str | None = None) -> tuple[Worker, ...]:
         """See Client.workers."""
         return self._thread.run(self._client.workers(pool))
+
+    @property
+    def schedules(self) -> SyncSchedules:
+        """See Client.schedules."""
+        return SyncSchedules(self._thread, self._client.schedules)
 
     def check_health(self) -> tuple[Check, ...]:
         """See Client.check_health."""

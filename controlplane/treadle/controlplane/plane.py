@@ -9,6 +9,7 @@ import structlog
 
 from treadle.controlplane.api.pool_service import PoolService
 from treadle.controlplane.api.run_service import RunService
+from treadle.controlplane.api.schedule_service import ScheduleService
 from treadle.controlplane.api.server import ApiServer
 from treadle.controlplane.broker.port import Broker
 from treadle.controlplane.config import ServerConfig
@@ -100,6 +101,7 @@ class ControlPlane:
             config,
             runs=self.runs,
             pools=PoolService(store, broker, outbox_max=config.outbox_max, unroutable=self._is_unroutable),
+            schedules=ScheduleService(self.engine, store, outbox_max=config.outbox_max),
             workers=self._workers,
             metrics=self._metrics,
         )

@@ -15,6 +15,7 @@ import grpc
 import structlog
 
 from treadle.controlplane.clock import monotonic_ms
+from treadle.controlplane.declarations import declare_schedules, declared_schedules
 from treadle.controlplane.downlinks import Downlink
 from treadle.controlplane.duties.leases import LeaseChecker
 from treadle.controlplane.engine import Engine
@@ -85,10 +86,12 @@ class WorkerService(WorkerServiceServicer):
         if not request.worker_id:
             raise FieldInvalid("worker_id: give a random id of the process", field="worker_id")
         engine = self._engine
+        schedules = declared_schedules(request, pool)
         await engine.declare(namespace, pool)
         await engine.store.register(namespace, pool, request.workflows, request.steps)
         if request.session_id:
             await engine.store.open_session(_record(request, engine.clock.now(), engine.replica_id))
+        await declare_schedules(engine, namespace, request.workflows, schedules)
         await self._wake_waiting(namespace, pool, request.workflows, request.steps)
         return RegisterResponse(beat_ms=_BEAT_MS, amqp_url=self._amqp_url, max_payload_bytes=self._max_payload)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, cast
 
 import msgspec
@@ -70,6 +70,32 @@ class Signature:
         self._defaults = tuple((i, p.default) for i, p in enumerate(parameters) if p.default is not p.empty)
         self._call = _call_decoder(self._decoders, {self._names[i] for i, _ in self._defaults})
 
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The parameters that have no default."""
+        optional = {self._names[index] for index, _ in self._defaults}
+        return tuple(name for name in self._names if name not in optional)
+
+    def taking(self, kind: type) -> tuple[str, ...]:
+        """The parameters whose hint is this type, alone or in a union."""
+        return tuple(name for name, hint in self._decoders.items() if hint is kind or kind in typing.get_args(hint))
+
+    def encode_some(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, given: Collection[str]) -> Payload:
+        """Return the arguments of a call in which parameters may be left out that somebody else gives.
+
+        Raises:
+            TypeError: Others are missing, or there are too many or unknown ones.
+            PayloadError: An argument cannot be encoded, or they are too large together.
+        """
+        try:
+            named = self._signature.bind_partial(*args, **kwargs).arguments
+        except TypeError as error:
+            raise TypeError(f"{self.what}: {error}") from None
+        missing = [name for name in self.required if name not in named and name not in given]
+        if missing:
+            raise TypeError(f"{self.what}: missing a required argument: {missing[0]!r}")
+        return Payload(data=encode_bytes(named, what=self.what, sets=self._sets, fields=True))
+
     def encode_call(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, limit: int = MAX_PAYLOAD_BYTES) -> Payload:
         """Return the arguments as they go over the wire; defaults are left to the callee.
 
@@ -92,21 +118,27 @@ class Signature:
             named = dict(zip(self._names, args, strict=True))
         return encode_bytes(named, what=self.what, limit=limit, sets=self._sets, fields=True)
 
-    def decode_call(self, payload: Payload) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def decode_call(
+        self, payload: Payload, given: Mapping[str, Any] | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return (args, kwargs) to call the function with, each argument as its hint says.
+
+        Args:
+            payload: The encoded arguments.
+            given: Values, as they are, of parameters that the payload leaves out.
 
         Raises:
             PayloadError: An argument is missing, unknown, or does not fit its type; names it.
         """
         data = payload.data
-        if data and not payload.encoding:
+        if data and not payload.encoding and not given:
             try:
                 values = msgspec.structs.astuple(self._call(data))
             except Exception:  # told below, argument by argument
                 pass
             else:
                 return self._split(values)
-        return self._decode_slowly(payload)
+        return self._decode_slowly(payload, given or {})
 
     def _split(self, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Put defaults where nothing was given, and names to keyword-only parameters."""
@@ -118,13 +150,13 @@ class Signature:
             return values, {}
         return values[:count], dict(zip(self._names[count:], values[count:], strict=True))
 
-    def _decode_slowly(self, payload: Payload) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _decode_slowly(self, payload: Payload, given: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Argument by argument, so that an error can name it."""
         if not payload.data:
-            given: dict[str, msgspec.Raw] = {}
+            sent: dict[str, msgspec.Raw] = {}
         else:
-            given = cast("dict[str, msgspec.Raw]", decode(payload, _RAW, what=f"{self.what}: arguments"))
-        unknown = [name for name in given if name not in self._decoders]
+            sent = cast("dict[str, msgspec.Raw]", decode(payload, _RAW, what=f"{self.what}: arguments"))
+        unknown = [name for name in sent if name not in self._decoders]
         if unknown:
             raise PayloadError(
                 f"{self.what}: has no parameter {unknown[0]!r}; it takes {', '.join(self._names) or 'nothing'}"
@@ -132,9 +164,11 @@ class Signature:
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for index, (name, parameter) in enumerate(self._signature.parameters.items()):
-            raw = given.get(name)
+            raw = sent.get(name)
             if raw is not None:
                 value = decode(Payload(data=bytes(raw)), self._decoders[name], what=f"{self.what}: argument {name}")
+            elif name in given:
+                value = given[name]
             elif parameter.default is not parameter.empty:
                 value = parameter.default
             else:

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from treadle.v1 import common_pb2 as _common_pb2
+from treadle.v1 import schedule_pb2 as _schedule_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -295,12 +296,13 @@ class RunStarted(_message.Message):
     CONTINUED_FROM_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    OCCURRENCE_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Name of the workflow."""
     pool: _builtins.str
     """Pool whose workers execute its code."""
     trigger: _builtins.str
-    """What started it: "api", "child", "continued"."""
+    """What started it: "api", "child", "continued", "schedule"."""
     sampled: _builtins.bool
     """False: no spans of this run are exported."""
     continued_from: _builtins.int
@@ -321,6 +323,10 @@ class RunStarted(_message.Message):
     def parent(self) -> _common_pb2.ParentRun:
         """Of a child: the run that started it."""
 
+    @_builtins.property
+    def occurrence(self) -> _schedule_pb2.Occurrence:
+        """Of a run that a schedule started: which occurrence it is."""
+
     def __init__(
         self,
         *,
@@ -334,10 +340,11 @@ class RunStarted(_message.Message):
         continued_from: _builtins.int = ...,
         part: _builtins.int = ...,
         timeout_ms: _builtins.int = ...,
+        occurrence: _schedule_pb2.Occurrence | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "parent", b"parent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "occurrence", b"occurrence", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "input", b"input", "parent", b"parent", "part", b"part", "pool", b"pool", "sampled", b"sampled", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "input", b"input", "occurrence", b"occurrence", "parent", b"parent", "part", b"part", "pool", b"pool", "sampled", b"sampled", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from treadle.v1 import common_pb2 as _common_pb2
 from treadle.v1 import job_pb2 as _job_pb2
+from treadle.v1 import schedule_pb2 as _schedule_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -249,6 +250,7 @@ class RunHead(_message.Message):
     TIMED_OUT_FIELD_NUMBER: _builtins.int
     CLOSE_AT_MS_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace."""
     run_id: _builtins.str
@@ -357,6 +359,10 @@ class RunHead(_message.Message):
     def progressing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Open steps that have said how far they are: the 16 that did so last for the first time."""
 
+    @_builtins.property
+    def schedule(self) -> _schedule_pb2.ScheduleRecord:
+        """Of a schedule's record: all of it but the input of its runs."""
+
     def __init__(
         self,
         *,
@@ -408,10 +414,11 @@ class RunHead(_message.Message):
         timed_out: _builtins.bool = ...,
         close_at_ms: _builtins.int = ...,
         timeout_ms: _builtins.int = ...,
+        schedule: _schedule_pb2.ScheduleRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "owner", b"owner", "parent", b"parent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "owner", b"owner", "parent", b"parent", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "close_at_ms", b"close_at_ms", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "delete_at_ms", b"delete_at_ms", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "timed_out", b"timed_out", "timeout_known", b"timeout_known", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "close_at_ms", b"close_at_ms", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "delete_at_ms", b"delete_at_ms", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "schedule", b"schedule", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "timed_out", b"timed_out", "timeout_known", b"timeout_known", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -634,6 +641,7 @@ class Letter(_message.Message):
     START_CHILD_FIELD_NUMBER: _builtins.int
     CHILD_CLOSED_FIELD_NUMBER: _builtins.int
     STOP_CHILD_FIELD_NUMBER: _builtins.int
+    START_SCHEDULED_FIELD_NUMBER: _builtins.int
     letter_id: _builtins.str
     """Id of the outbox entry."""
     namespace: _builtins.str
@@ -654,6 +662,10 @@ class Letter(_message.Message):
     def stop_child(self) -> Global___StopChild:
         """The child is wanted no longer; for the child."""
 
+    @_builtins.property
+    def start_scheduled(self) -> Global___StartScheduled:
+        """Start that run for a schedule."""
+
     def __init__(
         self,
         *,
@@ -664,12 +676,13 @@ class Letter(_message.Message):
         start_child: Global___StartChild | None = ...,
         child_closed: Global___ChildClosed | None = ...,
         stop_child: Global___StopChild | None = ...,
+        start_scheduled: Global___StartScheduled | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["child_closed", b"child_closed", "kind", b"kind", "start_child", b"start_child", "stop_child", b"stop_child"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["child_closed", b"child_closed", "kind", b"kind", "start_child", b"start_child", "start_scheduled", b"start_scheduled", "stop_child", b"stop_child"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_closed", b"child_closed", "from_run_id", b"from_run_id", "kind", b"kind", "letter_id", b"letter_id", "namespace", b"namespace", "run_id", b"run_id", "start_child", b"start_child", "stop_child", b"stop_child"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_closed", b"child_closed", "from_run_id", b"from_run_id", "kind", b"kind", "letter_id", b"letter_id", "namespace", b"namespace", "run_id", b"run_id", "start_child", b"start_child", "start_scheduled", b"start_scheduled", "stop_child", b"stop_child"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["start_child", "child_closed", "stop_child"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["start_child", "child_closed", "stop_child", "start_scheduled"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -726,6 +739,50 @@ class StartChild(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartChild: _TypeAlias = StartChild  # noqa: Y015
+
+@_typing.final
+class StartScheduled(_message.Message):
+    """Start a run for a schedule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    OCCURRENCE_FIELD_NUMBER: _builtins.int
+    workflow: _builtins.str
+    """Name of the workflow."""
+    pool: _builtins.str
+    """Pool whose workers execute it."""
+    @_builtins.property
+    def input(self) -> _common_pb2.Payload:
+        """Encoded arguments."""
+
+    @_builtins.property
+    def parent(self) -> _common_pb2.ParentRun:
+        """The schedule's record, which is told when the run has closed."""
+
+    @_builtins.property
+    def occurrence(self) -> _schedule_pb2.Occurrence:
+        """Which occurrence it is."""
+
+    def __init__(
+        self,
+        *,
+        workflow: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        input: _common_pb2.Payload | None = ...,
+        parent: _common_pb2.ParentRun | None = ...,
+        occurrence: _schedule_pb2.Occurrence | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "occurrence", b"occurrence", "parent", b"parent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "occurrence", b"occurrence", "parent", b"parent", "pool", b"pool", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartScheduled: _TypeAlias = StartScheduled  # noqa: Y015
 
 @_typing.final
 class ChildClosed(_message.Message):

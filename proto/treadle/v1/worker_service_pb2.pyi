@@ -13,6 +13,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from treadle.v1 import common_pb2 as _common_pb2
 from treadle.v1 import history_pb2 as _history_pb2
 from treadle.v1 import job_pb2 as _job_pb2
+from treadle.v1 import schedule_pb2 as _schedule_pb2
 from treadle.v1 import state_pb2 as _state_pb2
 import builtins as _builtins
 import sys
@@ -236,16 +237,22 @@ class WorkflowSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the workflow."""
+    @_builtins.property
+    def schedule(self) -> _schedule_pb2.ScheduleSpec:
+        """When it is started by itself; its workflow and pool are those of the worker, and the schedule has the workflow's name."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        schedule: _schedule_pb2.ScheduleSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "schedule", b"schedule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

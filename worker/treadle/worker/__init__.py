@@ -24,6 +24,7 @@ from treadle.protocol.errors import (
     StepTimedOut,
     TreadleError,
 )
+from treadle.protocol.occurrence import Occurrence
 from treadle.protocol.retry import Retry
 from treadle.worker.child_runs import ChildRun, start_child
 from treadle.worker.continuation import continue_as_new
@@ -62,6 +63,7 @@ __all__ = (
     "ChildRun",
     "continue_as_new",
     "Saga",
+    "Occurrence",
     # errors
     "TreadleError",
     "ConfigError",

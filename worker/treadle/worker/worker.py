@@ -26,6 +26,7 @@ from treadle.v1.worker_service_pb2 import (
     RegisterResponse,
     SessionRequest,
     SessionResponse,
+    WorkflowSpec,
 )
 from treadle.worker.app import Registry
 from treadle.worker.attempts import Attempts
@@ -121,6 +122,11 @@ class Worker:
             pool=config.pool,
             workflows=workflows,
             steps=steps,
+            specs=[
+                WorkflowSpec(name=name, schedule=schedule)
+                for name in workflows
+                if (schedule := registry.workflows[name].schedule) is not None
+            ],
             host=f"{socket.gethostname()}:{os.getpid()}",
             step_slots=self._slots,
             run_slots=config.run_slots,

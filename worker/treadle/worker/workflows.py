@@ -10,10 +10,12 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from treadle.protocol.durations import Duration, positive_ms
 from treadle.protocol.errors import ConfigError, RunError
 from treadle.protocol.ids import check_name
+from treadle.protocol.schedules import Overlap
 from treadle.protocol.signature import Signature
 from treadle.v1.common_pb2 import ON_PARENT_CLOSE_CANCEL
 from treadle.worker.current import current_execution
 from treadle.worker.fan_out import map_over
+from treadle.worker.schedules import Timing, declared
 from treadle.worker.steps import PLAIN_WORKFLOW, check_function_name, place_of
 
 __all__ = ("Workflow", "workflow")
@@ -32,6 +34,7 @@ class Workflow(Generic[P, R]):
         signature: How it is called over the wire.
         pool: Pool whose workers execute its code.
         timeout_ms: Longest duration of a run in milliseconds; 0: no limit.
+        schedule: When it is started by itself, as it goes over the wire; None: never.
     """
 
     __name__: str
@@ -44,6 +47,7 @@ class Workflow(Generic[P, R]):
         name: str | None = None,
         pool: str = "default",
         timeout: Duration | None = None,
+        timing: Timing | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
@@ -53,6 +57,8 @@ class Workflow(Generic[P, R]):
         self.pool = check_name("pool", pool)
         self.timeout_ms = 0 if timeout is None else positive_ms(timeout, name=f"workflow {self.name}: timeout")
         self.signature = Signature(function, what=f"workflow {self.name}")
+        where = f"workflow {self.name} at {place_of(function)}"
+        self.schedule = declared(where, self.signature, timing or Timing())
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Inside a workflow: run it as a child, with a history of its own, and return what it returns.
@@ -113,7 +119,16 @@ class _WorkflowDecorator(Protocol):
 def workflow(function: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
 @overload
 def workflow(
-    *, name: str | None = None, pool: str = "default", timeout: Duration | None = None
+    *,
+    name: str | None = None,
+    pool: str = "default",
+    timeout: Duration | None = None,
+    cron: str | None = None,
+    tz: str | None = None,
+    every: Duration | None = None,
+    overlap: Overlap | None = None,
+    catch_up: Duration | None = None,
+    jitter: Duration | None = None,
 ) -> _WorkflowDecorator: ...
 def workflow(
     function: Callable[..., Coroutine[Any, Any, Any]] | None = None,
@@ -122,6 +137,12 @@ def workflow(
     name: str | None = None,
     pool: str = "default",
     timeout: Duration | None = None,
+    cron: str | None = None,
+    tz: str | None = None,
+    every: Duration | None = None,
+    overlap: Overlap | None = None,
+    catch_up: Duration | None = None,
+    jitter: Duration | None = None,
 ) -> Any:
     """Make an async function a workflow: `@workflow` or `@workflow(name="import", pool="flows")`.
 
@@ -132,12 +153,21 @@ def workflow(
         pool: Pool whose workers execute its code. Default: "default".
         timeout: Longest duration of a run ("1h", seconds, timedelta), counted from its start; then its code gets
             CancelledError, and a minute to clean up. Who starts it may say another one. Default: no limit.
+        cron: When it is started by itself: five fields (minute, hour, day of month, month, day of week), or @daily and the
+            like. Such a run gets no arguments, but an `Occurrence` where a parameter is annotated so.
+        tz: IANA name of the zone in which `cron` is read. Default: UTC.
+        every: Instead of `cron`: an interval, a second at least; its multiples since 1970 UTC.
+        overlap: What happens while a run of the schedule is still open: "skip" (default), "queue-one", "queue-all",
+            "cancel", "terminate" or "allow".
+        catch_up: What could not be started in so long, because no server was there, is missed. Default: "1m".
+        jitter: Each run starts up to so much later, to spread load. Default: none.
 
     Raises:
-        ConfigError: A name or hint is wrong, or it is not an `async def`.
+        ConfigError: A name, a hint or the timing is wrong, or it is not an `async def`.
     """
+    timing = Timing(cron=cron, tz=tz, every=every, overlap=overlap, catch_up=catch_up, jitter=jitter)
 
     def decorate(target: Callable[..., Coroutine[Any, Any, Any]]) -> Workflow[..., Any]:
-        return Workflow(target, name=name, pool=pool, timeout=timeout)
+        return Workflow(target, name=name, pool=pool, timeout=timeout, timing=timing)
 
     return decorate if function is None else decorate(function)

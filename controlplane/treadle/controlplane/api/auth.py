@@ -4,9 +4,9 @@ A line of the file is `namespace role sha256 expiry`: a namespace or `*`; a role
 ISO date or time (UTC) or `never`. Empty lines and lines that begin with `#` are skipped. Tokens look like
 `tdl_<key id>_<secret>` and come as the metadata `authorization: Bearer <token>`. The file is read again when it changes.
 
-    viewer          reads runs and pools
-    client          starts, reads and cancels runs
-    operator        all of that, terminates, and lets stopped runs go on
+    viewer          reads runs, pools and schedules
+    client          starts, reads and cancels runs, also by triggering a schedule
+    operator        all of that, terminates, lets stopped runs go on, and creates and steers schedules
     worker:<pool>   is a worker of that pool, and nothing else
     admin           everything
 """
@@ -44,6 +44,8 @@ _READS: Final = frozenset(
         "/treadle.v1.RunService/WatchRun",
         "/treadle.v1.RunService/GetState",
         _STREAM,  # each start on it needs the right to StartRun
+        "/treadle.v1.ScheduleService/GetSchedule",
+        "/treadle.v1.ScheduleService/ListSchedules",
         "/treadle.v1.PoolService/ListPools",
         "/treadle.v1.PoolService/ListWorkers",
         "/treadle.v1.PoolService/CheckHealth",
@@ -51,8 +53,11 @@ _READS: Final = frozenset(
 )
 _STARTS: Final = frozenset(
     f"/treadle.v1.RunService/{method}" for method in ("StartRun", "CancelRun", "SignalRun", "AskRun")
+) | frozenset({"/treadle.v1.ScheduleService/TriggerSchedule"})
+_STEERS: Final = frozenset({"/treadle.v1.RunService/TerminateRun", "/treadle.v1.RunService/AcceptRun"}) | frozenset(
+    f"/treadle.v1.ScheduleService/{method}Schedule"
+    for method in ("Create", "Change", "Pause", "Resume", "Backfill", "Delete")
 )
-_STEERS: Final = frozenset({"/treadle.v1.RunService/TerminateRun", "/treadle.v1.RunService/AcceptRun"})
 _ALLOWED: Final[Mapping[str, frozenset[str]]] = {
     "viewer": _READS,
     "client": _READS | _STARTS,

@@ -17,9 +17,10 @@ from treadle.controlplane.api.errors import DeadlineGuard, ErrorInterceptor, Gua
 from treadle.controlplane.config import ServerConfig, split_address
 from treadle.controlplane.telemetry import Metrics
 from treadle.protocol.errors import ConfigError
-from treadle.v1 import pool_service_pb2, run_service_pb2, worker_service_pb2
+from treadle.v1 import pool_service_pb2, run_service_pb2, schedule_service_pb2, worker_service_pb2
 from treadle.v1.pool_service_pb2_grpc import PoolServiceServicer, add_PoolServiceServicer_to_server
 from treadle.v1.run_service_pb2_grpc import RunServiceServicer, add_RunServiceServicer_to_server
+from treadle.v1.schedule_service_pb2_grpc import ScheduleServiceServicer, add_ScheduleServiceServicer_to_server
 from treadle.v1.worker_service_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
 
 __all__ = ("MESSAGE_BYTES", "ApiServer")
@@ -47,7 +48,7 @@ class ApiServer:
 
     Args:
         config: Address, TLS, tokens.
-        runs, pools: The services for clients.
+        runs, pools, schedules: The services for clients.
         workers: The service for workers; None: clients only.
         metrics: Counts calls.
 
@@ -61,6 +62,7 @@ class ApiServer:
         *,
         runs: RunServiceServicer,
         pools: PoolServiceServicer,
+        schedules: ScheduleServiceServicer | None = None,
         workers: WorkerServiceServicer | None = None,
         metrics: Metrics | None = None,
     ) -> None:
@@ -75,6 +77,9 @@ class ApiServer:
             run_service_pb2.DESCRIPTOR.services_by_name["RunService"].full_name,
             pool_service_pb2.DESCRIPTOR.services_by_name["PoolService"].full_name,
         ]
+        if schedules is not None:
+            add_ScheduleServiceServicer_to_server(schedules, self._server)
+            self._names.append(schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"].full_name)
         if workers is not None:
             add_WorkerServiceServicer_to_server(workers, self._server)
             self._names.append(worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name)

@@ -34,6 +34,7 @@ from treadle.v1.state_pb2 import (
 )
 from treadle.v1.worker_service_pb2 import Command
 
+from . import schedule_runs
 from .requests import ChildEnded, Reply, Request, StartRun, StopRun
 from .view import RunView
 
@@ -152,6 +153,8 @@ def request_of(letter: Letter) -> tuple[RunKey, Request]:
     kind = letter.WhichOneof("kind")
     if kind == "start_child":
         return run, _start(letter.letter_id, letter.start_child)
+    if kind == "start_scheduled":
+        return run, schedule_runs.start_request(letter)
     if kind == "child_closed":
         return run, ChildEnded(letter.child_closed)
     if kind != "stop_child":
@@ -177,9 +180,14 @@ def _start(letter_id: str, spec: StartChild) -> StartRun:
 
 def refusal_of(letter: Letter, error: RequestError) -> Letter | None:
     """Return what the writer of a letter must be told because it was refused; None: nothing."""
-    if not isinstance(error, RunIdConflict) or not letter.HasField("start_child"):
+    if not isinstance(error, RunIdConflict):
         return None
-    parent = letter.start_child.parent
+    if letter.HasField("start_child"):
+        parent = letter.start_child.parent
+    elif letter.HasField("start_scheduled"):
+        parent = letter.start_scheduled.parent
+    else:
+        return None
     failure = Failure(kind=FAILURE_KIND_ID_TAKEN, type="RunIdConflict", message=str(error), final=True)
     told = ChildClosed(parent=parent, failure=failure)
     return Letter(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from treadle.controlplane.store.port import Loaded, Want
-from treadle.protocol.ids import RunKey
+from treadle.protocol.ids import RECORD_MARK, RunKey
 from treadle.v1.job_pb2 import JOB_KIND_RUN
 from treadle.v1.state_pb2 import RUN_STATE_OPEN, RUN_STATE_PARKED, RunHead
 from treadle.v1.worker_service_pb2 import (
@@ -16,7 +16,7 @@ from treadle.v1.worker_service_pb2 import (
     ReportAnswer,
 )
 
-from . import attempts, children, leases, owners, progress, runs, signals, timers
+from . import attempts, children, leases, owners, progress, runs, schedule_runs, schedules, signals, timers
 from .env import Env
 from .requests import (
     AcceptRun,
@@ -76,6 +76,8 @@ def want(run: RunKey, requests: Sequence[Request]) -> Want:
             fields[signals.seen_field(request.signal_id)] = None
         elif isinstance(request, ChildEnded):
             fields[f"c:{request.letter.parent.command_id}"] = None
+    if run.run_id.startswith(RECORD_MARK):
+        fields[schedule_runs.INPUT_FIELD] = None
     need.fields = list(fields)
     need.all_fields = _may_sweep(requests)
     return need
@@ -100,8 +102,9 @@ def decide(run: RunKey, loaded: Loaded, requests: Sequence[Request], env: Env) -
     view = RunView(run, loaded, env)
     view.may_sweep = _may_sweep(requests)
     decision = view.decision
+    one = schedules.answer if run.run_id.startswith(schedules.PREFIX) else _one
     for index, request in enumerate(requests):
-        reply = _one(view, request)
+        reply = one(view, request)
         decision.replies.append(reply)
         if _is_unknown(reply):
             decision.unknown.append(index)

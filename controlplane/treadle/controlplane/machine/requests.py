@@ -10,6 +10,7 @@ from treadle.v1.common_pb2 import ParentRun, Payload, TraceContext
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import Job, JobKind
 from treadle.v1.run_service_pb2 import ConflictPolicy
+from treadle.v1.schedule_pb2 import Occurrence
 from treadle.v1.state_pb2 import ChildClosed, Letter, OutboxEntry, RunHead
 from treadle.v1.worker_service_pb2 import (
     AttemptProgress,
@@ -23,6 +24,7 @@ from treadle.v1.worker_service_pb2 import (
 )
 
 from .env import Credit
+from .schedule_requests import ScheduleReply, ScheduleRequest
 
 __all__ = (
     "AcceptRun",
@@ -62,6 +64,7 @@ class StartRun:
     sampled: bool = True
     parent: ParentRun | None = None
     timeout_ms: int = 0
+    occurrence: Occurrence | None = None
 
 
 @dataclass(slots=True)
@@ -201,6 +204,7 @@ Request = (
     | SignalRun
     | ChildEnded
     | StopRun
+    | ScheduleRequest
 )
 
 
@@ -212,7 +216,7 @@ class RunReply:
     started: bool = False
 
 
-Reply = RunReply | ClaimVerdict | ReportAnswer | OwnerAnswer | RequestError | None
+Reply = RunReply | ScheduleReply | ClaimVerdict | ReportAnswer | OwnerAnswer | RequestError | None
 """A RequestError is a refusal: raised to the caller, nothing was changed by that request."""
 
 

@@ -150,8 +150,9 @@ def _create(view: RunView, request: StartRun) -> None:
             trigger=request.trigger,
             caller=request.caller,
             sampled=request.sampled,
-            parent=request.parent,
             timeout_ms=request.timeout_ms,
+            parent=request.parent if request.occurrence is None else None,
+            occurrence=request.occurrence,
         )
     )
 

@@ -49,7 +49,16 @@ from treadle.v1.state_pb2 import (
 from .env import Env
 from .requests import CancelOrder, Decision, entry
 
-__all__ = ("HOUR_MS", "RunView", "attention_index", "first_of", "status_of", "waiting_index", "waiting_member")
+__all__ = (
+    "HOUR_MS",
+    "RunView",
+    "attention_index",
+    "first_of",
+    "schedule_index",
+    "status_of",
+    "waiting_index",
+    "waiting_member",
+)
 
 HOUR_MS = 3_600_000
 """How often what stands still is looked at."""
@@ -116,9 +125,16 @@ def attention_index(namespace: str, workflow: str) -> str:
     return f"a:{namespace}:{workflow}"
 
 
+def schedule_index(namespace: str) -> str:
+    """Return the index of schedules, by when they were created."""
+    return f"o:{namespace}"
+
+
 def _indexes(head: RunHead) -> list[str]:
     if head.state == 0:
         return []
+    if head.state == RUN_STATE_RECORD:
+        return [schedule_index(head.namespace)] if head.HasField("schedule") else []
     status = status_of(head)
     word = _STATUS_NAMES[status]
     names = [f"s:{head.namespace}:{word}", f"w:{head.namespace}:{head.workflow}:{word}"]

@@ -18,6 +18,7 @@ from treadle.protocol.durations import in_words
 from treadle.protocol.errors import PayloadError
 from treadle.protocol.failures import failure_of
 from treadle.protocol.ids import child_id
+from treadle.protocol.occurrence import given
 from treadle.v1 import history_pb2 as history
 from treadle.v1.common_pb2 import (
     FAILURE_KIND_STUCK,
@@ -173,7 +174,9 @@ class WorkflowExecution:
 
     def _run_started(self, event: history.RunStarted, _position: int) -> None:
         try:
-            args, kwargs = self._workflow.signature.decode_call(event.input)
+            signature = self._workflow.signature
+            occurrence = given(signature, event.occurrence) if event.HasField("occurrence") else None
+            args, kwargs = signature.decode_call(event.input, occurrence)
         except PayloadError as error:
             self._ended = True
             self.outcome = Outcome(failure=failure_of(error))
