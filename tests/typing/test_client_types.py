@@ -1,4 +1,4 @@
-"""What a checker says about calls of the client: right ones pass, wrong ones are found."""
+"""What a checker says about calls of the client and of the lab: right ones pass, wrong ones are found."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ ROOT = HERE.parents[1]
 
 
 @pytest.mark.timeout(300)
-def test_wrong_calls_are_type_errors_and_right_ones_are_not() -> None:
-    files = [HERE / "right_client.py", HERE / "wrong_client.py"]
+@pytest.mark.parametrize("of", ["client", "lab"])
+def test_wrong_calls_are_type_errors_and_right_ones_are_not(of: str) -> None:
+    files = [HERE / f"right_{of}.py", HERE / f"wrong_{of}.py"]
     run = subprocess.run(
         [sys.executable, "-m", "mypy", "--no-error-summary", "--no-pretty", *map(str, files)],
         cwd=ROOT,
@@ -25,7 +26,7 @@ def test_wrong_calls_are_type_errors_and_right_ones_are_not() -> None:
     )
     found = {(name, int(line)) for name, line in re.findall(r"(\w+\.py):(\d+): error", run.stdout)}
     expected = {
-        ("wrong_client.py", number)
+        (f"wrong_{of}.py", number)
         for number, line in enumerate(files[1].read_text().splitlines(), start=1)
         if line.endswith("# wrong")
     }

@@ -30,7 +30,11 @@ from treadle.worker import (
     Fatal,
     Retry,
     Saga,
+    continue_as_new,
+    heartbeat,
+    last_progress,
     now,
+    progress,
     publish_state,
     random,
     receive,
@@ -280,6 +284,53 @@ def test_a_saga_undoes(lab: Lab) -> None:
         ("release", "Oslo"),
         ("release", "Rome"),
     ]
+
+
+# --- runs that go on as new, steps that say how far they are -----------------------------------------------------------
+@workflow
+async def months(left: int) -> str:
+    await reserve(f"month {left}")
+    told = await receive("stop", str, timeout="30d")
+    if told is not None or not left:
+        return f"{told} with {left} left"
+    continue_as_new(left - 1)
+
+
+def test_a_run_that_goes_on_as_new_is_one_run(lab: Lab) -> None:
+    run = lab.start(months, 12)
+    lab.later("100d", run.signal, "stop", "enough")
+    assert run.result() == "enough with 9 left"
+    assert run.steps == ["reserve"] * 4
+    assert len(run.history()) < 15, "that of the last part"
+    assert lab.start(months, 2).result() == "None with 0 left"
+
+
+@step(pool="bulk", heartbeat="10s", retry=Retry(attempts=3, initial="1s", jitter=0))
+async def load(rows: int) -> list[int]:
+    begin = last_progress(int) or 0
+    for row in range(begin, rows):
+        progress(row)
+        await asyncio.to_thread(heartbeat)
+        if row == 3 and step_info().attempt == 1:
+            raise ConnectionError
+    return [begin, rows]
+
+
+@workflow
+async def loads() -> list[int]:
+    return await load(5)
+
+
+def test_progress_is_given_to_the_next_attempt(lab: Lab) -> None:
+    assert lab.start(loads).result() == [3, 5]
+
+
+def test_a_double_that_takes_long_misses_its_heartbeats(lab: Lab) -> None:
+    lab.replace(load, returns=[0], takes="11s")
+    run = lab.start(loads)
+    with pytest.raises(RunFailed, match="nothing for longer than its heartbeat of 10 s"):
+        run.result()
+    assert [call.at.second for call in run.calls] == [0, 11, 23]
 
 
 # --- nothing that never comes is waited for ----------------------------------------------------------------------------

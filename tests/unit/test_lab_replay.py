@@ -13,7 +13,7 @@ import pytest
 
 from treadle.protocol.errors import ConfigError, NotDeterministic
 from treadle.testing import Lab, NeedsAttention
-from treadle.worker import step, workflow
+from treadle.worker import continue_as_new, step, workflow
 
 CALLS = count()
 
@@ -111,21 +111,82 @@ def test_long_histories_are_sampled() -> None:
         assert lab.start(long, 150).result() == sum(range(150))
 
 
-def test_code_that_changes_under_a_run_needs_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    @workflow
-    async def changes() -> int:
-        first = await order[0](1)
-        await asyncio.sleep(86400)
-        return first + await order[1](2)
+@workflow(name="sale")
+async def old_sale(days: int) -> int:
+    first = await a(1)
+    await asyncio.sleep(86400 * days)
+    return first + await a(2)
 
-    order = [a, b]
+
+@workflow(name="sale")
+async def new_sale(days: int) -> int:
+    first = await a(1)
+    await asyncio.sleep(86400 * days)
+    return first + await b(20)
+
+
+@workflow(name="sale")
+async def other_sale(days: int) -> int:
+    first = await b(1)
+    await asyncio.sleep(86400 * days)
+    return first + await b(2)
+
+
+def test_workers_that_are_replaced_replay_what_is_open() -> None:
+    with Lab() as lab:
+        lab.replace(a, returns=5, takes="1h")
+        waiting, working = lab.start(old_sale, 2), lab.start(old_sale, 2)
+        lab.advance("90m")
+        lab.replace(a, returns=7, takes="1h")
+        later = lab.start(old_sale, 2)
+        lab.restart()
+        assert [run.result() for run in (waiting, working, later)] == [12, 12, 14]
+        assert [call.attempt for call in later.calls] == [1, 1, 1], "a drain uses up no attempt of a local step"
+        assert later.steps == ["a", "a"]
+
+
+def test_new_code_goes_on_where_the_old_one_was() -> None:
+    with Lab() as lab:
+        run, closed = lab.start(old_sale, 2), lab.start(old_sale, 0)
+        assert closed.result() == 3
+        lab.restart(new_sale)
+        assert run.result() == 21
+        assert lab.start(new_sale, 0).result() == 21
+
+
+def test_new_code_that_does_not_fit_needs_attention() -> None:
+    with Lab() as lab:
+        run = lab.start(old_sale, 2)
+        lab.restart(other_sale)
+        for _ in range(2):
+            with pytest.raises(NeedsAttention, match=r"the code diverged from the history: expected step 0/a#1"):
+                run.result()
+        assert run.status == "needs_attention"
+        run.terminate("wrong deploy")
+        assert run.closed
+
+
+def test_old_code_is_checked_before_it_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "CALLS", count())
     with Lab(check_replay=False) as lab:
-        run = lab.start(changes)
-        order.reverse()
-        for member in lab._members:
-            member.core._owners._cache.clear()  # as when another worker takes over
-        with pytest.raises(NeedsAttention, match=r"the code diverged from the history: expected step 0/a#1"):
-            run.result()
+        lab.start(other_result)
+        lab.restart(new_sale)
+    with pytest.raises(NotDeterministic), Lab() as lab:
+        lab.start(other_result)
+        lab.restart(new_sale)
+
+
+@workflow
+async def parts(left: int) -> None:
+    await a(next(CALLS) if left == 2 else 0)
+    if left:
+        continue_as_new(left - 1)
+
+
+def test_each_part_of_a_run_that_goes_on_as_new_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "CALLS", count())
+    with pytest.raises(NotDeterministic, match="local try 1 '0/a#1', with another input"), Lab() as lab:
+        lab.start(parts, 3).result()
 
 
 def test_names_are_found_where_the_code_names_them() -> None:

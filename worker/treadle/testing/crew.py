@@ -61,9 +61,16 @@ class Watch:
         self.make = make
         self.asked: dict[tuple[str, int], dict[Asked, int]] = {}
         self.looked: dict[tuple[str, int], dict[int, None]] = {}
+        self._runs: dict[str, set[tuple[str, int]]] = {}
+
+    def forget(self, workflow: str) -> None:
+        """Its code is another one from now on."""
+        for key in self._runs.pop(workflow, ()):
+            del self.asked[key], self.looked[key]
 
     def __call__(self, context: RunContext) -> Execution:
         key = context.run_id, context.incarnation
+        self._runs.setdefault(context.workflow, set()).add(key)
         asked, looked = self.asked.setdefault(key, {}), self.looked.setdefault(key, {})
         return _Watched(self.make(context), asked, looked)
 
@@ -174,10 +181,11 @@ class Member:
         self.core.tick(self._now())
 
     def leave(self) -> None:
-        """Drop all coroutines."""
+        """End as a worker does that is told to: give back what is open, drop all coroutines."""
         self.core.drain(self._now())
         self.core.drain_over(self._now())
         self.work()
+        self._plane.close_session(self._session)
 
     # --- what the core wants done ------------------------------------------------------------------------------------
     def _act(self, action: Action) -> None:
@@ -216,6 +224,9 @@ class Member:
                 may_start=lambda: core.may_start(token, self._now()),
                 ended=ended,
                 timeout_ms=job.timeout_ms,
+                heartbeat_ms=job.heartbeat_ms,
+                progress=attempt.progress,
+                said=lambda data: core.progressed(token, attempt.number, data),
             ),
         )
 
@@ -248,5 +259,6 @@ class Member:
                 may_start=lambda: core.may_start_local(token, command_id, self._now()),
                 ended=ended,
                 timeout_ms=asked.timeout_ms,
+                heartbeat_ms=asked.step.heartbeat_ms,
             ),
         )

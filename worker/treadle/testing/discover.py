@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from treadle.protocol.errors import NotDeterministic
 from treadle.worker.app import Registry
 from treadle.worker.steps import Step
 from treadle.worker.workflows import Workflow
@@ -38,7 +40,8 @@ def add_reachable(registry: Registry, workflow: Workflow[..., Any]) -> None:
         if isinstance(value, Step):
             registry.steps.setdefault(value.name, value)
         elif isinstance(value, Workflow) and value.name not in registry.workflows:
-            registry.add(value)
+            with suppress(NotDeterministic):  # refused when somebody starts it
+                registry.add(value)
 
 
 def _named(function: Callable[..., Any]) -> Iterator[Any]:

@@ -15,7 +15,7 @@ from treadle.protocol.errors import ConfigError
 from treadle.protocol.ids import RunKey, check_run_id
 from treadle.v1.common_pb2 import TraceContext
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_REJECT
-from treadle.v1.state_pb2 import RUN_STATE_CLOSED
+from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RUN_STATE_NEEDS_ATTENTION, RunHead
 from treadle.worker.app import Registry, collect
 from treadle.worker.loop import guard
 from treadle.worker.loop.execution import WorkflowExecution, execution_factory
@@ -104,7 +104,8 @@ class Lab:
         self._closed = False
         self._check_replay = check_replay
         for app in apps:
-            self._add(app)
+            found = _registry_of(app)
+            self._registry.add(*found.workflows.values(), *found.steps.values())
 
     def __enter__(self) -> Lab:
         return self
@@ -312,6 +313,33 @@ class Lab:
             self._jump(until_ms)
             self._settle()
 
+    def restart(self, *apps: ModuleType | Registry | Workflow[..., Any] | Step[..., Any]) -> None:
+        """Replace the workers by fresh ones, as a deploy does: what is open is released, and replayed from its history.
+
+        Steps under way are cut off and begin again.
+
+        Args:
+            apps: New code: it takes the place of what has its names. Default: the code stays.
+
+        Raises:
+            NeedsAttention: An open run has another history than its new code.
+            NotDeterministic: The old code does otherwise in a replay.
+        """
+        if apps and self._check_replay:
+            self.check_replay()
+        members, self._members = self._members, []
+        self._employed.clear()
+        for app in apps:
+            found = _registry_of(app)
+            self._registry.workflows |= found.workflows
+            self._registry.steps |= found.steps
+            for name in found.workflows:  # how its code before went on is no measure for the new one
+                self._watch.forget(name)
+        for member in members:
+            member.leave()
+        self._employ()
+        self._settle()
+
     # --- checking ----------------------------------------------------------------------------------------------------
     def check_replay(self) -> None:
         """Replay every run up to each place where its code was asked something, and compare.
@@ -320,12 +348,11 @@ class Lab:
             NotDeterministic: The code does otherwise in a replay.
         """
         for run in self.plane.runs:
-            context = self._context(run)
-            key = context.run_id, context.incarnation
-            looked = sorted(self._watch.looked.get(key, ()))
-            if looked and not self._understudies.plays(context.workflow):
-                history = list(self.plane.history(run))
-                check_replay(context, self._watch.make, history, self._watch.asked[key], looked)
+            for head, history in self.plane.parts(run):
+                looked = sorted(self._watch.looked.get((run.run_id, head.incarnation), ()))
+                if looked and not self._understudies.plays(head.workflow):
+                    asked = self._watch.asked[run.run_id, head.incarnation]
+                    check_replay(_context(head), self._watch.make, history, asked, looked)
 
     # --- what runs use -----------------------------------------------------------------------------------------------
     def request(self, run: RunKey, request: Request) -> None:
@@ -345,7 +372,11 @@ class Lab:
 
         Raises:
             Stuck: It will never be, because the run waits for something that nothing will bring.
+            NeedsAttention: The run was stopped.
         """
+        head = self.plane.head(run)
+        if head.state == RUN_STATE_NEEDS_ATTENTION:
+            raise NeedsAttention(f"run {run.run_id} needs attention: {head.attention}")
         if not self._drive(done, None):
             raise Stuck(told_stuck(self.plane, run, self._signals))
 
@@ -422,13 +453,6 @@ class Lab:
             del self.plane.attention[run]
             raise NeedsAttention(f"run {run.run_id} needs attention: {self.plane.head(run).attention}")
 
-    def _add(self, app: ModuleType | Registry | Workflow[..., Any] | Step[..., Any]) -> None:
-        if isinstance(app, Workflow | Step):
-            self._registry.add(app)
-        else:
-            found = app if isinstance(app, Registry) else collect(app)
-            self._registry.add(*found.workflows.values(), *found.steps.values())
-
     def _employ(self) -> None:
         """Each name has a worker of its pool."""
         things: list[Workflow[..., Any] | Step[..., Any]] = [*self._registry.workflows.values()]
@@ -444,7 +468,7 @@ class Lab:
                 self._watch,
                 now=lambda: self._agenda.now,
                 rng=self._rng,
-                name=f"worker-{len(self._members) + 1}",
+                name=self.new_id("worker"),
                 pool=pool,
                 workflows=frozenset(thing.name for thing in mine if isinstance(thing, Workflow)),
                 steps=frozenset(thing.name for thing in mine if isinstance(thing, Step)),
@@ -456,13 +480,9 @@ class Lab:
         plays = self._understudies.plays(context.workflow)
         return self._understudies(context) if plays else self._executions(context)
 
-    def _context(self, run: RunKey) -> RunContext:
-        head = self.plane.head(run)
-        return RunContext(run.namespace, run.run_id, head.incarnation, head.workflow, head.accepted_until)
-
     def _signals(self, run: RunKey) -> list[tuple[bool, str]]:
         """What the code of an open run waits for: a replay tells."""
-        execution = self._watch.make(self._context(run))
+        execution = self._watch.make(_context(self.plane.head(run)))
         assert isinstance(execution, WorkflowExecution)
         try:
             for event in self.plane.history(run):
@@ -470,3 +490,13 @@ class Lab:
             return execution.mail.wanted
         finally:
             execution.close()
+
+
+def _registry_of(app: ModuleType | Registry | Workflow[..., Any] | Step[..., Any]) -> Registry:
+    if isinstance(app, Workflow | Step):
+        return Registry().add(app)
+    return app if isinstance(app, Registry) else collect(app)
+
+
+def _context(head: RunHead) -> RunContext:
+    return RunContext(head.namespace, head.run_id, head.incarnation, head.workflow, head.accepted_until)

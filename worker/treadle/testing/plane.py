@@ -67,6 +67,7 @@ class Plane:
         self.runs: dict[RunKey, None] = {}
         self.attention: dict[RunKey, None] = {}
         self._shards: list[int] = []
+        self._ended: dict[RunKey, list[tuple[RunHead, list[HistoryEvent]]]] = {}
         self._letters: deque[Letter] = deque()
         self._jobs: deque[Job] = deque()
 
@@ -88,6 +89,8 @@ class Plane:
         loaded = self.store.load_now([want(run, [request])])[0]
         decision = decide(run, loaded, [request], self.replica.env(now, now))
         if decision.change is not None:
+            if decision.change.restart:  # it goes on as new, and its history would be gone
+                self._ended.setdefault(run, []).append((_head_of(loaded), list(self.history(run))))
             outcome = self.store.commit_now([decision.change])[0].outcome
             assert outcome is Outcome.OK, (
                 f"{outcome} for {request} of {run}: nobody else commits, and time stands still"
@@ -130,6 +133,11 @@ class Plane:
         self.store.open_session_now(record)
         self.store.register_now(hello.namespace, hello.pool, hello.workflows, hello.steps)
         return self.replica.open_session(hello, lambda: None)
+
+    def close_session(self, session: Session) -> None:
+        """A worker has drained, and goes."""
+        self.replica.close_session(session)
+        self.store.close_session_now(session.worker_id, session.session_id, drained=True)
 
     def take(self, session: Session, frame: SessionRequest) -> None:
         """A worker sent a frame; what answers it waits in the session."""
@@ -222,6 +230,10 @@ class Plane:
     def head(self, run: RunKey) -> RunHead:
         """Return how a run stands; it must be there."""
         return _head_of(self._load(Want(run)))
+
+    def parts(self, run: RunKey) -> list[tuple[RunHead, list[HistoryEvent]]]:
+        """Return head and history of each part of a run; one that never went on as new has one."""
+        return [*self._ended.get(run, ()), (self.head(run), list(self.history(run)))]
 
     def note(self, run: RunKey, name: str) -> bytes | None:
         """Return what is kept under a name beside the run; None: nothing is."""

@@ -15,6 +15,8 @@ __all__ = ("check_replay",)
 
 _PREFIXES: Final = 10
 """A long history is replayed up to so many places of it, evenly spaced."""
+_ENDS: Final = ("run_completed", "run_continued", "run_failed")
+"""Events that tell how the code ended. A run that others ended, or that is open, has none."""
 _REMEDY: Final = (
     "workflow code may depend on nothing but its input and what it awaits: take times, random numbers and ids from "
     "treadle.worker, do the rest in a @step, and keep nothing in globals"
@@ -39,13 +41,15 @@ def check_replay(
     Raises:
         NotDeterministic: A replay does otherwise; says where, and what was expected.
     """
-    for upto in _some(looked):
+    ended = history[-1].WhichOneof("kind") in _ENDS
+    for upto in [*_some(looked), *([len(history)] if ended else [])]:
         execution = make(context)
         try:
             _feed(context, execution, history[:upto], len(history))
-            _compare(context, execution, upto, asked)
-            if upto == looked[-1]:
+            if ended and upto == len(history):
                 _compare_end(context, execution, history)
+            else:
+                _compare(context, execution, upto, asked)
         finally:
             execution.close()
 
@@ -77,17 +81,17 @@ def _compare(context: RunContext, execution: Execution, upto: int, asked: dict[A
 
 
 def _compare_end(context: RunContext, execution: Execution, history: Sequence[HistoryEvent]) -> None:
-    """Whether the code ended as it ended then; a run that others ended, or that is open, has no such end."""
+    """Whether the code ends as it ended then."""
     outcome, last = execution.outcome, history[-1]
     kind = last.WhichOneof("kind")
     if kind == "run_completed":
         same = outcome is not None and outcome.result == last.run_completed.result
-    elif kind == "run_failed":
+    elif kind == "run_continued":
+        same = outcome is not None and outcome.next_input == last.run_continued.input
+    else:
         said = last.run_failed.failure
         failure = outcome.failure if outcome is not None else None
         same = failure is not None and (failure.type, failure.message) == (said.type, said.message)
-    else:
-        return
     if not same:
         raise _differs(context, f"it ended with {_words(last)}, and a replay ends otherwise")
 
@@ -95,6 +99,8 @@ def _compare_end(context: RunContext, execution: Execution, history: Sequence[Hi
 def _words(event: HistoryEvent) -> str:
     if event.HasField("run_completed"):
         return f"the result {event.run_completed.result.data.decode('utf-8', 'replace')[:300]}"
+    if event.HasField("run_continued"):
+        return f"continue_as_new of {event.run_continued.input.data.decode('utf-8', 'replace')[:300]}"
     failure = event.run_failed.failure
     return f"{failure.type}: {failure.message[:300]}"
 

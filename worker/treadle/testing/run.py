@@ -78,7 +78,7 @@ class Run(Generic[R]):
         raise run_error(self.id, last.run_failed.failure)
 
     def history(self) -> list[HistoryEvent]:
-        """Return its history so far."""
+        """Return its history so far; of a run that goes on as new, that of its present part."""
         return list(self._lab.plane.history(self._key))
 
     # --- what it did -------------------------------------------------------------------------------------------------
@@ -90,8 +90,7 @@ class Run(Generic[R]):
     @property
     def steps(self) -> list[str]:
         """Names of the steps that it called, in the order in which they first began; an attempt more adds nothing."""
-        first = {call.command_id: call.step for call in reversed(self.calls)}
-        return [first[command_id] for command_id in dict.fromkeys(call.command_id for call in self.calls)]
+        return list({call.idempotency_key: call.step for call in self.calls}.values())
 
     @property
     def children(self) -> list[Run[Any]]:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from treadle.protocol.errors import ConfigError, PayloadError
 from treadle.protocol.payloads import MAX_PAYLOAD_BYTES
 from treadle.v1.common_pb2 import Payload
-from treadle.worker.bodies import cut_off, failed, run_async, run_sync, timed_out
+from treadle.worker.bodies import cut_off, failed, heartbeat_missed, run_async, run_sync, timed_out
 from treadle.worker.core.port import Report
 from treadle.worker.current import STEP_INFO, StepInfo
 from treadle.worker.steps import Step
@@ -47,6 +47,9 @@ class Attempt:
         may_start: Asked as the last thing before user code.
         ended: Told the end, once; None: `may_start` said no.
         timeout_ms: Longest duration; 0: no limit.
+        heartbeat_ms: Longest silence; 0: no limit. Time passes only for doubles that take some, and they are silent.
+        progress: What an attempt before this one said last of how far it was.
+        said: Told what the code says of that; None: that it goes on.
     """
 
     step: Step[..., Any]
@@ -55,6 +58,9 @@ class Attempt:
     may_start: Callable[[], bool]
     ended: Callable[[Report | None], None]
     timeout_ms: int = 0
+    heartbeat_ms: int = 0
+    progress: Payload | None = None
+    said: Callable[[bytes | None], None] = lambda data: None
 
 
 class Stage:
@@ -108,9 +114,11 @@ class Stage:
 
     def _play(self, running: _Running, double: Double) -> None:
         attempt, took = running.attempt, double.takes_ms
-        limit = attempt.timeout_ms
+        limits = [ms for ms in (attempt.timeout_ms, attempt.heartbeat_ms) if ms]
+        limit = min(limits, default=0)
         if limit and (took is None or took > limit):
-            late = timed_out(attempt.step.name, limit)
+            silent = limit != attempt.timeout_ms
+            late = heartbeat_missed(attempt.step.name, limit, limit) if silent else timed_out(attempt.step.name, limit)
             self._agenda.plan(self._agenda.now + limit, lambda: running.end(late))
         elif took:
             self._agenda.plan(self._agenda.now + took, lambda: None if running.over else self._act(running, double))
@@ -252,16 +260,42 @@ class Stage:
 
 
 class _Running:
-    """An attempt that began; its end is told once."""
+    """An attempt that began; its end is told once. Live, and Saying, for its code.
+
+    Attributes:
+        last: What its code, or an attempt before it, said last of how far it is.
+    """
 
     def __init__(self, attempt: Attempt, forget: Callable[[], object]) -> None:
         self.attempt = attempt
         self.task: asyncio.Task[None] | None = None
         self.over = False
+        self.last = attempt.progress
         self._forget = forget
+        attempt.info.live = self
 
     def end(self, report: Report) -> None:
         if not self.over:
             self.over = True
+            self.attempt.info.live = None
             self._forget()
             self.attempt.ended(report)
+
+    def saying(self) -> _Running:
+        return self
+
+    def say(self, data: bytes) -> None:
+        self.last = Payload(data=data)
+        self._tell(data)
+
+    def beat(self) -> None:
+        self._tell(None)
+
+    def _tell(self, data: bytes | None) -> None:
+        """Tell the worker's core; code in another thread leaves it to the loop that waits for it."""
+        if self.over:
+            return
+        if self.task is not None and asyncio._get_running_loop() is not self.task.get_loop():
+            self.task.get_loop().call_soon_threadsafe(self.attempt.said, data)
+        else:
+            self.attempt.said(data)

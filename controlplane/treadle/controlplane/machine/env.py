@@ -20,7 +20,7 @@ class Settings:
         grace_ms: From the end of a session to the take-over of what it held.
         lease_ms, lease_cap_ms: First and longest step between two checks of a holder.
         watch_ms, watch_cap_ms: First and longest step between two looks at a queued try or wake.
-        look_ms: A parked run is looked at after so long, although its commands have timers of their own.
+        look_ms: A run that is parked, or needs attention, is looked at after so long, although nothing is due.
         waiting_ms, waiting_cap_ms: First and longest step while no worker has a name.
         unseen_ms: News that an owner has not confirmed is sent again after so long.
         round_ms: A round of a shard's duties older than this decides nothing about silence.

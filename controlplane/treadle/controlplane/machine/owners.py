@@ -50,7 +50,7 @@ from treadle.v1.worker_service_pb2 import (
 
 from . import attempts, children, continuation, deadlines, runs, signals
 from .requests import Asked
-from .view import HOUR_MS, RunView
+from .view import RunView
 
 __all__ = ("asked", "lost_locals")
 
@@ -347,7 +347,7 @@ def _diverged(view: RunView, ask: OwnerRequest) -> None:
     head.cached_by = ""
     head.alone = False
     head.state = RUN_STATE_NEEDS_ATTENTION
-    head.watch_due_ms = view.now + HOUR_MS
+    head.watch_due_ms = view.now + view.env.settings.look_ms
     head.attention = f"the code diverged from the history: expected {ask.diverged.expected}; found {ask.diverged.found}"
     view.event(run_diverged=RunDiverged(expected=ask.diverged.expected, found=ask.diverged.found))
 

@@ -56,7 +56,7 @@ from treadle.v1.worker_service_pb2 import (
 from . import children
 from .env import Credit
 from .requests import AcceptRun, CancelRun, Claimed, PushedGrant, RunReply, StartRun, StopRun, TerminateRun
-from .view import HOUR_MS, RunView
+from .view import RunView
 
 __all__ = (
     "accept",
@@ -321,7 +321,7 @@ def halt(view: RunView, reason: str) -> None:
     _disown(view)
     head = view.head
     head.state = RUN_STATE_NEEDS_ATTENTION
-    head.watch_due_ms = view.now + HOUR_MS
+    head.watch_due_ms = view.now + view.env.settings.look_ms
     head.attention = reason
     view.event(run_halted=RunHalted(reason=reason))
 

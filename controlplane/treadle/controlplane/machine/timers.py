@@ -121,7 +121,7 @@ def _fire_head(view: RunView, request: FireTimer) -> None:
             view.decision.resend = unseen
             head.watch_due_ms = view.now + settings.unseen_ms if unseen else 0
     elif head.state == RUN_STATE_NEEDS_ATTENTION:
-        head.watch_due_ms = view.now + HOUR_MS
+        head.watch_due_ms = view.now + settings.look_ms
         if not _halted(view):
             runs.wake(view)
     else:
