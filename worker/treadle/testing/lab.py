@@ -4,36 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from random import Random
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, TypeVar, overload
 
-from treadle.controlplane.machine import Request
 from treadle.controlplane.machine.requests import StartRun
 from treadle.protocol.durations import Duration, to_ms
 from treadle.protocol.errors import ConfigError
 from treadle.protocol.ids import RunKey, check_run_id
 from treadle.v1.common_pb2 import TraceContext
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_REJECT
-from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RUN_STATE_NEEDS_ATTENTION, RunHead
-from treadle.worker.app import Registry, collect
 from treadle.worker.loop import guard
-from treadle.worker.loop.execution import WorkflowExecution, execution_factory
-from treadle.worker.loop.port import Execution, RunContext
 from treadle.worker.steps import Step
 from treadle.worker.workflows import Workflow
 
-from .agenda import Agenda
-from .crew import NAMESPACE, Member, Watch
+from .crew import NAMESPACE
 from .discover import add_reachable
 from .doubles import NOT_GIVEN, Call, make_double
-from .errors import NeedsAttention, Stuck
-from .plane import Plane
-from .replay_check import check_replay
+from .house import App, House
 from .run import Run
-from .stage import Stage
-from .understudy import Understudies
-from .waits import told_stuck
 
 __all__ = ("Lab",)
 
@@ -45,10 +33,6 @@ D = TypeVar("D")
 R = TypeVar("R")
 
 START: Final = datetime(2030, 1, 1, tzinfo=UTC)
-_PARK_MS: Final = 31_000
-"""Before a longer jump idle runs are parked, when they would be: half a minute after they came to rest."""
-_MAX_JUMPS: Final = 100_000
-_MAX_TURNS: Final = 100_000
 
 
 class Lab:
@@ -80,7 +64,7 @@ class Lab:
 
     def __init__(
         self,
-        *apps: ModuleType | Registry | Workflow[..., Any] | Step[..., Any],
+        *apps: App,
         start: datetime = START,
         seed: int = 0,
         check_replay: bool = True,
@@ -88,24 +72,10 @@ class Lab:
         if start.tzinfo is None:
             raise ConfigError(f"Lab(start={start!r}): give it a time zone, as in datetime(2030, 1, 1, tzinfo=UTC)")
         guard.install()  # the refusals of production: no files, sockets and threads in workflow code
-        self._rng = Random(seed)
-        self._agenda = Agenda(round(start.timestamp() * 1000))
-        self.plane = Plane(lambda: self._agenda.now, self._rng)
-        self._stage = Stage(self._agenda)
-        self._registry = Registry()
-        self._understudies = Understudies(lambda error: self._stage.heard(error, is_double=True))
-        self._executions = execution_factory(self._registry)
-        self._watch = Watch(self._make)
-        self._members: list[Member] = []
-        self._employed: set[tuple[str, str]] = set()
+        self._house = House(round(start.timestamp() * 1000), seed)
         self._runs: dict[str, Run[Any]] = {}
-        self._numbers = 0
-        self._working = False
-        self._closed = False
         self._check_replay = check_replay
-        for app in apps:
-            found = _registry_of(app)
-            self._registry.add(*found.workflows.values(), *found.steps.values())
+        self._house.add(apps)
 
     def __enter__(self) -> Lab:
         return self
@@ -121,14 +91,7 @@ class Lab:
 
     def close(self) -> None:
         """Drop what is open. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            for member in self._members:
-                member.leave()
-        finally:
-            self._stage.close()
+        self._house.close()
 
     # --- starting ----------------------------------------------------------------------------------------------------
     # As the client's: with an id, arguments are positional.
@@ -162,19 +125,19 @@ class Lab:
             NotDeterministic: The workflow calls what only a step may call.
         """
         payload = workflow.signature.encode_call(args, kwargs)
-        add_reachable(self._registry, workflow)
-        key = RunKey(NAMESPACE, self.new_id(workflow.name) if id is None else check_run_id(id))
-        self._employ()
+        add_reachable(self._house.registry, workflow)
+        key = RunKey(NAMESPACE, self._house.new_id(workflow.name) if id is None else check_run_id(id))
+        self._house.employ()
         request = StartRun(
             workflow=workflow.name,
             pool=workflow.pool,
             input=payload,
-            request_id=self.new_id("start"),
+            request_id=self._house.new_id("start"),
             policy=CONFLICT_POLICY_REJECT,
             caller=TraceContext(),
             sampled=False,
         )
-        self.request(key, request)
+        self._house.request(key, request)
         run = self.find(key.run_id)
         assert run is not None
         return run
@@ -182,16 +145,18 @@ class Lab:
     def find(self, id: str) -> Run[Any] | None:
         """Return a run by its id; None: there is no such run."""
         key = RunKey(NAMESPACE, id)
-        if key not in self.plane.runs:
+        if key not in self._house.plane.runs:
             return None
         if id not in self._runs:
-            self._runs[id] = Run(self, key, self._registry.workflows[self.plane.head(key).workflow].signature)
+            self._runs[id] = Run(
+                self, self._house, key, self._house.registry.workflows[self._house.plane.head(key).workflow].signature
+            )
         return self._runs[id]
 
     @property
     def runs(self) -> list[Run[Any]]:
         """All runs, children included, in the order in which they began."""
-        return [run for key in self.plane.runs if (run := self.find(key.run_id)) is not None]
+        return [run for key in self._house.plane.runs if (run := self.find(key.run_id)) is not None]
 
     # --- replacing ---------------------------------------------------------------------------------------------------
     @overload
@@ -261,20 +226,20 @@ class Lab:
             takes_ms=to_ms(takes, name="takes"),
         )
         if isinstance(what, Step):
-            self._stage.doubles[what.name] = double
+            self._house.stage.doubles[what.name] = double
         else:
-            self._registry.add(what)
-            self._understudies.add(what, double)
+            self._house.registry.add(what)
+            self._house.understudies.add(what, double)
 
     def calls(self, step: Step[..., Any] | None = None) -> list[Call]:
         """Return every attempt that began, in order; with `step`, those of this step."""
-        return [call for call in self._stage.calls if step is None or call.step == step.name]
+        return [call for call in self._house.stage.calls if step is None or call.step == step.name]
 
     # --- time --------------------------------------------------------------------------------------------------------
     @property
     def now(self) -> datetime:
         """The virtual time, in UTC."""
-        return datetime.fromtimestamp(self._agenda.now / 1000, UTC)
+        return self._house.now
 
     def advance(self, duration: Duration) -> None:
         """Let time pass, and happen what is due until then.
@@ -282,11 +247,11 @@ class Lab:
         Args:
             duration: How long, in seconds or as text ("2d").
         """
-        self._advance_to(self._agenda.now + to_ms(duration, name="advance"))
+        self._house.advance_to(self._house.agenda.now + to_ms(duration, name="advance"))
 
     def advance_to(self, when: datetime) -> None:
         """Let time pass until then; a time that is over changes nothing."""
-        self._advance_to(round(when.timestamp() * 1000))
+        self._house.advance_to(round(when.timestamp() * 1000))
 
     def later(self, delay: Duration, call: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Plan a call: `lab.later("2d", run.signal, "approve", approval)`. What it raises is raised to the test.
@@ -296,24 +261,15 @@ class Lab:
             call: Any function.
             args, kwargs: Its arguments.
         """
-        self._plan(self._agenda.now + to_ms(delay, name="delay"), lambda: call(*args, **kwargs))
+        self._house.agenda.plan(self._house.agenda.now + to_ms(delay, name="delay"), lambda: call(*args, **kwargs))
 
     def at(self, when: datetime, call: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Plan a call for a point in time."""
         if when.tzinfo is None:
             raise ConfigError(f"at({when!r}): give it a time zone")
-        self._plan(round(when.timestamp() * 1000), lambda: call(*args, **kwargs))
+        self._house.agenda.plan(round(when.timestamp() * 1000), lambda: call(*args, **kwargs))
 
-    def _plan(self, when_ms: int, call: Callable[[], object]) -> None:
-        self._agenda.plan(when_ms, call)
-
-    def _advance_to(self, until_ms: int) -> None:
-        self._drive(lambda: False, until_ms)
-        if until_ms > self._agenda.now:
-            self._jump(until_ms)
-            self._settle()
-
-    def restart(self, *apps: ModuleType | Registry | Workflow[..., Any] | Step[..., Any]) -> None:
+    def restart(self, *apps: App) -> None:
         """Replace the workers by fresh ones, as a deploy does: what is open is released, and replayed from its history.
 
         Steps under way are cut off and begin again.
@@ -327,176 +283,13 @@ class Lab:
         """
         if apps and self._check_replay:
             self.check_replay()
-        members, self._members = self._members, []
-        self._employed.clear()
-        for app in apps:
-            found = _registry_of(app)
-            self._registry.workflows |= found.workflows
-            self._registry.steps |= found.steps
-            for name in found.workflows:  # how its code before went on is no measure for the new one
-                self._watch.forget(name)
-        for member in members:
-            member.leave()
-        self._employ()
-        self._settle()
+        self._house.restart(apps)
 
     # --- checking ----------------------------------------------------------------------------------------------------
     def check_replay(self) -> None:
-        """Replay every run up to each place where its code was asked something, and compare.
+        """Replay every run up to places where its code was asked what it wants, and compare.
 
         Raises:
             NotDeterministic: The code does otherwise in a replay.
         """
-        for run in self.plane.runs:
-            for head, history in self.plane.parts(run):
-                looked = sorted(self._watch.looked.get((run.run_id, head.incarnation), ()))
-                if looked and not self._understudies.plays(head.workflow):
-                    asked = self._watch.asked[run.run_id, head.incarnation]
-                    check_replay(_context(head), self._watch.make, history, asked, looked)
-
-    # --- what runs use -----------------------------------------------------------------------------------------------
-    def request(self, run: RunKey, request: Request) -> None:
-        """Have a request of a client committed, and let everybody go on as far as they can."""
-        if self._closed:
-            raise ConfigError("this lab is closed: make a new one")
-        self.plane.ask(run, request)
-        self._settle()
-
-    def new_id(self, what: str) -> str:
-        """Return an id that is not used in this lab."""
-        self._numbers += 1
-        return f"{what}-{self._numbers}"
-
-    def drive(self, run: RunKey, done: Callable[[], bool]) -> None:
-        """Let time pass until `done`.
-
-        Raises:
-            Stuck: It will never be, because the run waits for something that nothing will bring.
-            NeedsAttention: The run was stopped.
-        """
-        head = self.plane.head(run)
-        if head.state == RUN_STATE_NEEDS_ATTENTION:
-            raise NeedsAttention(f"run {run.run_id} needs attention: {head.attention}")
-        if not self._drive(done, None):
-            raise Stuck(told_stuck(self.plane, run, self._signals))
-
-    def close_run(self, run: RunKey) -> None:
-        """Let time pass until a run has closed. Raises as `drive`."""
-        self.drive(run, lambda: self.plane.head(run).state == RUN_STATE_CLOSED)
-
-    # --- inside ------------------------------------------------------------------------------------------------------
-    def _drive(self, done: Callable[[], bool], until_ms: int | None) -> bool:
-        """Go on until `done`, or nothing is left that is due until then; returns whether it was done."""
-        for _ in range(_MAX_JUMPS):
-            self._settle()
-            if done():
-                return True
-            if self._stage.awaits:
-                self._wait()
-                continue
-            coming = [ms for ms in (self._agenda.next_ms(), self.plane.next_ms()) if ms is not None]
-            if not coming or (until_ms is not None and min(coming) > until_ms):
-                return False
-            self._jump(min(coming))
-        raise Stuck(f"the time went on {_MAX_JUMPS:,} times, now to {self.now:%Y-%m-%d}, and there is no end to it")
-
-    def _wait(self) -> None:
-        self._working = True
-        try:
-            self._stage.wait()
-        finally:
-            self._working = False
-
-    def _jump(self, when_ms: int) -> None:
-        if when_ms - self._agenda.now > _PARK_MS and any(member.core.counts()[1] for member in self._members):
-            self._move(self._agenda.now + _PARK_MS)
-            self._settle()
-        self._move(when_ms)
-
-    def _move(self, when_ms: int) -> None:
-        self._agenda.now = when_ms
-        for member in self._members:
-            member.tick()
-            member.work()
-
-    def _settle(self) -> None:
-        """Do everything that is to be done at this instant."""
-        if self._working:
-            return  # a step or a planned call asks for something: whoever called it goes on
-        self._working = True
-        try:
-            for _ in range(_MAX_TURNS):
-                if not self._turn():
-                    return
-            raise Stuck(f"there is no end to what happens at {self.now:%Y-%m-%d %H:%M:%S}, without any time passing")
-        finally:
-            self._working = False
-
-    def _turn(self) -> bool:
-        worked = False
-        for member in self._members:
-            worked = member.work() or worked
-        self._speak()
-        if self.plane.work() or worked:
-            return True
-        action = self._agenda.take_due()
-        if action is not None:
-            action()
-        return action is not None
-
-    def _speak(self) -> None:
-        """Raise what a test must hear of."""
-        broken, self._stage.broken = self._stage.broken, None
-        if broken is not None:
-            raise broken
-        for run in list(self.plane.attention):
-            del self.plane.attention[run]
-            raise NeedsAttention(f"run {run.run_id} needs attention: {self.plane.head(run).attention}")
-
-    def _employ(self) -> None:
-        """Each name has a worker of its pool."""
-        things: list[Workflow[..., Any] | Step[..., Any]] = [*self._registry.workflows.values()]
-        things += [step for step in self._registry.steps.values() if step.pool]
-        new = [thing for thing in things if (type(thing).__name__, thing.name) not in self._employed]
-        for pool in dict.fromkeys(thing.pool for thing in new if thing.pool):
-            mine = [thing for thing in new if thing.pool == pool]
-            self._employed |= {(type(thing).__name__, thing.name) for thing in mine}
-            member = Member(
-                self.plane,
-                self._stage,
-                self._registry,
-                self._watch,
-                now=lambda: self._agenda.now,
-                rng=self._rng,
-                name=self.new_id("worker"),
-                pool=pool,
-                workflows=frozenset(thing.name for thing in mine if isinstance(thing, Workflow)),
-                steps=frozenset(thing.name for thing in mine if isinstance(thing, Step)),
-            )
-            self._members.append(member)
-            member.work()
-
-    def _make(self, context: RunContext) -> Execution:
-        plays = self._understudies.plays(context.workflow)
-        return self._understudies(context) if plays else self._executions(context)
-
-    def _signals(self, run: RunKey) -> list[tuple[bool, str]]:
-        """What the code of an open run waits for: a replay tells."""
-        execution = self._watch.make(_context(self.plane.head(run)))
-        assert isinstance(execution, WorkflowExecution)
-        try:
-            for event in self.plane.history(run):
-                execution.feed(event)
-            return execution.mail.wanted
-        finally:
-            execution.close()
-
-
-def _registry_of(app: ModuleType | Registry | Workflow[..., Any] | Step[..., Any]) -> Registry:
-    if isinstance(app, Workflow | Step):
-        return Registry().add(app)
-    return app if isinstance(app, Registry) else collect(app)
-
-
-def _context(head: RunHead) -> RunContext:
-    return RunContext(head.namespace, head.run_id, head.incarnation, head.workflow, head.accepted_until)
+        self._house.check_replay()

@@ -19,6 +19,7 @@ from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RunHead
 from .doubles import Call
 
 if TYPE_CHECKING:
+    from .house import House
     from .lab import Lab
 
 __all__ = ("Run",)
@@ -34,10 +35,10 @@ class Run(Generic[R]):
         id: The run's id.
     """
 
-    __slots__ = ("_key", "_lab", "_signature", "id")
+    __slots__ = ("_house", "_key", "_lab", "_signature", "id")
 
-    def __init__(self, lab: Lab, key: RunKey, signature: Signature) -> None:
-        self._lab, self._key, self._signature = lab, key, signature
+    def __init__(self, lab: Lab, house: House, key: RunKey, signature: Signature) -> None:
+        self._lab, self._house, self._key, self._signature = lab, house, key, signature
         self.id = key.run_id
 
     def __repr__(self) -> str:
@@ -65,7 +66,7 @@ class Run(Generic[R]):
             NeedsAttention: Its code and its history disagree.
             PayloadError: The result does not fit the workflow's return type.
         """
-        self._lab.close_run(self._key)
+        self._house.close_run(self._key)
         last = self.history()[-1]
         kind = last.WhichOneof("kind")
         if kind == "run_completed":
@@ -79,7 +80,7 @@ class Run(Generic[R]):
 
     def history(self) -> list[HistoryEvent]:
         """Return its history so far; of a run that goes on as new, that of its present part."""
-        return list(self._lab.plane.history(self._key))
+        return list(self._house.plane.history(self._key))
 
     # --- what it did -------------------------------------------------------------------------------------------------
     @property
@@ -104,7 +105,7 @@ class Run(Generic[R]):
     def state(self, type: type[T], /) -> T | None: ...
     def state(self, type: Any = Any, /) -> Any:
         """Return what its code showed last with `publish_state`; None: nothing yet."""
-        data = self._lab.plane.note(self._key, STATE_FIELD)
+        data = self._house.plane.note(self._key, STATE_FIELD)
         if data is None:
             return None
         return decode(StatePublished.FromString(data).state, type, what=f"state of run {self.id}")
@@ -143,8 +144,8 @@ class Run(Generic[R]):
             Stuck: It waits for something that nothing will bring.
         """
         field = answer_field(self._send(name, value, id, asks=True))
-        self._lab.drive(self._key, lambda: self.closed or self._lab.plane.note(self._key, field) is not None)
-        data = self._lab.plane.note(self._key, field)
+        self._house.drive(self._key, lambda: self.closed or self._house.plane.note(self._key, field) is not None)
+        data = self._house.plane.note(self._key, field)
         if data is None:
             raise RunClosed(f"run {self.id!r} closed without an answer to question {name!r}")
         said = SignalAnswered.FromString(data)
@@ -158,7 +159,7 @@ class Run(Generic[R]):
         Raises:
             RunClosed: It is closed already.
         """
-        self._lab.request(self._key, CancelRun(self._lab.new_id("cancel"), reason))
+        self._house.request(self._key, CancelRun(self._house.new_id("cancel"), reason))
 
     def terminate(self, reason: str = "") -> None:
         """End it without asking its code.
@@ -166,17 +167,17 @@ class Run(Generic[R]):
         Raises:
             RunClosed: It is closed already.
         """
-        self._lab.request(self._key, TerminateRun(self._lab.new_id("terminate"), reason))
+        self._house.request(self._key, TerminateRun(self._house.new_id("terminate"), reason))
 
     def _send(self, name: str, value: Any, id: str | None, *, asks: bool) -> str:
-        signal_id = id or self._lab.new_id("question" if asks else "signal")
+        signal_id = id or self._house.new_id("question" if asks else "signal")
         data = encode(value, what=f"{'question' if asks else 'signal'} {name!r}")
-        self._lab.request(self._key, SignalRun(signal_id, name, data, asks))
+        self._house.request(self._key, SignalRun(signal_id, name, data, asks))
         return signal_id
 
     @property
     def _head(self) -> RunHead:
-        return self._lab.plane.head(self._key)
+        return self._house.plane.head(self._key)
 
 
 def _because(what: str, reason: str) -> str:

@@ -1,0 +1,168 @@
+"""Steps in a lab: real ones that await, durations and timeouts in virtual time, cancelling, progress."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from treadle.protocol.errors import ConfigError, RunCancelled, RunFailed, StepError, StepTimedOut
+from treadle.testing import Lab
+from treadle.worker import Fatal, Retry, heartbeat, last_progress, progress, step, step_info, workflow
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as lab:
+        yield lab
+
+
+@step
+def lookup(item: str) -> str:
+    return f"looked up {item}"
+
+
+@step
+async def knows() -> str:
+    await asyncio.sleep(0.001)
+    info = step_info()
+    return f"{info.step} {info.attempt} {info.run_id}"
+
+
+@step(timeout="10s", retry=Retry.never)
+async def bounded() -> None:
+    await asyncio.sleep(0)
+
+
+@workflow
+async def both() -> list[str]:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(knows()) for _ in range(3)]
+        group.create_task(bounded())
+    return [task.result() for task in tasks]
+
+
+def test_async_steps_await_real_things_and_know_their_attempt(lab: Lab) -> None:
+    assert lab.start(both, id="r").result() == ["knows 1 r"] * 3
+
+
+def test_an_async_step_inside_a_running_loop_is_told() -> None:
+    async def main() -> None:
+        with Lab() as lab, pytest.raises(ConfigError, match="plain `def`"):
+            lab.start(both).result()
+
+    asyncio.run(main())
+
+
+@workflow
+async def patient() -> str:
+    try:
+        async with asyncio.timeout(60):
+            await bounded()
+    except StepTimedOut as error:
+        return str(error)
+    except TimeoutError:
+        return "the workflow's own timeout"
+    return "done"
+
+
+@pytest.mark.parametrize(
+    ("takes", "words"),
+    [("9s", "done"), ("11s", "step bounded timed out: TimeoutError: the attempt of step bounded ran longer than")],
+)
+def test_a_step_takes_virtual_time_and_its_timeout_counts(lab: Lab, takes: str, words: str) -> None:
+    lab.replace(bounded, returns=None, takes=takes)
+    run = lab.start(patient)
+    assert run.result().startswith(words)
+    assert lab.now.second == int(takes[:-1]) if words == "done" else lab.now.second == 10
+
+
+@step
+async def slow() -> str:
+    return "done"
+
+
+@workflow
+async def race() -> str:
+    try:
+        async with asyncio.timeout(60):
+            return await slow()
+    except TimeoutError:
+        return "too slow"
+
+
+def test_the_workflows_own_timeout_cancels_a_slow_step(lab: Lab) -> None:
+    lab.replace(slow, returns="done", takes="2m")
+    run = lab.start(race)
+    assert run.result() == "too slow"
+    lab.advance("5m")
+    assert lab.now.minute == 6
+    lab.replace(slow, hangs=True)
+    assert lab.start(race).result() == "too slow"
+    lab.replace(slow, returns="done", takes="59s")
+    assert lab.start(race).result() == "done"
+
+
+def test_a_real_step_that_is_cancelled_hears_of_it(lab: Lab) -> None:
+    heard: list[str] = []
+
+    @step(pool="other")
+    async def listens() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            heard.append(step_info().cancel_reason)
+            raise
+
+    @workflow
+    async def calls() -> None:
+        await listens()
+
+    run = lab.start(calls)
+    run.cancel("stop")
+    with pytest.raises(RunCancelled):
+        run.result()
+    assert len(heard) == 1 and heard[0]
+
+
+def test_a_step_error_reaches_the_workflow(lab: Lab) -> None:
+    @workflow
+    async def catches() -> str:
+        try:
+            await lookup("x")
+        except StepError as error:
+            return f"{error.type_name}: {error.message}"
+        return "no error"
+
+    lab.replace(lookup, raises=Fatal("gone"))
+    assert lab.start(catches).result() == "Fatal: gone"
+
+
+# --- what a long step says ---------------------------------------------------------------------------------------------
+@step(pool="bulk", heartbeat="10s", retry=Retry(attempts=3, initial="1s", jitter=0))
+async def load(rows: int) -> list[int]:
+    begin = last_progress(int) or 0
+    for row in range(begin, rows):
+        progress(row)
+        await asyncio.to_thread(heartbeat)
+        if row == 3 and step_info().attempt == 1:
+            raise ConnectionError
+    return [begin, rows]
+
+
+@workflow
+async def loads() -> list[int]:
+    return await load(5)
+
+
+def test_progress_is_given_to_the_next_attempt(lab: Lab) -> None:
+    assert lab.start(loads).result() == [3, 5]
+
+
+def test_a_double_that_takes_long_misses_its_heartbeats(lab: Lab) -> None:
+    lab.replace(load, returns=[0], takes="11s")
+    run = lab.start(loads)
+    with pytest.raises(RunFailed, match="nothing for longer than its heartbeat of 10 s"):
+        run.result()
+    assert [call.at.second for call in run.calls] == [0, 11, 23]
