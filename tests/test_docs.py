@@ -24,6 +24,8 @@ PAGES = {
     "signals": "charged 12",
     "continue-as-new": ("Ada has paid 5 months", 3),
     "fan-out": ["reserve", "release"],
+    "redrive": ["charged chair", "shipped chair"],
+    "failures": ("read-1", "StepError", {"page": "wrong"}),
     "children": [
         "charged 1",
         "charged 2",

@@ -59,6 +59,7 @@ class Server:
     by_timeout: bool = False
     letters: Sequence[tuple[int, str, bytes, bool]] = ()
     incarnation: int = 7
+    retried_at: int = 0
     history: list[h.HistoryEvent] = field(default_factory=list)
     asked: list[Asked] = field(default_factory=list)
     looked: set[int] = field(default_factory=set)
@@ -90,7 +91,7 @@ class Server:
             self.append(cancel_requested=h.CancelRequested(reason="enough"))
 
     def fresh(self, *, accepted_until: int = 0) -> Execution:
-        context = RunContext("default", "run-1", self.incarnation, self.workflow.name, accepted_until)
+        context = RunContext("default", "run-1", self.incarnation, self.workflow.name, accepted_until, self.retried_at)
         return execution_factory(self.registry)(context)
 
     def append(self, **kind: Any) -> int:
@@ -103,6 +104,28 @@ class Server:
         self._owner += 1
         self.append(run_owner_lost=h.RunOwnerLost(worker_id="w", reason="closed"))
         self.append(run_opened=h.RunOpened(worker_id="w2"))
+
+    def close(self, outcome: Outcome | None) -> None:
+        """The run closes: by its code's outcome, or (None) it is terminated."""
+        if outcome is None:
+            self.append(run_terminated=h.RunTerminated())
+        elif outcome.cancelled:
+            self.append(run_cancelled=h.RunCancelled())
+        elif outcome.failure is not None:
+            failed = h.RunFailed(failure=outcome.failure, because=outcome.because, because_all=outcome.because_all)
+            self.append(run_failed=failed)
+        else:
+            self.append(run_completed=h.RunCompleted(result=outcome.result))
+
+    def retry(self, from_position: int = 0, number: int = 1) -> None:
+        """The closed run is continued: what was under way is gone, what was sent and has not come still comes."""
+        self._owner += 1
+        self._agenda = [item for item in self._agenda if getattr(item[2], "keywords", {}).keys() == {"signal_received"}]
+        heapq.heapify(self._agenda)
+        self._open, self._known = {}, set()
+        retried = h.RunRetried(from_position=from_position, number=number)
+        self.retried_at = self.append(run_retried=retried)
+        self.append(run_opened=h.RunOpened(worker_id="w3"))
 
     def accept(self, turn: Turn, at: int) -> None:
         self.looked.add(at)
@@ -306,7 +329,7 @@ def replay(server: Server, upto: int) -> tuple[list[bytes], Execution]:
 def check_every_prefix(server: Server, outcome: Outcome) -> list[list[bytes]]:
     """Replay every prefix of the history: it must ask for exactly what the live one had asked for and not got."""
     seen = []
-    for upto in range(len(server.history) + 1):
+    for upto in range(server.retried_at, len(server.history) + 1):
         commands, execution = replay(server, upto)
         if execution.outcome is None:
             later = [a for a in server.asked if a.recorded > upto]

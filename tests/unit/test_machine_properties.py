@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from tests.unit.machine_invariants import check
-from tests.unit.machine_rig import POLICY, RUN, Owner, Rig, local, schedule, sleep
+from tests.unit.machine_rig import POLICY, RUN, Owner, Rig, local, schedule, sleep, value
 
 from treadle.controlplane.batches import Item, fold
 from treadle.controlplane.machine import Decision, Settings
@@ -23,9 +23,11 @@ from treadle.controlplane.machine.requests import (
     Claimed,
     FireTimer,
     Registered,
+    ReleaseSteps,
     Reply,
     Reported,
     Request,
+    RetryRun,
     TerminateRun,
 )
 from treadle.controlplane.store.port import Outcome
@@ -34,6 +36,7 @@ from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_ALLOW_CLOSED, ConflictPolicy
 from treadle.v1.state_pb2 import (
     COMMAND_STATE_HELD,
+    COMMAND_STATE_QUARANTINED,
     COMMAND_STATE_QUEUED,
     COMMAND_STATE_TIMER,
     COMMAND_STATE_WAITING,
@@ -177,7 +180,8 @@ class Anything(RuleBasedStateMachine):
         if state in (0, RUN_STATE_CLOSED):
             self.made += 1
             start = rig.start_request(f"new-{self.made}", CONFLICT_POLICY_ALLOW_CLOSED)
-            return [lambda: self.put(start, False)]
+            again = RetryRun(f"again-{self.made}", "why", 2)
+            return [lambda: self.put(start, False), lambda: self.put(again, False)]
         actions: list[Callable[[], None]] = [lambda: self.fire_what_is_due(False), lambda: self.time_passes(500)]
         if state == RUN_STATE_OPEN:
             actions += [lambda: self.lose("", rng.choice(LOSSES))] * (rng.random() < 0.3)
@@ -261,6 +265,21 @@ class Anything(RuleBasedStateMachine):
     @rule(request_id=REQUEST_IDS, policy=st.sampled_from(ConflictPolicy.values()), later=LATER)
     def start(self, request_id: str, policy: ConflictPolicy.ValueType, later: bool) -> None:
         self.put(self.rig.start_request(request_id, policy), later)
+
+    @precondition(lambda self: self.rig.head.state)
+    @rule(request_id=REQUEST_IDS, from_position=st.sampled_from((0, 0, 2)), over=RARELY, later=LATER)
+    def retry(self, request_id: str, from_position: int, over: bool, later: bool) -> None:
+        """A closed run goes on, or starts over."""
+        again = RetryRun(f"retry-{request_id}-{self.made}", "why", from_position)
+        again.input = value("other") if over else None
+        self.put(again, later)
+
+    @precondition(lambda self: any(row.state == COMMAND_STATE_QUARANTINED for row in self.rows()))
+    @rule(later=LATER)
+    def release_what_is_quarantined(self, later: bool) -> None:
+        ids = [row.command_id for row in self.rows() if row.state == COMMAND_STATE_QUARANTINED]
+        self.made += 1
+        self.put(ReleaseSteps(f"release-{self.made}", "why", "", ids), later)
 
     @precondition(lambda self: self.rig.head.state)
     @rule(

@@ -69,6 +69,8 @@ def test_public_names() -> None:
         "continue_as_new",
         "Saga",
         "Occurrence",
+        "FailedRun",
+        "RaisedError",
         "TreadleError",
         "ConfigError",
         "PayloadError",

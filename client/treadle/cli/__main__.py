@@ -38,6 +38,12 @@ _RUN_COMMANDS = {
     "history": ("run_show:history", "Print the events of a run."),
     "trace": ("run_trace:trace", "Print the trace of a run as OTLP JSON."),
     "accept": ("run_steer:accept", "Let a run that needs attention go on."),
+    "retry": ("run_retry:retry", "Let closed runs go on, from where they failed or from a step."),
+    "release": ("steps:release", "Let quarantined steps of a run go on."),
+    "replay": ("run_replay:replay", "Execute local code over recorded histories."),
+}
+_STEP_COMMANDS = {
+    "quarantined": ("steps:quarantined", "List steps that killed too many workers."),
 }
 _SCHEDULE_COMMANDS = {
     "list": ("schedule_look:list_schedules", "List schedules."),
@@ -78,6 +84,10 @@ def app() -> App:
     for name, (where, line) in _SCHEDULE_COMMANDS.items():
         schedules.command(f"{_HERE}.{where}", name=name, help=line)
     root.command(schedules)
+    steps = App(name="steps", help="Look at steps of all runs.", help_format="plaintext")
+    for name, (where, line) in _STEP_COMMANDS.items():
+        steps.command(f"{_HERE}.{where}", name=name, help=line)
+    root.command(steps)
     return root
 
 

@@ -69,6 +69,10 @@ def header_lines(run: RunInfo, timeline: Timeline) -> list[str]:
         lines.append(f"  its timeout was over at {limit}; it cleans up" if run.timed_out else f"  must end by {limit}")
     if timeline.owners_lost:
         lines.append(f"  {MARKS['lost']} its worker was lost {_times(timeline.owners_lost)}; it went on elsewhere")
+    if timeline.retries:
+        lines.append(f"  {MARKS['retrying']} it was continued {_times(timeline.retries)} after it had closed")
+    if timeline.hook_run_id:
+        lines.append(f"  its failure is handled by run {timeline.hook_run_id}")
     if timeline.unread:
         lines.append(f"  {unread_text(timeline)}")
     if timeline.state is not None:

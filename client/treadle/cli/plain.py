@@ -97,6 +97,7 @@ def plain_run(run: RunInfo) -> dict[str, Any]:
             }
             for said in run.progress
         ],
+        "retries": run.retries,
     }
 
 

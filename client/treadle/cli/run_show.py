@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from treadle.cli.options import Connection, OutputOption
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+from cyclopts import Parameter
+
+from treadle.cli.options import Connection, Output, OutputOption
 
 __all__ = ("history", "show")
 
@@ -40,10 +45,10 @@ async def history(
     /,
     *,
     after: int = 0,
-    output: OutputOption = "table",
+    output: Annotated[str, Parameter(name=["--output", "-o"])] = "table",
     connection: Connection | None = None,
 ) -> int:
-    """Print the events of a run.
+    """Print the events of a run, or save its history for `treadle run replay`.
 
     Parameters
     ----------
@@ -51,7 +56,11 @@ async def history(
         Id of the run.
     after
         Only events behind this position.
+    output
+        table, json or jsonl; or a file to save the whole history in: as JSON if its name ends in .json.
     """
+    if output not in get_args(Output):
+        return await _save(run, output, after, connection or Connection())
     from treadle.cli.output import emit, table
     from treadle.cli.plain import dumps, plain
     from treadle.client.views import from_ms
@@ -70,7 +79,21 @@ async def history(
 
     emit(
         (plain(event) for event in events),
-        output,
+        cast("Output", output),
         lambda: table(("position", "time", "event", "command", "what"), map(row, events)),
     )
+    return 0
+
+
+async def _save(run: str, name: str, after: int, connection: Connection) -> int:
+    from treadle.cli.history_file import write_history
+    from treadle.cli.output import note
+    from treadle.cli.run_replay import download
+    from treadle.protocol.errors import ConfigError
+
+    if after:
+        raise ConfigError("treadle run history: a file has the whole history: leave --after out")
+    history = await download(run, connection)
+    write_history(Path(name), history)
+    note(f"{name} has {len(history.events)} events of run {run}")
     return 0

@@ -30,7 +30,7 @@ from treadle.v1.pool_service_pb2 import (
     Worker,
 )
 from treadle.v1.pool_service_pb2_grpc import PoolServiceStub
-from treadle.v1.run_service_pb2 import ListRunsRequest
+from treadle.v1.run_service_pb2 import ListQuarantinedStepsRequest, ListRunsRequest, QuarantinedStep
 from treadle.v1.run_service_pb2_grpc import RunServiceStub
 from treadle.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 
@@ -323,6 +323,17 @@ class Client:
             request = ListWorkersRequest(namespace=self.namespace, pool=pool or "", page_size=_PAGE, page_token=token)
             page = await self.call(self.pool_stub.ListWorkers, request)
             found += page.workers
+            if not (token := page.next_page_token):
+                return tuple(found)
+
+    async def quarantined(self) -> tuple[QuarantinedStep, ...]:
+        """Return the steps of the namespace that killed too many workers, those that wait longest first."""
+        found: list[QuarantinedStep] = []
+        token = ""
+        while True:
+            request = ListQuarantinedStepsRequest(namespace=self.namespace, page_size=_PAGE, page_token=token)
+            page = await self.call(self.stub.ListQuarantinedSteps, request)
+            found += page.steps
             if not (token := page.next_page_token):
                 return tuple(found)
 

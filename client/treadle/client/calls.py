@@ -23,10 +23,11 @@ from treadle.v1.run_service_pb2 import (
     CONFLICT_POLICY_TERMINATE_EXISTING,
     CONFLICT_POLICY_USE_EXISTING,
     ConflictPolicy,
+    RetryRunRequest,
     StartRunRequest,
 )
 
-__all__ = ("OnConflict", "WorkflowLike", "new_run_id", "scheduled_call", "start_request")
+__all__ = ("OnConflict", "WorkflowLike", "new_run_id", "retry_request", "scheduled_call", "start_request")
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -144,6 +145,21 @@ def scheduled_call(workflow: WorkflowLike[..., Any] | str, args: tuple[Any, ...]
     payload = signature.encode_some(args, {}, given=names)
     signature.decode_call(payload, dict.fromkeys(names))
     return name, workflow.pool, payload
+
+
+def retry_request(steering: dict[str, Any], from_step: str | None, input: Mapping[str, Any] | None) -> RetryRunRequest:
+    """Return the request that lets a closed run go on.
+
+    Raises:
+        ConfigError: Both a step and an input are given.
+        PayloadError: The input cannot be encoded.
+    """
+    if from_step is not None and input is not None:
+        raise ConfigError("retry(from_step=, input=): give one of them; with another input nothing is kept")
+    request = RetryRunRequest(from_step=from_step or "", **steering)
+    if input is not None:
+        request.input.CopyFrom(encode(dict(input), what="input"))
+    return request
 
 
 def _caller() -> TraceContext | None:

@@ -117,6 +117,8 @@ def _step_line(kind: str, event: HistoryEvent, step: StepView) -> tuple[str, str
             return MARKS["failed"], f"failed: {failure_text(event.step_failed.failure)}"
         case "step_cancelled":
             return MARKS["cancelled"], "cancelled"
+        case "step_unquarantined":
+            return MARKS["retrying"], "goes on: somebody let it"
         case "step_waiting" | "step_quarantined":
             return MARKS[step.state], step.reason
         case "child_scheduled":
@@ -151,6 +153,9 @@ def _run_line(run_id: str, kind: str, event: HistoryEvent, timeline: Timeline) -
             return f"  {MARKS[timeline.status.value]} {timeline.reason}"
         case "run_continued":
             return f"  {MARKS['released']} continues as new with {payload_text(event.run_continued.input)}"
+        case "run_retried":
+            step = event.run_retried.from_command
+            return f"  {MARKS['retrying']} goes on" + (f" from {step}" if step else " where it failed")
         case "run_accepted":
             return f"  {MARKS['running']} accepted"
         case "cancel_requested":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 from uuid import uuid4
 
 import grpc
 
 from treadle.client.backoff import Backoff
+from treadle.client.calls import retry_request
 from treadle.client.config import CALL_TIMEOUT_S
 from treadle.client.status import from_rpc_error
 from treadle.client.views import RunInfo, run_info
@@ -36,6 +37,7 @@ from treadle.v1.run_service_pb2 import (
     GetHistoryRequest,
     GetRunRequest,
     GetStateRequest,
+    ReleaseStepRequest,
     Run,
     SignalRunRequest,
     TerminateRunRequest,
@@ -163,6 +165,41 @@ class RunHandle(Generic[R]):
         """
         request = AcceptRunRequest(**self._steering(reason))
         return run_info((await self._client.call(self._client.stub.AcceptRun, request)).run)
+
+    async def retry(
+        self, *, from_step: str | None = None, input: Mapping[str, Any] | None = None, reason: str = ""
+    ) -> RunInfo:
+        """Let a run that has failed, was cancelled or terminated go on, with today's code and under the same id.
+
+        What completed is kept; what failed, was cancelled or was open runs again. `result()` then waits for the new outcome.
+
+        Args:
+            from_step: Name of a step, or one call of it ("0/validate#1"): it and everything recorded behind it run again,
+                whatever became of it. Completed runs can be continued in this way, too.
+            input: Arguments by name: the run starts over with them, and nothing is kept.
+            reason: Why; shown in the history.
+
+        Raises:
+            NotFound: There is no such run, or no such step in its history.
+            RunClosed: It may not go on so; `reason` of the error says why (RUN_OPEN, NOT_FAILED, RUN_UNDONE).
+            ConfigError: Both `from_step` and `input` are given.
+        """
+        request = retry_request(self._steering(reason), from_step, input)
+        info = run_info((await self._client.call(self._client.stub.RetryRun, request)).run)
+        self._number = 0  # what the stream was told under it is the outcome of before
+        if self.incarnation and input is not None:
+            self.incarnation = info.incarnation
+        return info
+
+    async def release(self, step: str = "", *, reason: str = "") -> tuple[str, ...]:
+        """Let quarantined steps go on: one that is named, or all of the run. Returns which calls.
+
+        Raises:
+            NotFound: There is no such run.
+            RunClosed: It is closed, or no such step of it is quarantined.
+        """
+        request = ReleaseStepRequest(step=step, **self._steering(reason))
+        return tuple((await self._client.call(self._client.stub.ReleaseStep, request)).command_ids)
 
     async def signal(self, name: str, value: Any = None, *, id: str | None = None) -> RunInfo:
         """Send a signal: the run's code receives it by name. When this returns, it is durable.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar, overload
 
@@ -18,6 +18,7 @@ from treadle.protocol.durations import Duration
 from treadle.protocol.errors import ConfigError
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.pool_service_pb2 import Check, Pool, Worker
+from treadle.v1.run_service_pb2 import QuarantinedStep
 
 __all__ = ("SyncClient", "SyncRunHandle")
 
@@ -153,6 +154,16 @@ class SyncRunHandle(Generic[R]):
     def accept(self, reason: str = "") -> RunInfo:
         """See RunHandle.accept."""
         return self._thread.run(self._handle.accept(reason))
+
+    def retry(
+        self, *, from_step: str | None = None, input: Mapping[str, Any] | None = None, reason: str = ""
+    ) -> RunInfo:
+        """See RunHandle.retry."""
+        return self._thread.run(self._handle.retry(from_step=from_step, input=input, reason=reason))
+
+    def release(self, step: str = "", *, reason: str = "") -> tuple[str, ...]:
+        """See RunHandle.release."""
+        return self._thread.run(self._handle.release(step, reason=reason))
 
     def signal(self, name: str, value: Any = None, *, id: str | None = None) -> RunInfo:
         """See RunHandle.signal."""
@@ -376,6 +387,10 @@ class SyncClient:
     def schedules(self) -> SyncSchedules:
         """See Client.schedules."""
         return SyncSchedules(self._thread, self._client.schedules)
+
+    def quarantined(self) -> tuple[QuarantinedStep, ...]:
+        """See Client.quarantined."""
+        return self._thread.run(self._client.quarantined())
 
     def check_health(self) -> tuple[Check, ...]:
         """See Client.check_health."""

@@ -35,6 +35,7 @@ from treadle.v1.history_pb2 import (
     RunHalted,
     RunOpened,
     RunOwnerLost,
+    RunRetried,
     RunStarted,
     RunTimedOut,
     RunWaiting,
@@ -48,6 +49,7 @@ from treadle.v1.history_pb2 import (
     StepQuarantined,
     StepRetried,
     StepScheduled,
+    StepUnquarantined,
     StepWaiting,
     TimerCancelled,
     TimerFired,
@@ -175,6 +177,8 @@ class Timeline:
         state: What the code showed last; None: nothing.
         unread: Ids of signals and questions that a closed run had not received, at most 100.
         part: Which part of a run that continues as new, from 1.
+        retries: How often the run was continued after it had closed.
+        hook_run_id: Of a failed run: the run that handles the failure; "": none does.
         steps: By command id, in the order they appeared.
     """
 
@@ -196,6 +200,8 @@ class Timeline:
     state: Payload | None = None
     unread: tuple[str, ...] = ()
     part: int = 1
+    retries: int = 0
+    hook_run_id: str = ""
     steps: dict[str, StepView] = field(default_factory=dict)
 
     @property
@@ -273,7 +279,7 @@ class Timeline:
         self._close(RunStatus.COMPLETED, unread=body.unread)
 
     def _run_failed(self, body: RunFailed) -> None:
-        self.failure = body.failure
+        self.failure, self.hook_run_id = body.failure, body.hook_run_id
         self._close(RunStatus.FAILED, unread=body.unread)
 
     def _run_cancelled(self, body: Any) -> None:
@@ -285,6 +291,10 @@ class Timeline:
     def _run_continued(self, body: RunContinued) -> None:
         self.owner = ""
         self._abandon()
+
+    def _run_retried(self, body: RunRetried) -> None:
+        self.status, self.reason, self.closed_ms, self.failure, self.completed = RunStatus.RUNNING, "", None, None, None
+        self.cancel_requested, self.unread, self.hook_run_id, self.retries = False, (), "", body.number
 
     def _close(self, status: RunStatus, reason: str = "", unread: Iterable[str] = ()) -> None:
         self.status, self.reason, self.owner, self.closed_ms = status, reason, "", self.now_ms
@@ -299,15 +309,22 @@ class Timeline:
     # --- steps
 
     def _step_scheduled(self, body: StepScheduled) -> None:
-        self.steps[body.command_id] = StepView(
-            body.command_id, body.name or name_of(body.command_id), "pool", self.now_ms, pool=body.pool
+        self._again(
+            StepView(body.command_id, body.name or name_of(body.command_id), "pool", self.now_ms, pool=body.pool)
         )
+
+    def _again(self, step: StepView) -> None:
+        """It is asked for, maybe once more after the run was continued: then it has a past."""
+        before = self.steps.pop(step.command_id, None)
+        if before is not None:
+            step.attempts = before.attempts
+        self.steps[step.command_id] = step
 
     def _attempt_started(self, body: AttemptStarted) -> None:
         step = self._step(body, self.now_ms)
         started = AttemptView(body.attempt, self.now_ms, worker=body.worker_id, alone=body.alone)
         step.attempts.append(started)
-        step.state, step.reason, step.due_ms = "running", "", None
+        step.state, step.reason, step.due_ms, step.end_ms = "running", "", None, None
 
     def _attempt_failed(self, body: AttemptFailed) -> None:
         step = self._attempt_over(body, "failed", body.failure)
@@ -335,6 +352,10 @@ class Timeline:
     def _step_quarantined(self, body: StepQuarantined) -> None:
         step = self._step(body, self.now_ms)
         step.state, step.reason = "quarantined", f"{body.losses} workers died of it"
+
+    def _step_unquarantined(self, body: StepUnquarantined) -> None:
+        step = self._step(body, self.now_ms)
+        step.state, step.reason = "queued", ""
 
     def _step_cancel_requested(self, body: StepCancelRequested) -> None:
         self._step(body, self.now_ms).cancelling = True
@@ -428,6 +449,7 @@ class Timeline:
         """End the attempt that the event names; local ones were often not announced."""
         began = self.now_ms - body.duration_ms
         step = self._step(body, began)
+        step.end_ms = None
         last = step.attempts[-1] if step.attempts else None
         if last is None or (last.outcome != "running" and last.number < body.attempt):
             step.attempts.append(AttemptView(body.attempt, began))

@@ -108,6 +108,7 @@ class RunInfo:
         progress: How far its open steps are, as far as they said (at most 16); empty in lists.
         deadline: When its timeout is over (UTC); None: it has none, or no worker has said yet which its code has.
         timed_out: The timeout is over.
+        retries: How often it was continued after it had closed.
     """
 
     id: str
@@ -130,6 +131,7 @@ class RunInfo:
     progress: tuple[StepProgress, ...] = ()
     deadline: datetime | None = None
     timed_out: bool = False
+    retries: int = 0
 
     @property
     def duration(self) -> timedelta | None:
@@ -170,6 +172,7 @@ def run_info(run: Run) -> RunInfo:
         ),
         deadline=from_ms(run.deadline_ms) if run.deadline_ms else None,
         timed_out=run.timed_out,
+        retries=run.retries,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from treadle.controlplane.machine import Request
-from treadle.controlplane.machine.requests import Asked, Claimed, Reply, StartRun
+from treadle.controlplane.machine.requests import Asked, Claimed, Reply, RetryRun, StartRun
 from treadle.v1.job_pb2 import JOB_KIND_RUN
 
 __all__ = ("Item", "fold")
@@ -47,7 +47,7 @@ def fold(waiting: deque[Item]) -> list[Item]:
             checks = True
         elif isinstance(request, Claimed):
             checks = request.item.job.kind == JOB_KIND_RUN
-        begins = isinstance(request, StartRun)
+        begins = isinstance(request, StartRun) or (isinstance(request, RetryRun) and request.input is not None)
         if items and (begins or entries + size > _ENTRIES or (checks and checked)):
             break
         entries += size

@@ -22,8 +22,8 @@ from treadle.controlplane.engine import Engine
 from treadle.controlplane.frames import check_frame
 from treadle.controlplane.lanes import Lanes
 from treadle.controlplane.machine import Request
+from treadle.controlplane.machine.indexes import attention_index, waiting_index
 from treadle.controlplane.machine.requests import Registered, Reply
-from treadle.controlplane.machine.view import attention_index, waiting_index
 from treadle.controlplane.replica import Session as WorkerSession
 from treadle.controlplane.store.port import Beat
 from treadle.protocol.errors import ConfigError, FieldInvalid, RequestError

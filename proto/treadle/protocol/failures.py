@@ -57,6 +57,8 @@ __all__ = (
 MAX_MESSAGE_BYTES: Final = 8 << 10
 MAX_TRACEBACK_BYTES: Final = 32 << 10
 MAX_CAUSES: Final = 8
+MAX_BASES: Final = 16
+_COMMON: Final = (Exception, BaseException, object)
 
 _STEP_ERRORS: Final[dict[int, type[StepError]]] = {
     FAILURE_KIND_TIMED_OUT: AttemptTimedOut,
@@ -115,6 +117,7 @@ def _failure(error: BaseException, kind: FailureKind.ValueType | None, depth: in
         message=_cut(_message_of(error), MAX_MESSAGE_BYTES),
         traceback=_cut_middle(_traceback_of(error), MAX_TRACEBACK_BYTES),
         final=isinstance(error, Fatal | NotDeterministic | PayloadError),
+        bases=_bases_of(error),
     )
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if cause is not None and depth and id(cause) not in seen:
@@ -168,6 +171,10 @@ def _kind_of(error: BaseException) -> FailureKind.ValueType:
 
 def _type_of(error: BaseException) -> str:
     return error.type_name if isinstance(error, CauseError) else type(error).__name__
+
+
+def _bases_of(error: BaseException) -> list[str]:
+    return [cls.__name__ for cls in type(error).__mro__[1:] if cls not in _COMMON][:MAX_BASES]
 
 
 def _message_of(error: BaseException) -> str:

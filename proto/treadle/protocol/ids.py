@@ -21,7 +21,9 @@ __all__ = (
     "check_run_id",
     "child_id",
     "digest",
+    "hook_id",
     "idempotency_key",
+    "retried_path",
     "shard_of",
     "span_id",
     "span_ids",
@@ -130,7 +132,20 @@ def child_id(namespace: str, run_id: str, incarnation: int, command_id: str) -> 
     return f"{run_id[:150]}.{blake2b(parts.encode(), digest_size=8, person=b'treadle-child-v1').hexdigest()}"
 
 
-def idempotency_key(namespace: str, run_id: str, incarnation: int, command_id: str) -> str:
-    """Return the key, 32 hex digits, that is equal in all attempts of a step; to be passed on to payment providers."""
-    parts = "\x1f".join((namespace, run_id, str(incarnation), command_id))
+def hook_id(namespace: str, run_id: str, incarnation: int, retries: int) -> str:
+    """Return the id of the run that handles a run's failure: one for each time it failed."""
+    return child_id(namespace, run_id, incarnation, f"on_failure/{retries}")
+
+
+def retried_path(path: str, retries: int) -> str:
+    """Return the path of a span that a run may have once more each time it is continued."""
+    return f"{path}~{retries}" if retries else path
+
+
+def idempotency_key(namespace: str, run_id: str, incarnation: int, command_id: str, redone: int = 0) -> str:
+    """Return the key, 32 hex digits, that is equal in all attempts of a step; to be passed on to payment providers.
+
+    `redone`: number of the retry by which the step was made to run again although it had been done; that is another deed.
+    """
+    parts = "\x1f".join((namespace, run_id, str(incarnation), command_id, *([str(redone)] if redone else [])))
     return blake2b(parts.encode(), digest_size=16, person=b"treadle-idem-v1").hexdigest()

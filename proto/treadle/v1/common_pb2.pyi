@@ -208,6 +208,7 @@ class Failure(_message.Message):
     FINAL_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    BASES_FIELD_NUMBER: _builtins.int
     kind: Global___FailureKind.ValueType
     """Why, in Treadle's terms."""
     type: _builtins.str
@@ -224,6 +225,10 @@ class Failure(_message.Message):
     def cause(self) -> Global___Failure:
         """What it was raised from, at most 8 deep."""
 
+    @_builtins.property
+    def bases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Class names of the bases of its class, nearest first, without those that every error has."""
+
     def __init__(
         self,
         *,
@@ -234,10 +239,11 @@ class Failure(_message.Message):
         final: _builtins.bool = ...,
         attempts: _builtins.int = ...,
         cause: Global___Failure | None = ...,
+        bases: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cause", b"cause", "final", b"final", "kind", b"kind", "message", b"message", "traceback", b"traceback", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "bases", b"bases", "cause", b"cause", "final", b"final", "kind", b"kind", "message", b"message", "traceback", b"traceback", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -255,6 +261,7 @@ class RetryPolicy(_message.Message):
     CAP_MS_FIELD_NUMBER: _builtins.int
     JITTER_FIELD_NUMBER: _builtins.int
     GIVE_UP_ON_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
     attempts: _builtins.int
     """Tries in total, the first included; 0 means no limit."""
     initial_ms: _builtins.int
@@ -267,7 +274,11 @@ class RetryPolicy(_message.Message):
     """Share of the bound that is drawn at random, 0 to 1."""
     @_builtins.property
     def give_up_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Class names of errors after which no further try is made."""
+        """Class names of errors, or of bases of theirs, after which no further try is made."""
+
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetryRule]:
+        """Other rules for some errors; the first that names the error's class, or a base of it, counts. Each counts its own failures."""
 
     def __init__(
         self,
@@ -278,14 +289,59 @@ class RetryPolicy(_message.Message):
         cap_ms: _builtins.int = ...,
         jitter: _builtins.float = ...,
         give_up_on: _abc.Iterable[_builtins.str] | None = ...,
+        rules: _abc.Iterable[Global___RetryRule] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cap_ms", b"cap_ms", "factor", b"factor", "give_up_on", b"give_up_on", "initial_ms", b"initial_ms", "jitter", b"jitter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cap_ms", b"cap_ms", "factor", b"factor", "give_up_on", b"give_up_on", "initial_ms", b"initial_ms", "jitter", b"jitter", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetryPolicy: _TypeAlias = RetryPolicy  # noqa: Y015
+
+@_typing.final
+class RetryRule(_message.Message):
+    """What is different for some errors: everything that RetryPolicy says of all others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPES_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    INITIAL_MS_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    CAP_MS_FIELD_NUMBER: _builtins.int
+    JITTER_FIELD_NUMBER: _builtins.int
+    attempts: _builtins.int
+    """Tries that may end with such an error; 0 means no limit."""
+    initial_ms: _builtins.int
+    """Longest wait after the first such failure, in milliseconds."""
+    factor: _builtins.float
+    """Growth of that bound from one such failure to the next; >= 1."""
+    cap_ms: _builtins.int
+    """Cap of the bound, in milliseconds."""
+    jitter: _builtins.float
+    """Share of the bound that is drawn at random, 0 to 1."""
+    @_builtins.property
+    def types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Class names of the errors, or of bases of theirs."""
+
+    def __init__(
+        self,
+        *,
+        types: _abc.Iterable[_builtins.str] | None = ...,
+        attempts: _builtins.int = ...,
+        initial_ms: _builtins.int = ...,
+        factor: _builtins.float = ...,
+        cap_ms: _builtins.int = ...,
+        jitter: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cap_ms", b"cap_ms", "factor", b"factor", "initial_ms", b"initial_ms", "jitter", b"jitter", "types", b"types"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryRule: _TypeAlias = RetryRule  # noqa: Y015
 
 @_typing.final
 class ParentRun(_message.Message):
@@ -296,22 +352,28 @@ class ParentRun(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     COMMAND_ID_FIELD_NUMBER: _builtins.int
+    RETRY_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The parent; of the same namespace."""
     incarnation: _builtins.int
     """Which start of that name."""
     command_id: _builtins.str
     """Which command of it."""
+    retry: _builtins.int
+    """How often the parent had been continued after it had closed, when it asked for the child: what is told of an earlier
+    time is of no account.
+    """
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
         incarnation: _builtins.int = ...,
         command_id: _builtins.str = ...,
+        retry: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "incarnation", b"incarnation", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "incarnation", b"incarnation", "retry", b"retry", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

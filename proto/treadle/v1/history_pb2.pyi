@@ -45,6 +45,7 @@ class HistoryEvent(_message.Message):
     RUN_TERMINATED_FIELD_NUMBER: _builtins.int
     RUN_CONTINUED_FIELD_NUMBER: _builtins.int
     RUN_TIMED_OUT_FIELD_NUMBER: _builtins.int
+    RUN_RETRIED_FIELD_NUMBER: _builtins.int
     STEP_SCHEDULED_FIELD_NUMBER: _builtins.int
     ATTEMPT_STARTED_FIELD_NUMBER: _builtins.int
     ATTEMPT_FAILED_FIELD_NUMBER: _builtins.int
@@ -57,6 +58,7 @@ class HistoryEvent(_message.Message):
     STEP_COMPLETED_FIELD_NUMBER: _builtins.int
     STEP_FAILED_FIELD_NUMBER: _builtins.int
     STEP_CANCELLED_FIELD_NUMBER: _builtins.int
+    STEP_UNQUARANTINED_FIELD_NUMBER: _builtins.int
     TIMER_STARTED_FIELD_NUMBER: _builtins.int
     TIMER_FIRED_FIELD_NUMBER: _builtins.int
     TIMER_CANCELLED_FIELD_NUMBER: _builtins.int
@@ -138,6 +140,10 @@ class HistoryEvent(_message.Message):
         """The run's timeout is over; its code is asked to stop."""
 
     @_builtins.property
+    def run_retried(self) -> Global___RunRetried:
+        """A closed run goes on: what is recorded before counts only in part."""
+
+    @_builtins.property
     def step_scheduled(self) -> Global___StepScheduled:
         """The workflow called a pool step."""
 
@@ -184,6 +190,10 @@ class HistoryEvent(_message.Message):
     @_builtins.property
     def step_cancelled(self) -> Global___StepCancelled:
         """Outcome of a step: cancelled."""
+
+    @_builtins.property
+    def step_unquarantined(self) -> Global___StepUnquarantined:
+        """A person let a quarantined step go on."""
 
     @_builtins.property
     def timer_started(self) -> Global___TimerStarted:
@@ -247,6 +257,7 @@ class HistoryEvent(_message.Message):
         run_terminated: Global___RunTerminated | None = ...,
         run_continued: Global___RunContinued | None = ...,
         run_timed_out: Global___RunTimedOut | None = ...,
+        run_retried: Global___RunRetried | None = ...,
         step_scheduled: Global___StepScheduled | None = ...,
         attempt_started: Global___AttemptStarted | None = ...,
         attempt_failed: Global___AttemptFailed | None = ...,
@@ -259,6 +270,7 @@ class HistoryEvent(_message.Message):
         step_completed: Global___StepCompleted | None = ...,
         step_failed: Global___StepFailed | None = ...,
         step_cancelled: Global___StepCancelled | None = ...,
+        step_unquarantined: Global___StepUnquarantined | None = ...,
         timer_started: Global___TimerStarted | None = ...,
         timer_fired: Global___TimerFired | None = ...,
         timer_cancelled: Global___TimerCancelled | None = ...,
@@ -270,11 +282,11 @@ class HistoryEvent(_message.Message):
         child_completed: Global___ChildCompleted | None = ...,
         child_failed: Global___ChildFailed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_waiting", b"step_waiting", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_retried", b"run_retried", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_unquarantined", b"step_unquarantined", "step_waiting", b"step_waiting", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "position", b"position", "revision", b"revision", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_waiting", b"step_waiting", "time_ms", b"time_ms", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "position", b"position", "revision", b"revision", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_retried", b"run_retried", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_unquarantined", b"step_unquarantined", "step_waiting", b"step_waiting", "time_ms", b"time_ms", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["run_started", "run_opened", "run_parked", "run_released", "run_owner_lost", "run_diverged", "run_halted", "run_accepted", "run_waiting", "cancel_requested", "run_completed", "run_failed", "run_cancelled", "run_terminated", "run_continued", "run_timed_out", "step_scheduled", "attempt_started", "attempt_failed", "attempt_lost", "attempt_released", "step_retried", "step_waiting", "step_quarantined", "step_cancel_requested", "step_completed", "step_failed", "step_cancelled", "timer_started", "timer_fired", "timer_cancelled", "signal_received", "signal_answered", "state_published", "child_scheduled", "child_cancel_requested", "child_completed", "child_failed"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["run_started", "run_opened", "run_parked", "run_released", "run_owner_lost", "run_diverged", "run_halted", "run_accepted", "run_waiting", "cancel_requested", "run_completed", "run_failed", "run_cancelled", "run_terminated", "run_continued", "run_timed_out", "run_retried", "step_scheduled", "attempt_started", "attempt_failed", "attempt_lost", "attempt_released", "step_retried", "step_waiting", "step_quarantined", "step_cancel_requested", "step_completed", "step_failed", "step_cancelled", "step_unquarantined", "timer_started", "timer_fired", "timer_cancelled", "signal_received", "signal_answered", "state_published", "child_scheduled", "child_cancel_requested", "child_completed", "child_failed"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -297,6 +309,7 @@ class RunStarted(_message.Message):
     PART_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     OCCURRENCE_FIELD_NUMBER: _builtins.int
+    RETRY_OF_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Name of the workflow."""
     pool: _builtins.str
@@ -311,6 +324,8 @@ class RunStarted(_message.Message):
     """Which part of such a run it is, from 2; otherwise 0."""
     timeout_ms: _builtins.int
     """Longest duration of the run in milliseconds, as whoever started it said; 0: none was said, its code may have one."""
+    retry_of: _builtins.int
+    """Trigger "retry": the start of the same id that this one takes the place of."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Encoded arguments."""
@@ -341,10 +356,11 @@ class RunStarted(_message.Message):
         part: _builtins.int = ...,
         timeout_ms: _builtins.int = ...,
         occurrence: _schedule_pb2.Occurrence | None = ...,
+        retry_of: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "occurrence", b"occurrence", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "input", b"input", "occurrence", b"occurrence", "parent", b"parent", "part", b"part", "pool", b"pool", "sampled", b"sampled", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "input", b"input", "occurrence", b"occurrence", "parent", b"parent", "part", b"part", "pool", b"pool", "retry_of", b"retry_of", "sampled", b"sampled", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -610,6 +626,16 @@ class RunFailed(_message.Message):
 
     FAILURE_FIELD_NUMBER: _builtins.int
     UNREAD_FIELD_NUMBER: _builtins.int
+    BECAUSE_FIELD_NUMBER: _builtins.int
+    BECAUSE_ALL_FIELD_NUMBER: _builtins.int
+    UNDONE_FIELD_NUMBER: _builtins.int
+    HOOK_RUN_ID_FIELD_NUMBER: _builtins.int
+    because_all: _builtins.bool
+    """True: there were too many to name; every failed one counts."""
+    undone: _builtins.bool
+    """True: a saga undid what had been done before."""
+    hook_run_id: _builtins.str
+    """Id of the run that handles the failure; empty when the workflow has no `on_failure`."""
     @_builtins.property
     def failure(self) -> _common_pb2.Failure:
         """What it raised."""
@@ -618,19 +644,64 @@ class RunFailed(_message.Message):
     def unread(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As in RunCompleted."""
 
+    @_builtins.property
+    def because(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The steps and children whose failures it was made of: these are tried again when the run is continued."""
+
     def __init__(
         self,
         *,
         failure: _common_pb2.Failure | None = ...,
         unread: _abc.Iterable[_builtins.str] | None = ...,
+        because: _abc.Iterable[_builtins.str] | None = ...,
+        because_all: _builtins.bool = ...,
+        undone: _builtins.bool = ...,
+        hook_run_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "unread", b"unread"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["because", b"because", "because_all", b"because_all", "failure", b"failure", "hook_run_id", b"hook_run_id", "undone", b"undone", "unread", b"unread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunFailed: _TypeAlias = RunFailed  # noqa: Y015
+
+@_typing.final
+class RunRetried(_message.Message):
+    """A closed run goes on from where it failed, or from a step. Of what is recorded before, this counts no more: outcomes of the
+    run and cancels of it; steps, timers and children without an outcome, cancelled ones, and failed ones that the run's
+    failure was made of; with `from_position`, also every command that was first recorded there or behind.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    FROM_POSITION_FIELD_NUMBER: _builtins.int
+    FROM_COMMAND_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why, as that person put it; may be empty."""
+    from_position: _builtins.int
+    """From this position on nothing that the code asked for counts; 0: only what failed does not."""
+    from_command: _builtins.str
+    """The command there."""
+    number: _builtins.int
+    """How often the run has been continued, this time included."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        from_position: _builtins.int = ...,
+        from_command: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_command", b"from_command", "from_position", b"from_position", "number", b"number", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunRetried: _TypeAlias = RunRetried  # noqa: Y015
 
 @_typing.final
 class RunCancelled(_message.Message):
@@ -640,8 +711,11 @@ class RunCancelled(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     UNREAD_FIELD_NUMBER: _builtins.int
+    UNDONE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """The reason of the request."""
+    undone: _builtins.bool
+    """True: a saga undid what had been done before."""
     @_builtins.property
     def unread(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As in RunCompleted."""
@@ -651,10 +725,11 @@ class RunCancelled(_message.Message):
         *,
         reason: _builtins.str = ...,
         unread: _abc.Iterable[_builtins.str] | None = ...,
+        undone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "unread", b"unread"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "undone", b"undone", "unread", b"unread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1055,6 +1130,32 @@ class StepQuarantined(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepQuarantined: _TypeAlias = StepQuarantined  # noqa: Y015
+
+@_typing.final
+class StepUnquarantined(_message.Message):
+    """A person let a quarantined step go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """The step."""
+    reason: _builtins.str
+    """Why, as that person put it; may be empty."""
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepUnquarantined: _TypeAlias = StepUnquarantined  # noqa: Y015
 
 @_typing.final
 class StepCancelRequested(_message.Message):
@@ -1527,3 +1628,39 @@ class ChildFailed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChildFailed: _TypeAlias = ChildFailed  # noqa: Y015
+
+@_typing.final
+class HistoryFile(_message.Message):
+    """A history as a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace of the run."""
+    run_id: _builtins.str
+    """The run."""
+    incarnation: _builtins.int
+    """Which start of that name."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___HistoryEvent]:
+        """All events, in order."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+        events: _abc.Iterable[Global___HistoryEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "incarnation", b"incarnation", "namespace", b"namespace", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HistoryFile: _TypeAlias = HistoryFile  # noqa: Y015

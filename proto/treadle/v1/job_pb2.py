@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from treadle.v1 import common_pb2 as treadle_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14treadle/v1/job.proto\x12\ntreadle.v1\x1a\x17treadle/v1/common.proto\"\xdd\x02\n\x03Job\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\x12!\n\x04kind\x18\x04 \x01(\x0e\x32\x13.treadle.v1.JobKind\x12\x0c\n\x04pool\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x13\n\x0b\x64ispatch_id\x18\x07 \x01(\t\x12\x12\n\ncommand_id\x18\x08 \x01(\t\x12\x12\n\ntry_number\x18\t \x01(\r\x12\"\n\x05input\x18\n \x01(\x0b\x32\x13.treadle.v1.Payload\x12\x15\n\rinput_omitted\x18\x0b \x01(\x08\x12\x12\n\ntimeout_ms\x18\x0c \x01(\x03\x12\'\n\x05trace\x18\r \x01(\x0b\x32\x18.treadle.v1.TraceContext\x12\x14\n\x0c\x61t_most_once\x18\x0e \x01(\x08\x12\x14\n\x0cheartbeat_ms\x18\x11 \x01(\x03*H\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rJOB_KIND_STEP\x10\x01\x12\x10\n\x0cJOB_KIND_RUN\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14treadle/v1/job.proto\x12\ntreadle.v1\x1a\x17treadle/v1/common.proto\"\xed\x02\n\x03Job\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\x12!\n\x04kind\x18\x04 \x01(\x0e\x32\x13.treadle.v1.JobKind\x12\x0c\n\x04pool\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x13\n\x0b\x64ispatch_id\x18\x07 \x01(\t\x12\x12\n\ncommand_id\x18\x08 \x01(\t\x12\x12\n\ntry_number\x18\t \x01(\r\x12\"\n\x05input\x18\n \x01(\x0b\x32\x13.treadle.v1.Payload\x12\x15\n\rinput_omitted\x18\x0b \x01(\x08\x12\x12\n\ntimeout_ms\x18\x0c \x01(\x03\x12\'\n\x05trace\x18\r \x01(\x0b\x32\x18.treadle.v1.TraceContext\x12\x14\n\x0c\x61t_most_once\x18\x0e \x01(\x08\x12\x14\n\x0cheartbeat_ms\x18\x11 \x01(\x03\x12\x0e\n\x06redone\x18\x1e \x01(\r*H\n\x07JobKind\x12\x18\n\x14JOB_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rJOB_KIND_STEP\x10\x01\x12\x10\n\x0cJOB_KIND_RUN\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'treadle.v1.job_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBKIND']._serialized_start=413
-  _globals['_JOBKIND']._serialized_end=485
+  _globals['_JOBKIND']._serialized_start=429
+  _globals['_JOBKIND']._serialized_end=501
   _globals['_JOB']._serialized_start=62
-  _globals['_JOB']._serialized_end=411
+  _globals['_JOB']._serialized_end=427
 # @@protoc_insertion_point(module_scope)

@@ -63,6 +63,7 @@ class Job(_message.Message):
     TRACE_FIELD_NUMBER: _builtins.int
     AT_MOST_ONCE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
+    REDONE_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace of the run."""
     run_id: _builtins.str
@@ -89,6 +90,8 @@ class Job(_message.Message):
     """The step may start at most once: a drain reports a started attempt as LOST."""
     heartbeat_ms: _builtins.int
     """Step jobs: longest silence of an attempt in milliseconds; 0 means no limit."""
+    redone: _builtins.int
+    """Step jobs: number of the retry by which the step runs again although it had been done; part of its idempotency key. 0: none."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Step jobs: the encoded arguments; absent when over 64 KiB (GO brings them then)."""
@@ -115,10 +118,11 @@ class Job(_message.Message):
         trace: _common_pb2.TraceContext | None = ...,
         at_most_once: _builtins.bool = ...,
         heartbeat_ms: _builtins.int = ...,
+        redone: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "command_id", b"command_id", "dispatch_id", b"dispatch_id", "heartbeat_ms", b"heartbeat_ms", "incarnation", b"incarnation", "input", b"input", "input_omitted", b"input_omitted", "kind", b"kind", "name", b"name", "namespace", b"namespace", "pool", b"pool", "run_id", b"run_id", "timeout_ms", b"timeout_ms", "trace", b"trace", "try_number", b"try_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "command_id", b"command_id", "dispatch_id", b"dispatch_id", "heartbeat_ms", b"heartbeat_ms", "incarnation", b"incarnation", "input", b"input", "input_omitted", b"input_omitted", "kind", b"kind", "name", b"name", "namespace", b"namespace", "pool", b"pool", "redone", b"redone", "run_id", b"run_id", "timeout_ms", b"timeout_ms", "trace", b"trace", "try_number", b"try_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -126,6 +126,7 @@ class Run(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     TIMED_OUT_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace."""
     run_id: _builtins.str
@@ -164,6 +165,8 @@ class Run(_message.Message):
     """When its timeout is over (ms since 1970); 0: it has none, or its code was not asked yet."""
     timed_out: _builtins.bool
     """The timeout is over."""
+    retries: _builtins.int
+    """How often it was continued after it had closed."""
     @_builtins.property
     def result(self) -> _common_pb2.Payload:
         """Closed as completed: the encoded result."""
@@ -201,10 +204,11 @@ class Run(_message.Message):
         progress: _abc.Iterable[Global___StepProgress] | None = ...,
         deadline_ms: _builtins.int = ...,
         timed_out: _builtins.bool = ...,
+        retries: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "failure", b"failure", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "length", b"length", "namespace", b"namespace", "open_commands", b"open_commands", "part", b"part", "pool", b"pool", "progress", b"progress", "reason", b"reason", "result", b"result", "retrying", b"retrying", "run_id", b"run_id", "state", b"state", "status", b"status", "timed_out", b"timed_out", "trace_id", b"trace_id", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "failure", b"failure", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "length", b"length", "namespace", b"namespace", "open_commands", b"open_commands", "part", b"part", "pool", b"pool", "progress", b"progress", "reason", b"reason", "result", b"result", "retries", b"retries", "retrying", b"retrying", "run_id", b"run_id", "state", b"state", "status", b"status", "timed_out", b"timed_out", "trace_id", b"trace_id", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -685,6 +689,252 @@ class AcceptRunResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AcceptRunResponse: _TypeAlias = AcceptRunResponse  # noqa: Y015
+
+@_typing.final
+class RetryRunRequest(_message.Message):
+    """Lets a closed run go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    FROM_STEP_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace; "" means "default"."""
+    run_id: _builtins.str
+    """The run."""
+    request_id: _builtins.str
+    """Random; the same request continues it once."""
+    reason: _builtins.str
+    """Why; shown in the history."""
+    from_step: _builtins.str
+    """Name of a step, or which call of it ("0/validate#1"): it and everything recorded behind it run again. Empty: what failed does."""
+    @_builtins.property
+    def input(self) -> _common_pb2.Payload:
+        """Start over with these encoded arguments instead: nothing is kept."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        from_step: _builtins.str = ...,
+        input: _common_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_step", b"from_step", "input", b"input", "namespace", b"namespace", "reason", b"reason", "request_id", b"request_id", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryRunRequest: _TypeAlias = RetryRunRequest  # noqa: Y015
+
+@_typing.final
+class RetryRunResponse(_message.Message):
+    """Answer to RetryRun."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___Run:
+        """The run."""
+
+    def __init__(
+        self,
+        *,
+        run: Global___Run | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryRunResponse: _TypeAlias = RetryRunResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseStepRequest(_message.Message):
+    """Lets quarantined steps go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace; "" means "default"."""
+    run_id: _builtins.str
+    """The run."""
+    request_id: _builtins.str
+    """Random; the same request releases once."""
+    reason: _builtins.str
+    """Why; shown in the history."""
+    step: _builtins.str
+    """Name of the step, or which call of it ("0/validate#1"). Empty: all that are quarantined."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        step: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "reason", b"reason", "request_id", b"request_id", "run_id", b"run_id", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseStepRequest: _TypeAlias = ReleaseStepRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseStepResponse(_message.Message):
+    """Answer to ReleaseStep."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    COMMAND_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___Run:
+        """The run."""
+
+    @_builtins.property
+    def command_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Which calls go on."""
+
+    def __init__(
+        self,
+        *,
+        run: Global___Run | None = ...,
+        command_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_ids", b"command_ids", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseStepResponse: _TypeAlias = ReleaseStepResponse  # noqa: Y015
+
+@_typing.final
+class ListQuarantinedStepsRequest(_message.Message):
+    """Lists quarantined steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace; "" means "default"."""
+    page_size: _builtins.int
+    """At most this many: 50 by default, 1,000 at most."""
+    page_token: _builtins.str
+    """From the answer before; "" for the first page."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListQuarantinedStepsRequest: _TypeAlias = ListQuarantinedStepsRequest  # noqa: Y015
+
+@_typing.final
+class ListQuarantinedStepsResponse(_message.Message):
+    """One page of quarantined steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page; "" at the end."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___QuarantinedStep]:
+        """Those that wait longest first."""
+
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[Global___QuarantinedStep] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListQuarantinedStepsResponse: _TypeAlias = ListQuarantinedStepsResponse  # noqa: Y015
+
+@_typing.final
+class QuarantinedStep(_message.Message):
+    """A step that killed too many workers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    LOSSES_FIELD_NUMBER: _builtins.int
+    LAST_FAILURE_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    workflow: _builtins.str
+    """Its workflow."""
+    command_id: _builtins.str
+    """Which call of the run."""
+    name: _builtins.str
+    """Name of the step."""
+    pool: _builtins.str
+    """Pool whose workers run it."""
+    since_ms: _builtins.int
+    """Since when (ms since 1970)."""
+    losses: _builtins.int
+    """How many workers died of it."""
+    @_builtins.property
+    def last_failure(self) -> _common_pb2.Failure:
+        """What its last try raised, without its traceback; absent when none ended."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        workflow: _builtins.str = ...,
+        command_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        since_ms: _builtins.int = ...,
+        losses: _builtins.int = ...,
+        last_failure: _common_pb2.Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_failure", b"last_failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "last_failure", b"last_failure", "losses", b"losses", "name", b"name", "pool", b"pool", "run_id", b"run_id", "since_ms", b"since_ms", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuarantinedStep: _TypeAlias = QuarantinedStep  # noqa: Y015
 
 @_typing.final
 class GetHistoryRequest(_message.Message):

@@ -70,6 +70,21 @@ class RunServiceStub:
                 request_serializer=treadle_dot_v1_dot_run__service__pb2.AcceptRunRequest.SerializeToString,
                 response_deserializer=treadle_dot_v1_dot_run__service__pb2.AcceptRunResponse.FromString,
                 _registered_method=True)
+        self.RetryRun = channel.unary_unary(
+                '/treadle.v1.RunService/RetryRun',
+                request_serializer=treadle_dot_v1_dot_run__service__pb2.RetryRunRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_run__service__pb2.RetryRunResponse.FromString,
+                _registered_method=True)
+        self.ReleaseStep = channel.unary_unary(
+                '/treadle.v1.RunService/ReleaseStep',
+                request_serializer=treadle_dot_v1_dot_run__service__pb2.ReleaseStepRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_run__service__pb2.ReleaseStepResponse.FromString,
+                _registered_method=True)
+        self.ListQuarantinedSteps = channel.unary_unary(
+                '/treadle.v1.RunService/ListQuarantinedSteps',
+                request_serializer=treadle_dot_v1_dot_run__service__pb2.ListQuarantinedStepsRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_run__service__pb2.ListQuarantinedStepsResponse.FromString,
+                _registered_method=True)
         self.SignalRun = channel.unary_unary(
                 '/treadle.v1.RunService/SignalRun',
                 request_serializer=treadle_dot_v1_dot_run__service__pb2.SignalRunRequest.SerializeToString,
@@ -150,6 +165,27 @@ class RunServiceServicer:
 
     def AcceptRun(self, request, context):
         """Lets a run that needs attention go on with today's code.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryRun(self, request, context):
+        """Lets a closed run go on: from where it failed, from a step, or over again with another input. Idempotent by `request_id`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseStep(self, request, context):
+        """Lets quarantined steps of a run go on. Idempotent by `request_id`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListQuarantinedSteps(self, request, context):
+        """Lists quarantined steps, those that wait longest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -237,6 +273,21 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.AcceptRun,
                     request_deserializer=treadle_dot_v1_dot_run__service__pb2.AcceptRunRequest.FromString,
                     response_serializer=treadle_dot_v1_dot_run__service__pb2.AcceptRunResponse.SerializeToString,
+            ),
+            'RetryRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryRun,
+                    request_deserializer=treadle_dot_v1_dot_run__service__pb2.RetryRunRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_run__service__pb2.RetryRunResponse.SerializeToString,
+            ),
+            'ReleaseStep': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseStep,
+                    request_deserializer=treadle_dot_v1_dot_run__service__pb2.ReleaseStepRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_run__service__pb2.ReleaseStepResponse.SerializeToString,
+            ),
+            'ListQuarantinedSteps': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuarantinedSteps,
+                    request_deserializer=treadle_dot_v1_dot_run__service__pb2.ListQuarantinedStepsRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_run__service__pb2.ListQuarantinedStepsResponse.SerializeToString,
             ),
             'SignalRun': grpc.unary_unary_rpc_method_handler(
                     servicer.SignalRun,
@@ -459,6 +510,87 @@ class RunService:
             '/treadle.v1.RunService/AcceptRun',
             treadle_dot_v1_dot_run__service__pb2.AcceptRunRequest.SerializeToString,
             treadle_dot_v1_dot_run__service__pb2.AcceptRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.RunService/RetryRun',
+            treadle_dot_v1_dot_run__service__pb2.RetryRunRequest.SerializeToString,
+            treadle_dot_v1_dot_run__service__pb2.RetryRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseStep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.RunService/ReleaseStep',
+            treadle_dot_v1_dot_run__service__pb2.ReleaseStepRequest.SerializeToString,
+            treadle_dot_v1_dot_run__service__pb2.ReleaseStepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuarantinedSteps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.RunService/ListQuarantinedSteps',
+            treadle_dot_v1_dot_run__service__pb2.ListQuarantinedStepsRequest.SerializeToString,
+            treadle_dot_v1_dot_run__service__pb2.ListQuarantinedStepsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,12 @@ class RunServiceStub:
     """Ends a run without asking its code. Idempotent by `request_id`."""
     AcceptRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.AcceptRunRequest, _run_service_pb2.AcceptRunResponse]
     """Lets a run that needs attention go on with today's code."""
+    RetryRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_service_pb2.RetryRunResponse]
+    """Lets a closed run go on: from where it failed, from a step, or over again with another input. Idempotent by `request_id`."""
+    ReleaseStep: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ReleaseStepRequest, _run_service_pb2.ReleaseStepResponse]
+    """Lets quarantined steps of a run go on. Idempotent by `request_id`."""
+    ListQuarantinedSteps: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ListQuarantinedStepsRequest, _run_service_pb2.ListQuarantinedStepsResponse]
+    """Lists quarantined steps, those that wait longest first."""
     SignalRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]
     """Sends a signal: the run's code receives it by name. Acknowledged means recorded. Idempotent by `signal_id`."""
     AskRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.AskRunRequest, _run_service_pb2.AskRunResponse]
@@ -84,6 +90,12 @@ class RunServiceAsyncStub(RunServiceStub):
     """Ends a run without asking its code. Idempotent by `request_id`."""
     AcceptRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.AcceptRunRequest, _run_service_pb2.AcceptRunResponse]  # type: ignore[assignment]
     """Lets a run that needs attention go on with today's code."""
+    RetryRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.RetryRunRequest, _run_service_pb2.RetryRunResponse]  # type: ignore[assignment]
+    """Lets a closed run go on: from where it failed, from a step, or over again with another input. Idempotent by `request_id`."""
+    ReleaseStep: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ReleaseStepRequest, _run_service_pb2.ReleaseStepResponse]  # type: ignore[assignment]
+    """Lets quarantined steps of a run go on. Idempotent by `request_id`."""
+    ListQuarantinedSteps: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ListQuarantinedStepsRequest, _run_service_pb2.ListQuarantinedStepsResponse]  # type: ignore[assignment]
+    """Lists quarantined steps, those that wait longest first."""
     SignalRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.SignalRunRequest, _run_service_pb2.SignalRunResponse]  # type: ignore[assignment]
     """Sends a signal: the run's code receives it by name. Acknowledged means recorded. Idempotent by `signal_id`."""
     AskRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.AskRunRequest, _run_service_pb2.AskRunResponse]  # type: ignore[assignment]
@@ -160,6 +172,30 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.AcceptRunResponse, _abc.Awaitable[_run_service_pb2.AcceptRunResponse]]:
         """Lets a run that needs attention go on with today's code."""
+
+    @_abc_1.abstractmethod
+    def RetryRun(
+        self,
+        request: _run_service_pb2.RetryRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.RetryRunResponse, _abc.Awaitable[_run_service_pb2.RetryRunResponse]]:
+        """Lets a closed run go on: from where it failed, from a step, or over again with another input. Idempotent by `request_id`."""
+
+    @_abc_1.abstractmethod
+    def ReleaseStep(
+        self,
+        request: _run_service_pb2.ReleaseStepRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.ReleaseStepResponse, _abc.Awaitable[_run_service_pb2.ReleaseStepResponse]]:
+        """Lets quarantined steps of a run go on. Idempotent by `request_id`."""
+
+    @_abc_1.abstractmethod
+    def ListQuarantinedSteps(
+        self,
+        request: _run_service_pb2.ListQuarantinedStepsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.ListQuarantinedStepsResponse, _abc.Awaitable[_run_service_pb2.ListQuarantinedStepsResponse]]:
+        """Lists quarantined steps, those that wait longest first."""
 
     @_abc_1.abstractmethod
     def SignalRun(

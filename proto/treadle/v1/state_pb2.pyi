@@ -251,6 +251,9 @@ class RunHead(_message.Message):
     CLOSE_AT_MS_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
+    RETRIED_AT_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
+    UNDONE_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace."""
     run_id: _builtins.str
@@ -335,6 +338,12 @@ class RunHead(_message.Message):
     """The timeout is over: when the run is closed if its code has not ended by then (ms)."""
     timeout_ms: _builtins.int
     """The timeout (ms)."""
+    retried_at: _builtins.int
+    """Position of the last RunRetried; 0: it was never continued."""
+    retries: _builtins.int
+    """How often it was continued."""
+    undone: _builtins.bool
+    """Closed: a saga undid what had been done."""
     @_builtins.property
     def owner(self) -> Global___Holder:
         """`open`: the owner."""
@@ -415,10 +424,13 @@ class RunHead(_message.Message):
         close_at_ms: _builtins.int = ...,
         timeout_ms: _builtins.int = ...,
         schedule: _schedule_pb2.ScheduleRecord | None = ...,
+        retried_at: _builtins.int = ...,
+        retries: _builtins.int = ...,
+        undone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "owner", b"owner", "parent", b"parent", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "close_at_ms", b"close_at_ms", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "delete_at_ms", b"delete_at_ms", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "schedule", b"schedule", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "timed_out", b"timed_out", "timeout_known", b"timeout_known", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "close_at_ms", b"close_at_ms", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "delete_at_ms", b"delete_at_ms", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retried_at", b"retried_at", "retries", b"retries", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "schedule", b"schedule", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "timed_out", b"timed_out", "timeout_known", b"timeout_known", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "undone", b"undone", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -466,6 +478,10 @@ class CommandRow(_message.Message):
     QUEUE_DUE_MS_FIELD_NUMBER: _builtins.int
     ON_CANCEL_FIELD_NUMBER: _builtins.int
     TOTAL_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    TRIES_BEFORE_FIELD_NUMBER: _builtins.int
+    REDONE_FIELD_NUMBER: _builtins.int
+    RETRY_NUMBER_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The command."""
     state: Global___CommandState.ValueType
@@ -530,6 +546,12 @@ class CommandRow(_message.Message):
     """What happens to it when its caller is cancelled."""
     total_timeout_ms: _builtins.int
     """Longest duration of all tries together (ms)."""
+    tries_before: _builtins.int
+    """Tries, or attempts, that the step had before its run was continued; numbers go on from there."""
+    redone: _builtins.int
+    """Number of the retry by which the step runs again although it had been done; 0: none."""
+    retry_number: _builtins.int
+    """`child`: how often this run had been continued when it asked for the child."""
     @_builtins.property
     def holder(self) -> Global___Holder:
         """`held`: by whom."""
@@ -545,6 +567,10 @@ class CommandRow(_message.Message):
     @_builtins.property
     def progress(self) -> _common_pb2.Payload:
         """What an attempt said last of how far it is; the next one is given it."""
+
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Failures that counted for the policy as a whole, then for each of its rules. Empty without rules."""
 
     def __init__(
         self,
@@ -585,10 +611,14 @@ class CommandRow(_message.Message):
         queue_due_ms: _builtins.int = ...,
         on_cancel: _common_pb2.OnCancel.ValueType = ...,
         total_timeout_ms: _builtins.int = ...,
+        tries_before: _builtins.int = ...,
+        redone: _builtins.int = ...,
+        retry_number: _builtins.int = ...,
+        failures: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "last_failure", b"last_failure", "progress", b"progress", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "child_run_id", b"child_run_id", "command_id", b"command_id", "deadline_ms", b"deadline_ms", "digest", b"digest", "dispatch_id", b"dispatch_id", "due_ms", b"due_ms", "heard_ms", b"heard_ms", "heartbeat_ms", b"heartbeat_ms", "holder", b"holder", "input_bytes", b"input_bytes", "last_failure", b"last_failure", "local", b"local", "lost_count", b"lost_count", "name", b"name", "on_cancel", b"on_cancel", "on_parent_close", b"on_parent_close", "pool", b"pool", "progress", b"progress", "progress_ms", b"progress_ms", "progress_number", b"progress_number", "queue_due_ms", b"queue_due_ms", "queue_timeout_ms", b"queue_timeout_ms", "queued_ms", b"queued_ms", "retry", b"retry", "started_ms", b"started_ms", "state", b"state", "step_ms", b"step_ms", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "total_timeout_ms", b"total_timeout_ms", "try_number", b"try_number", "waiting_noted", b"waiting_noted", "watch_step_ms", b"watch_step_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "child_run_id", b"child_run_id", "command_id", b"command_id", "deadline_ms", b"deadline_ms", "digest", b"digest", "dispatch_id", b"dispatch_id", "due_ms", b"due_ms", "failures", b"failures", "heard_ms", b"heard_ms", "heartbeat_ms", b"heartbeat_ms", "holder", b"holder", "input_bytes", b"input_bytes", "last_failure", b"last_failure", "local", b"local", "lost_count", b"lost_count", "name", b"name", "on_cancel", b"on_cancel", "on_parent_close", b"on_parent_close", "pool", b"pool", "progress", b"progress", "progress_ms", b"progress_ms", "progress_number", b"progress_number", "queue_due_ms", b"queue_due_ms", "queue_timeout_ms", b"queue_timeout_ms", "queued_ms", b"queued_ms", "redone", b"redone", "retry", b"retry", "retry_number", b"retry_number", "started_ms", b"started_ms", "state", b"state", "step_ms", b"step_ms", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "total_timeout_ms", b"total_timeout_ms", "tries_before", b"tries_before", "try_number", b"try_number", "waiting_noted", b"waiting_noted", "watch_step_ms", b"watch_step_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -701,6 +731,8 @@ class StartChild(_message.Message):
     CALLER_FIELD_NUMBER: _builtins.int
     SAMPLED_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    TRIGGER_FIELD_NUMBER: _builtins.int
+    OVER_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Name of the workflow."""
     pool: _builtins.str
@@ -709,6 +741,10 @@ class StartChild(_message.Message):
     """False: no spans of this run are exported."""
     timeout_ms: _builtins.int
     """Longest duration of the child in milliseconds; 0 means no limit."""
+    trigger: _builtins.str
+    """What the run is told started it; empty: "child"."""
+    over: _builtins.bool
+    """A child that the parent asks for again: start it over, with this input, instead of continuing it."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Encoded arguments."""
@@ -731,10 +767,12 @@ class StartChild(_message.Message):
         caller: _common_pb2.TraceContext | None = ...,
         sampled: _builtins.bool = ...,
         timeout_ms: _builtins.int = ...,
+        trigger: _builtins.str = ...,
+        over: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "parent", b"parent", "pool", b"pool", "sampled", b"sampled", "timeout_ms", b"timeout_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "over", b"over", "parent", b"parent", "pool", b"pool", "sampled", b"sampled", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -576,12 +576,15 @@ class RunGrant(_message.Message):
     LENGTH_FIELD_NUMBER: _builtins.int
     ACCEPTED_UNTIL_FIELD_NUMBER: _builtins.int
     FROM_START_FIELD_NUMBER: _builtins.int
+    RETRIED_AT_FIELD_NUMBER: _builtins.int
     length: _builtins.int
     """Length of the history; missing events follow as news."""
     accepted_until: _builtins.int
     """Commands at or before this position need not be asked for again."""
     from_start: _builtins.bool
     """True: the events begin at position 1, whatever was asked for."""
+    retried_at: _builtins.int
+    """Position of the last RunRetried: up to there the history counts only in part; 0: there is none."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_history_pb2.HistoryEvent]:
         """Events behind the position that was asked for, in order; at most 200 or 1 MiB."""
@@ -593,10 +596,11 @@ class RunGrant(_message.Message):
         length: _builtins.int = ...,
         accepted_until: _builtins.int = ...,
         from_start: _builtins.bool = ...,
+        retried_at: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "events", b"events", "from_start", b"from_start", "length", b"length"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "events", b"events", "from_start", b"from_start", "length", b"length", "retried_at", b"retried_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -952,6 +956,7 @@ class ScheduleChild(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     ON_PARENT_CLOSE_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    OVER_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Its id."""
     workflow: _builtins.str
@@ -962,6 +967,8 @@ class ScheduleChild(_message.Message):
     """What becomes of it when this run closes."""
     timeout_ms: _builtins.int
     """Its longest duration (ms); 0 means no limit."""
+    over: _builtins.bool
+    """It was asked for before the run was continued, with another input, or has returned: start it over."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Encoded arguments."""
@@ -975,10 +982,11 @@ class ScheduleChild(_message.Message):
         input: _common_pb2.Payload | None = ...,
         on_parent_close: _common_pb2.OnParentClose.ValueType = ...,
         timeout_ms: _builtins.int = ...,
+        over: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "on_parent_close", b"on_parent_close", "pool", b"pool", "run_id", b"run_id", "timeout_ms", b"timeout_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "on_parent_close", b"on_parent_close", "over", b"over", "pool", b"pool", "run_id", b"run_id", "timeout_ms", b"timeout_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1058,6 +1066,8 @@ class ScheduleStep(_message.Message):
     TOTAL_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     QUEUE_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     ON_CANCEL_FIELD_NUMBER: _builtins.int
+    TRIES_BEFORE_FIELD_NUMBER: _builtins.int
+    REDONE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the step."""
     pool: _builtins.str
@@ -1074,6 +1084,10 @@ class ScheduleStep(_message.Message):
     """How long a try may wait for a worker (ms), counted from its dispatch; 0 means no limit."""
     on_cancel: _common_pb2.OnCancel.ValueType
     """What happens to it when its caller is cancelled."""
+    tries_before: _builtins.int
+    """Tries, or attempts, that it had before the run was continued."""
+    redone: _builtins.int
+    """Number of the retry by which it runs again although it had been done."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Encoded arguments."""
@@ -1095,10 +1109,12 @@ class ScheduleStep(_message.Message):
         total_timeout_ms: _builtins.int = ...,
         queue_timeout_ms: _builtins.int = ...,
         on_cancel: _common_pb2.OnCancel.ValueType = ...,
+        tries_before: _builtins.int = ...,
+        redone: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "heartbeat_ms", b"heartbeat_ms", "input", b"input", "name", b"name", "on_cancel", b"on_cancel", "pool", b"pool", "queue_timeout_ms", b"queue_timeout_ms", "retry", b"retry", "timeout_ms", b"timeout_ms", "total_timeout_ms", b"total_timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "heartbeat_ms", b"heartbeat_ms", "input", b"input", "name", b"name", "on_cancel", b"on_cancel", "pool", b"pool", "queue_timeout_ms", b"queue_timeout_ms", "redone", b"redone", "retry", b"retry", "timeout_ms", b"timeout_ms", "total_timeout_ms", b"total_timeout_ms", "tries_before", b"tries_before"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1158,22 +1174,26 @@ class StartLocalStep(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     TRY_NUMBER_FIELD_NUMBER: _builtins.int
     AT_MOST_ONCE_FIELD_NUMBER: _builtins.int
+    TRIES_BEFORE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the step."""
     try_number: _builtins.int
     """1 + recorded failures."""
     at_most_once: _builtins.bool
     """True: it may start at most once."""
+    tries_before: _builtins.int
+    """As in ScheduleStep."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         try_number: _builtins.int = ...,
         at_most_once: _builtins.bool = ...,
+        tries_before: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "name", b"name", "try_number", b"try_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "name", b"name", "tries_before", b"tries_before", "try_number", b"try_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1198,6 +1218,7 @@ class Checkpoint(_message.Message):
     ENDED_MS_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     TOTAL_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    TRIES_BEFORE_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The step."""
     digest: _builtins.int
@@ -1218,6 +1239,8 @@ class Checkpoint(_message.Message):
     """FAILED: when all tries together have taken too long (ms since 1970); 0 means no limit."""
     total_timeout_ms: _builtins.int
     """FAILED: longest duration of all tries together (ms)."""
+    tries_before: _builtins.int
+    """As in ScheduleStep."""
     @_builtins.property
     def result(self) -> _common_pb2.Payload:
         """COMPLETED: encoded result."""
@@ -1246,10 +1269,11 @@ class Checkpoint(_message.Message):
         ended_ms: _builtins.int = ...,
         deadline_ms: _builtins.int = ...,
         total_timeout_ms: _builtins.int = ...,
+        tries_before: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "result", b"result", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "deadline_ms", b"deadline_ms", "digest", b"digest", "duration_ms", b"duration_ms", "ended_ms", b"ended_ms", "failure", b"failure", "kind", b"kind", "name", b"name", "result", b"result", "retry", b"retry", "retry_after_ms", b"retry_after_ms", "total_timeout_ms", b"total_timeout_ms", "try_number", b"try_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "deadline_ms", b"deadline_ms", "digest", b"digest", "duration_ms", b"duration_ms", "ended_ms", b"ended_ms", "failure", b"failure", "kind", b"kind", "name", b"name", "result", b"result", "retry", b"retry", "retry_after_ms", b"retry_after_ms", "total_timeout_ms", b"total_timeout_ms", "tries_before", b"tries_before", "try_number", b"try_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1308,22 +1332,74 @@ class FailRun(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FAILURE_FIELD_NUMBER: _builtins.int
+    BECAUSE_FIELD_NUMBER: _builtins.int
+    BECAUSE_ALL_FIELD_NUMBER: _builtins.int
+    UNDONE_FIELD_NUMBER: _builtins.int
+    HOOK_FIELD_NUMBER: _builtins.int
+    because_all: _builtins.bool
+    """True: there were too many to name."""
+    undone: _builtins.bool
+    """True: a saga undid what had been done before."""
     @_builtins.property
     def failure(self) -> _common_pb2.Failure:
         """What it raised."""
+
+    @_builtins.property
+    def because(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Commands whose failures it was made of."""
+
+    @_builtins.property
+    def hook(self) -> Global___FailureHook:
+        """What handles the failure; absent when the workflow has no `on_failure`."""
 
     def __init__(
         self,
         *,
         failure: _common_pb2.Failure | None = ...,
+        because: _abc.Iterable[_builtins.str] | None = ...,
+        because_all: _builtins.bool = ...,
+        undone: _builtins.bool = ...,
+        hook: Global___FailureHook | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "hook", b"hook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["because", b"because", "because_all", b"because_all", "failure", b"failure", "hook", b"hook", "undone", b"undone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FailRun: _TypeAlias = FailRun  # noqa: Y015
+
+@_typing.final
+class FailureHook(_message.Message):
+    """What handles the failure of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    workflow: _builtins.str
+    """Its workflow."""
+    pool: _builtins.str
+    """Pool whose workers execute it."""
+    @_builtins.property
+    def input(self) -> _common_pb2.Payload:
+        """Encoded arguments."""
+
+    def __init__(
+        self,
+        *,
+        workflow: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        input: _common_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "pool", b"pool", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FailureHook: _TypeAlias = FailureHook  # noqa: Y015
 
 @_typing.final
 class CancelledRun(_message.Message):
@@ -1331,12 +1407,17 @@ class CancelledRun(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    UNDONE_FIELD_NUMBER: _builtins.int
+    undone: _builtins.bool
+    """True: a saga undid what had been done before."""
     def __init__(
         self,
+        *,
+        undone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["undone", b"undone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

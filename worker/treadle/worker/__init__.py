@@ -29,6 +29,7 @@ from treadle.protocol.retry import Retry
 from treadle.worker.child_runs import ChildRun, start_child
 from treadle.worker.continuation import continue_as_new
 from treadle.worker.current import StepInfo, now, random, sleep_until, step_info, uuid4
+from treadle.worker.hooks import FailedRun, RaisedError
 from treadle.worker.long_steps import heartbeat, last_progress, progress
 from treadle.worker.saga import Saga
 from treadle.worker.signals import Question, publish_state, receive, receive_question
@@ -64,6 +65,9 @@ __all__ = (
     "continue_as_new",
     "Saga",
     "Occurrence",
+    # in hooks
+    "FailedRun",
+    "RaisedError",
     # errors
     "TreadleError",
     "ConfigError",

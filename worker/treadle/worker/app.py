@@ -37,7 +37,10 @@ class Registry:
         for thing in things:
             if isinstance(thing, Workflow):
                 check_workflow(thing.name, thing.function)
+                known = thing.name in self.workflows
                 _put(self.workflows, thing, "workflow")
+                if thing.on_failure is not None and not known:
+                    self.add(thing.on_failure)
             elif isinstance(thing, Step):
                 _put(self.steps, thing, "step")
             else:

@@ -80,6 +80,7 @@ class Attempts:
             job.command_id,
             job.try_number,
             attempt.traceparent,
+            job.redone,
         )
 
         def ended(report: Report | None) -> None:
@@ -121,6 +122,7 @@ class Attempts:
             asked.command_id,
             asked.try_number,
             None,
+            asked.redone,
         )
 
         running: Running | None = None

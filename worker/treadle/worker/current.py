@@ -90,7 +90,7 @@ class StepInfo:
 class LazyInfo(StepInfo):
     """The same; what must be hashed is made when somebody asks for it, which most steps never do."""
 
-    __slots__ = ("_incarnation", "_traceparent")
+    __slots__ = ("_incarnation", "_redone", "_traceparent")
 
     def __init__(
         self,
@@ -102,6 +102,7 @@ class LazyInfo(StepInfo):
         command_id: str,
         try_number: int,
         traceparent: str | None,
+        redone: int = 0,
     ) -> None:
         """`traceparent`: None for a local step, whose span is made from the history later, under ids that are known now."""
         self.run_id = run_id
@@ -112,12 +113,13 @@ class LazyInfo(StepInfo):
         self.command_id = command_id
         self.try_number = try_number
         self._incarnation = incarnation
+        self._redone = redone
         self._traceparent = traceparent
         self.live = None
 
     @property
     def idempotency_key(self) -> str:  # type: ignore[override]
-        return idempotency_key(self.namespace, self.run_id, self._incarnation, self.command_id)
+        return idempotency_key(self.namespace, self.run_id, self._incarnation, self.command_id, self._redone)
 
     @property
     def made_here(self) -> bool:

@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import ParamSpec
 
 from treadle.protocol.errors import CompensationFailed
+from treadle.worker.current import current_execution
+from treadle.worker.loop.blame import mark_undone
 
 __all__ = ("Saga",)
 
@@ -61,5 +63,16 @@ class Saga:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, Exception | asyncio.CancelledError):
+            undoes = bool(self._undo)
             await self.compensate()
+            if undoes:
+                _remember(error)
         self._undo.clear()
+
+
+def _remember(error: BaseException) -> None:
+    """A run that ends by this error cannot simply go on where it failed: what is done was undone."""
+    mark_undone(error)
+    execution = current_execution()
+    if execution is not None and isinstance(error, asyncio.CancelledError):
+        execution.undone = True

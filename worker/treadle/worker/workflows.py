@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 from treadle.protocol.durations import Duration, positive_ms
 from treadle.protocol.errors import ConfigError, RunError
@@ -15,14 +15,17 @@ from treadle.protocol.signature import Signature
 from treadle.v1.common_pb2 import ON_PARENT_CLOSE_CANCEL
 from treadle.worker.current import current_execution
 from treadle.worker.fan_out import map_over
+from treadle.worker.hooks import hook_of
 from treadle.worker.schedules import Timing, declared
-from treadle.worker.steps import PLAIN_WORKFLOW, check_function_name, place_of
+from treadle.worker.steps import PLAIN_WORKFLOW, Step, check_function_name, place_of
 
 __all__ = ("Workflow", "workflow")
 
 P = ParamSpec("P")
 R = TypeVar("R")
 A = TypeVar("A")
+
+Hook: TypeAlias = "Workflow[..., Any] | Step[..., Any]"
 
 
 class Workflow(Generic[P, R]):
@@ -35,6 +38,7 @@ class Workflow(Generic[P, R]):
         pool: Pool whose workers execute its code.
         timeout_ms: Longest duration of a run in milliseconds; 0: no limit.
         schedule: When it is started by itself, as it goes over the wire; None: never.
+        on_failure: What is run when a run of it has failed.
     """
 
     __name__: str
@@ -48,6 +52,7 @@ class Workflow(Generic[P, R]):
         pool: str = "default",
         timeout: Duration | None = None,
         timing: Timing | None = None,
+        on_failure: Hook | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
@@ -59,6 +64,7 @@ class Workflow(Generic[P, R]):
         self.signature = Signature(function, what=f"workflow {self.name}")
         where = f"workflow {self.name} at {place_of(function)}"
         self.schedule = declared(where, self.signature, timing or Timing())
+        self.on_failure = None if on_failure is None else hook_of(self, on_failure)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Inside a workflow: run it as a child, with a history of its own, and return what it returns.
@@ -129,6 +135,7 @@ def workflow(
     overlap: Overlap | None = None,
     catch_up: Duration | None = None,
     jitter: Duration | None = None,
+    on_failure: Hook | None = None,
 ) -> _WorkflowDecorator: ...
 def workflow(
     function: Callable[..., Coroutine[Any, Any, Any]] | None = None,
@@ -143,6 +150,7 @@ def workflow(
     overlap: Overlap | None = None,
     catch_up: Duration | None = None,
     jitter: Duration | None = None,
+    on_failure: Hook | None = None,
 ) -> Any:
     """Make an async function a workflow: `@workflow` or `@workflow(name="import", pool="flows")`.
 
@@ -161,6 +169,7 @@ def workflow(
             "cancel", "terminate" or "allow".
         catch_up: What could not be started in so long, because no server was there, is missed. Default: "1m".
         jitter: Each run starts up to so much later, to spread load. Default: none.
+        on_failure: A step or workflow that is called once with a FailedRun after a run of it has failed. Default: none.
 
     Raises:
         ConfigError: A name, a hint or the timing is wrong, or it is not an `async def`.
@@ -168,6 +177,6 @@ def workflow(
     timing = Timing(cron=cron, tz=tz, every=every, overlap=overlap, catch_up=catch_up, jitter=jitter)
 
     def decorate(target: Callable[..., Coroutine[Any, Any, Any]]) -> Workflow[..., Any]:
-        return Workflow(target, name=name, pool=pool, timeout=timeout, timing=timing)
+        return Workflow(target, name=name, pool=pool, timeout=timeout, timing=timing, on_failure=on_failure)
 
     return decorate if function is None else decorate(function)

@@ -6,7 +6,7 @@ ISO date or time (UTC) or `never`. Empty lines and lines that begin with `#` are
 
     viewer          reads runs, pools and schedules
     client          starts, reads and cancels runs, also by triggering a schedule
-    operator        all of that, terminates, lets stopped runs go on, and creates and steers schedules
+    operator        all of that, terminates, lets stopped, closed and quarantined work go on, and creates and steers schedules
     worker:<pool>   is a worker of that pool, and nothing else
     admin           everything
 """
@@ -43,6 +43,7 @@ _READS: Final = frozenset(
         "/treadle.v1.RunService/GetHistory",
         "/treadle.v1.RunService/WatchRun",
         "/treadle.v1.RunService/GetState",
+        "/treadle.v1.RunService/ListQuarantinedSteps",
         _STREAM,  # each start on it needs the right to StartRun
         "/treadle.v1.ScheduleService/GetSchedule",
         "/treadle.v1.ScheduleService/ListSchedules",
@@ -54,7 +55,9 @@ _READS: Final = frozenset(
 _STARTS: Final = frozenset(
     f"/treadle.v1.RunService/{method}" for method in ("StartRun", "CancelRun", "SignalRun", "AskRun")
 ) | frozenset({"/treadle.v1.ScheduleService/TriggerSchedule"})
-_STEERS: Final = frozenset({"/treadle.v1.RunService/TerminateRun", "/treadle.v1.RunService/AcceptRun"}) | frozenset(
+_STEERS: Final = frozenset(
+    f"/treadle.v1.RunService/{method}" for method in ("TerminateRun", "AcceptRun", "RetryRun", "ReleaseStep")
+) | frozenset(
     f"/treadle.v1.ScheduleService/{method}Schedule"
     for method in ("Create", "Change", "Pause", "Resume", "Backfill", "Delete")
 )

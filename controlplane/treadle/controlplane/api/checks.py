@@ -95,6 +95,13 @@ def workflow_of(workflow: str) -> str:
     return workflow
 
 
+def step_of(step: str) -> str:
+    """Return the name of a step, or of one call of it."""
+    if not step or len(step) > _TEXT_LIMIT or not step.isprintable():
+        raise FieldInvalid(f"step {step[:40]!r}: give 1 to {_TEXT_LIMIT} printable characters", field="step")
+    return step
+
+
 def policy_of(request: StartRunRequest) -> ConflictPolicy.ValueType:
     """Return what to do when the id is taken; unset is REJECT."""
     policy = request.conflict_policy

@@ -14,6 +14,7 @@ from treadle.controlplane.api.errors import Context
 from treadle.controlplane.api.fleet import Fleet
 from treadle.controlplane.api.pages import page_size, read_token, write_token
 from treadle.controlplane.api.records import ListFilter, Records
+from treadle.controlplane.api.redrive import Redrives
 from treadle.controlplane.api.run_stream import RunStream
 from treadle.controlplane.api.signals import Signals
 from treadle.controlplane.api.starts import Engine, Starts, run_reply
@@ -69,6 +70,8 @@ class RunService(RunServiceServicer):
         self._records = Records(store, Fleet(store))
         self._starts = Starts(engine, Admission(store, outbox_max), max_payload_bytes, metrics or Metrics())
         self._signals = Signals(engine, self._records, hub, max_payload_bytes)
+        admission = self._starts.admission
+        self._redrives = Redrives(engine, store, self._records, admission, max_payload_bytes)
         self.ends = RunEnds(store, hub)
 
     async def run(self) -> None:
@@ -153,6 +156,20 @@ class RunService(RunServiceServicer):
         """See run_service.proto."""
         asked = requests.AcceptRun(checks.request_id_of(request.request_id), checks.reason_of(request.reason))
         return pb.AcceptRunResponse(run=await self._steer(request, asked))
+
+    async def RetryRun(self, request: pb.RetryRunRequest, context: Context) -> pb.RetryRunResponse:
+        """See run_service.proto."""
+        return await self._redrives.retry(request)
+
+    async def ReleaseStep(self, request: pb.ReleaseStepRequest, context: Context) -> pb.ReleaseStepResponse:
+        """See run_service.proto."""
+        return await self._redrives.release(request)
+
+    async def ListQuarantinedSteps(
+        self, request: pb.ListQuarantinedStepsRequest, context: Context
+    ) -> pb.ListQuarantinedStepsResponse:
+        """See run_service.proto."""
+        return await self._redrives.quarantined(request)
 
     async def SignalRun(self, request: pb.SignalRunRequest, context: Context) -> pb.SignalRunResponse:
         """See run_service.proto."""

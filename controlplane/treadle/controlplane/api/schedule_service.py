@@ -11,11 +11,11 @@ from treadle.controlplane.api.fleet import Fleet
 from treadle.controlplane.api.pages import Cursor, page_size, read_token, write_token
 from treadle.controlplane.api.starts import Engine
 from treadle.controlplane.machine import schedule_requests as requests
+from treadle.controlplane.machine.indexes import schedule_index
 from treadle.controlplane.machine.occurrences import check, upcoming
 from treadle.controlplane.machine.schedule_requests import ScheduleReply, ScheduleRequest
 from treadle.controlplane.machine.schedule_runs import INPUT_FIELD
 from treadle.controlplane.machine.schedules import PREFIX, record_of
-from treadle.controlplane.machine.view import schedule_index
 from treadle.controlplane.store.port import Store, Want
 from treadle.protocol.errors import FieldInvalid, NotFound, Refused
 from treadle.protocol.ids import SHARDS, RunKey

@@ -62,6 +62,7 @@ def show(
     run.length = head.length
     run.reason = reason_of(head, fleet, now_ms)
     run.retrying = head.retrying
+    run.retries = head.retries
     run.open_commands = head.open_commands
     run.cancel_requested = head.cancel_requested
     if head.deadline_ms:

@@ -8,7 +8,7 @@ A1 nothing starts without GO. A2 no holder without a lease. A5 the same claim ge
 
 from __future__ import annotations
 
-from treadle.protocol.retry import DEFAULT_POLICY, next_delay_ms
+from treadle.protocol.retry import DEFAULT_POLICY, next_delay_ms, rule_of
 from treadle.v1.common_pb2 import FAILURE_KIND_LOST, FAILURE_KIND_STEP_TIMED_OUT, FAILURE_KIND_TIMED_OUT, Failure
 from treadle.v1.history_pb2 import (
     AttemptFailed,
@@ -84,7 +84,10 @@ def schedule(view: RunView, command: Command) -> None:
         name=spec.name,
         digest=command.digest,
         pool=spec.pool,
-        try_number=1,
+        try_number=1 + spec.tries_before,
+        attempt=spec.tries_before,
+        tries_before=spec.tries_before,
+        redone=spec.redone,
         timeout_ms=spec.timeout_ms,
         retry=spec.retry if spec.HasField("retry") else DEFAULT_POLICY,
         at_most_once=spec.at_most_once,
@@ -302,7 +305,9 @@ def _apply(view: RunView, row: CommandRow, told: AttemptReport) -> None:
 
 def fail_try(view: RunView, row: CommandRow, failure: Failure, retry_after_ms: int = 0, duration_ms: int = 0) -> None:
     """A try failed: the next one after its backoff, or the step fails for good."""
-    delay = next_delay_ms(row.retry, try_number=row.try_number, failure=failure, share=view.env.share())
+    rule = rule_of(row.retry, failure)
+    count = _count_failure(row, rule)
+    delay = next_delay_ms(row.retry, try_number=count, failure=failure, share=view.env.share(), rule=rule)
     if failure.kind == FAILURE_KIND_STEP_TIMED_OUT:
         settle_failed(view, row, deadlines.total_timed_out(row), duration_ms)
         return
@@ -328,7 +333,7 @@ def fail_try(view: RunView, row: CommandRow, failure: Failure, retry_after_ms: i
             duration_ms=duration_ms,
         )
     )
-    if row.try_number == 1:
+    if row.try_number == 1 + row.tries_before:
         view.head.retrying += 1
     row.try_number += 1
     row.state = COMMAND_STATE_BACKOFF
@@ -336,6 +341,15 @@ def fail_try(view: RunView, row: CommandRow, failure: Failure, retry_after_ms: i
     row.due_ms = retry_at
     row.last_failure.CopyFrom(Failure(kind=failure.kind, type=failure.type, message=failure.message))
     view.put(row)
+
+
+def _count_failure(row: CommandRow, rule: int) -> int:
+    """Return how many failures count under the rule, this one included."""
+    if not row.retry.rules:
+        return row.try_number - row.tries_before
+    row.failures.extend([0] * (rule + 1 - len(row.failures)))
+    row.failures[rule] += 1
+    return row.failures[rule]
 
 
 def settle_failed(view: RunView, row: CommandRow, failure: Failure, duration_ms: int = 0) -> None:
@@ -379,6 +393,7 @@ def time_out(view: RunView, row: CommandRow) -> None:
         kind=FAILURE_KIND_TIMED_OUT,
         type="TimedOut",
         message=f"step {row.name!r} ran longer than {row.timeout_ms / 1000:g} s and its worker did not report",
+        bases=["TimeoutError"],
     )
     fail_try(view, row, failure)
 

@@ -8,7 +8,7 @@ stopped once.
 from __future__ import annotations
 
 from treadle.protocol.errors import RequestError, RunClosed, RunIdConflict
-from treadle.protocol.ids import RunKey
+from treadle.protocol.ids import RunKey, retried_path
 from treadle.v1.common_pb2 import (
     FAILURE_KIND_CANCELLED,
     FAILURE_KIND_ID_TAKEN,
@@ -19,7 +19,7 @@ from treadle.v1.common_pb2 import (
     ParentRun,
 )
 from treadle.v1.history_pb2 import ChildCancelRequested, ChildCompleted, ChildFailed, ChildScheduled, HistoryEvent
-from treadle.v1.run_service_pb2 import CONFLICT_POLICY_REJECT
+from treadle.v1.run_service_pb2 import CONFLICT_POLICY_REJECT, CONFLICT_POLICY_USE_EXISTING
 from treadle.v1.state_pb2 import (
     COMMAND_STATE_CHILD,
     RUN_OUTCOME_CANCELLED,
@@ -45,7 +45,7 @@ __all__ = ("applied", "cancel", "closed", "ended", "is_child_of", "leave", "refu
 def schedule(view: RunView, command: Command) -> None:
     """The code starts a child: its row, its event, and the letter that starts it."""
     spec = command.schedule_child
-    parent = ParentRun(run_id=view.run.run_id, incarnation=view.head.incarnation, command_id=command.command_id)
+    parent = _parent(view, command.command_id, view.head.retries)
     view.put(
         CommandRow(
             command_id=command.command_id,
@@ -55,6 +55,7 @@ def schedule(view: RunView, command: Command) -> None:
             pool=spec.pool,
             child_run_id=spec.run_id,
             on_parent_close=spec.on_parent_close,
+            retry_number=view.head.retries,
         )
     )
     view.event(
@@ -75,9 +76,10 @@ def schedule(view: RunView, command: Command) -> None:
             pool=spec.pool,
             input=spec.input,
             parent=parent,
-            caller=view.trace(f"child/{command.command_id}"),
+            caller=view.trace(retried_path(f"child/{command.command_id}", view.head.retries)),
             sampled=view.head.sampled,
             timeout_ms=spec.timeout_ms,
+            over=spec.over,
         ),
     )
 
@@ -98,7 +100,7 @@ def ended(view: RunView, request: ChildEnded) -> None:
     if not view.exists or view.over or view.head.incarnation != told.parent.incarnation:
         return
     row = view.row(told.parent.command_id)
-    if row is None or row.state != COMMAND_STATE_CHILD:
+    if row is None or row.state != COMMAND_STATE_CHILD or row.retry_number != told.parent.retry:
         return
     if told.outcome == RUN_OUTCOME_COMPLETED:
         view.event(child_completed=ChildCompleted(command_id=row.command_id, result=told.result))
@@ -115,8 +117,12 @@ def leave(view: RunView, row: CommandRow) -> None:
 
 
 def _stop(view: RunView, row: CommandRow, *, terminate: bool, reason: str) -> None:
-    parent = ParentRun(run_id=view.run.run_id, incarnation=view.head.incarnation, command_id=row.command_id)
+    parent = _parent(view, row.command_id, row.retry_number)
     view.post(row.child_run_id, stop_child=StopChild(parent=parent, terminate=terminate, reason=reason))
+
+
+def _parent(view: RunView, command_id: str, retry: int) -> ParentRun:
+    return ParentRun(run_id=view.run.run_id, incarnation=view.head.incarnation, command_id=command_id, retry=retry)
 
 
 # --- the child -----------------------------------------------------------------------------------------------------------
@@ -164,17 +170,19 @@ def request_of(letter: Letter) -> tuple[RunKey, Request]:
 
 
 def _start(letter_id: str, spec: StartChild) -> StartRun:
+    is_child = spec.HasField("parent")
     return StartRun(
         workflow=spec.workflow,
         pool=spec.pool,
         input=spec.input,
         request_id=letter_id,
-        policy=CONFLICT_POLICY_REJECT,
+        policy=CONFLICT_POLICY_REJECT if is_child else CONFLICT_POLICY_USE_EXISTING,
         caller=spec.caller,
-        trigger="child",
+        trigger=spec.trigger or "child",
         sampled=spec.sampled,
-        parent=spec.parent,
+        parent=spec.parent if is_child else None,
         timeout_ms=spec.timeout_ms,
+        over=spec.over,
     )
 
 

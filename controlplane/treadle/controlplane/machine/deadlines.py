@@ -36,6 +36,7 @@ from .view import RunView
 
 __all__ = (
     "announced",
+    "begin_again",
     "bound",
     "end_run",
     "expired",
@@ -144,6 +145,12 @@ def announced(head: RunHead, timeout_ms: int) -> None:
         head.deadline_ms = head.created_ms + timeout_ms
 
 
+def begin_again(head: RunHead, now_ms: int) -> None:
+    """A closed run goes on: its limit counts from now."""
+    head.deadline_ms = now_ms + head.timeout_ms if head.timeout_ms else 0
+    head.close_at_ms, head.timed_out = 0, False
+
+
 def run_is_due(head: RunHead, now_ms: int) -> bool:
     """Whether an open run has come to its limit, or to the end of the time it has for cleaning up."""
     if not head.deadline_ms or head.state in _OVER:
@@ -172,9 +179,10 @@ def fire_run(view: RunView) -> bool:
     return True
 
 
-def end_run(view: RunView, unread: list[str]) -> None:
+def end_run(view: RunView, unread: list[str], *, undone: bool) -> None:
     """The code ended by the cancellation that its limit raised."""
-    view.event(run_failed=RunFailed(failure=_failure(view.head), unread=unread))
+    view.event(run_failed=RunFailed(failure=_failure(view.head), unread=unread, undone=undone))
+    view.head.undone = undone
     runs.close(view, RUN_OUTCOME_FAILED)
 
 

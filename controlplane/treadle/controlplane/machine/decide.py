@@ -16,7 +16,20 @@ from treadle.v1.worker_service_pb2 import (
     ReportAnswer,
 )
 
-from . import attempts, children, leases, owners, progress, runs, schedule_runs, schedules, signals, timers
+from . import (
+    attempts,
+    children,
+    leases,
+    owners,
+    progress,
+    quarantine,
+    redrive,
+    runs,
+    schedule_runs,
+    schedules,
+    signals,
+    timers,
+)
 from .env import Env
 from .requests import (
     AcceptRun,
@@ -29,9 +42,11 @@ from .requests import (
     FireTimer,
     Progressed,
     Registered,
+    ReleaseSteps,
     Reply,
     Reported,
     Request,
+    RetryRun,
     RunReply,
     SignalRun,
     StartRun,
@@ -72,6 +87,8 @@ def want(run: RunKey, requests: Sequence[Request]) -> Want:
             fields[f"c:{request.command_id}"] = fields[f"i:{request.command_id}"] = None
         elif isinstance(request, Progressed):
             fields[f"c:{request.progress.command_id}"] = None
+        elif isinstance(request, ReleaseSteps):
+            fields |= dict.fromkeys(f"{kind}:{c}" for c in request.command_ids for kind in "ci")
         elif isinstance(request, SignalRun):
             fields[signals.seen_field(request.signal_id)] = None
         elif isinstance(request, ChildEnded):
@@ -132,6 +149,8 @@ def _one(view: RunView, request: Request) -> Reply:
         case Progressed():
             return progress.said(view, request)
         case StartRun():
+            if request.parent is not None and request.parent.retry:
+                return redrive.start_child_again(view, request)
             return runs.start(view, request)
         case FireTimer():
             timers.fire(view, request)
@@ -145,6 +164,10 @@ def _one(view: RunView, request: Request) -> Reply:
             return runs.terminate(view, request)
         case AcceptRun():
             return runs.accept(view, request)
+        case RetryRun():
+            return redrive.retry(view, request)
+        case ReleaseSteps():
+            return quarantine.release(view, request)
         case SignalRun():
             return signals.receive(view, request)
         case ChildEnded():

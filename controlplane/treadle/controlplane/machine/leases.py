@@ -11,20 +11,19 @@ from typing import Literal, NamedTuple
 
 from treadle.controlplane.store.port import WorkerView
 from treadle.v1.common_pb2 import FAILURE_KIND_LOST, Failure
-from treadle.v1.history_pb2 import AttemptLost, RunOwnerLost, StepQuarantined
+from treadle.v1.history_pb2 import AttemptLost, RunOwnerLost
 from treadle.v1.state_pb2 import (
     COMMAND_STATE_HELD,
-    COMMAND_STATE_QUARANTINED,
     RUN_STATE_OPEN,
     CommandRow,
     Holder,
 )
 
-from . import attempts, deadlines, progress, runs
+from . import attempts, deadlines, progress, quarantine, runs
 from .env import Settings
 from .owners import lost_locals
 from .requests import CheckLease
-from .view import HOUR_MS, RunView
+from .view import RunView
 
 __all__ = ("Loss", "check", "judge")
 
@@ -126,12 +125,7 @@ def _lose_step(view: RunView, row: CommandRow, loss: Loss) -> None:
         )
     )
     if row.lost_count >= view.env.settings.max_lost:
-        row.state = COMMAND_STATE_QUARANTINED
-        row.ClearField("holder")
-        row.due_ms = view.now + HOUR_MS
-        deadlines.bound(row)
-        view.put(row)
-        view.event(step_quarantined=StepQuarantined(command_id=row.command_id, losses=row.lost_count))
+        quarantine.set_aside(view, row)
     else:
         attempts.dispatch(view, row)
 

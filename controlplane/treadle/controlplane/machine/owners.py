@@ -12,10 +12,8 @@ from treadle.v1.common_pb2 import FAILURE_KIND_LOST, Failure
 from treadle.v1.history_pb2 import (
     AttemptStarted,
     HistoryEvent,
-    RunCancelled,
     RunCompleted,
     RunDiverged,
-    RunFailed,
     StepCompleted,
     TimerCancelled,
     TimerStarted,
@@ -24,9 +22,7 @@ from treadle.v1.state_pb2 import (
     COMMAND_STATE_CHILD,
     COMMAND_STATE_HELD,
     COMMAND_STATE_TIMER,
-    RUN_OUTCOME_CANCELLED,
     RUN_OUTCOME_COMPLETED,
-    RUN_OUTCOME_FAILED,
     RUN_STATE_NEEDS_ATTENTION,
     RUN_STATE_OPEN,
     CommandRow,
@@ -48,7 +44,7 @@ from treadle.v1.worker_service_pb2 import (
     OwnerRequest,
 )
 
-from . import attempts, children, continuation, deadlines, runs, signals
+from . import attempts, children, continuation, deadlines, failures, runs, signals
 from .requests import Asked
 from .view import RunView
 
@@ -215,7 +211,8 @@ def _start_local(view: RunView, command: Command) -> None:
     )
     row.state = COMMAND_STATE_HELD
     row.try_number = spec.try_number
-    row.attempt += 1
+    row.tries_before = spec.tries_before
+    row.attempt = max(row.attempt, spec.tries_before) + 1
     row.at_most_once = spec.at_most_once
     row.due_ms = 0
     view.put(row)
@@ -246,6 +243,7 @@ def _checkpoint(view: RunView, told: Checkpoint) -> None:
     if row is None:
         row = CommandRow(command_id=told.command_id, local=True, name=told.name, digest=told.digest)
         row.state = COMMAND_STATE_HELD
+        row.tries_before = told.tries_before
     if row.attempt < told.try_number:
         row.attempt = told.try_number
     row.try_number = max(row.try_number, told.try_number)
@@ -312,13 +310,11 @@ def _last_word(view: RunView, ask: OwnerRequest, length: int) -> Answer.ValueTyp
         )
         runs.close(view, RUN_OUTCOME_COMPLETED)
     elif final == "fail":
-        view.event(run_failed=RunFailed(failure=ask.fail.failure, unread=ask.unread))
-        runs.close(view, RUN_OUTCOME_FAILED)
+        failures.failed(view, ask)
     elif final == "cancelled" and head.timed_out:
-        deadlines.end_run(view, list(ask.unread))
+        deadlines.end_run(view, list(ask.unread), undone=ask.cancelled.undone)
     elif final == "cancelled":
-        view.event(run_cancelled=RunCancelled(reason=head.cancel_reason, unread=ask.unread))
-        runs.close(view, RUN_OUTCOME_CANCELLED)
+        failures.cancelled(view, ask)
     elif final == "continue_run":
         continuation.ask(view, ask.continue_run)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from treadle.controlplane.store.port import Change, WorkerView
@@ -39,9 +40,11 @@ __all__ = (
     "Progressed",
     "PushedGrant",
     "Registered",
+    "ReleaseSteps",
     "Reply",
     "Reported",
     "Request",
+    "RetryRun",
     "RunReply",
     "SignalRun",
     "StartRun",
@@ -65,6 +68,8 @@ class StartRun:
     parent: ParentRun | None = None
     timeout_ms: int = 0
     occurrence: Occurrence | None = None
+    over: bool = False
+    retry_of: int = 0
 
 
 @dataclass(slots=True)
@@ -163,6 +168,42 @@ class AcceptRun:
 
 
 @dataclass(slots=True)
+class RetryRun:
+    """Somebody lets a closed run go on. Reply: RunReply.
+
+    Attributes:
+        request_id, reason: As for the others.
+        from_position: What was first recorded there or behind runs again; 0: what failed does.
+        step: The command there.
+        length: How long the history was when the position was looked up; 0: it was not.
+        input: Start over with these arguments instead.
+    """
+
+    request_id: str
+    reason: str
+    from_position: int = 0
+    step: str = ""
+    length: int = 0
+    input: Payload | None = None
+
+
+@dataclass(slots=True)
+class ReleaseSteps:
+    """Somebody lets quarantined steps go on. Reply: RunReply.
+
+    Attributes:
+        request_id, reason: As for the others.
+        step: What was asked for, for the refusal; "": all.
+        command_ids: Those that were found to be quarantined.
+    """
+
+    request_id: str
+    reason: str
+    step: str
+    command_ids: Sequence[str]
+
+
+@dataclass(slots=True)
 class SignalRun:
     """Somebody sends the run a signal, or (`asks`) a question. Reply: RunReply."""
 
@@ -201,6 +242,8 @@ Request = (
     | CancelRun
     | TerminateRun
     | AcceptRun
+    | RetryRun
+    | ReleaseSteps
     | SignalRun
     | ChildEnded
     | StopRun

@@ -60,11 +60,13 @@ from .view import RunView
 
 __all__ = (
     "accept",
+    "begin",
     "cancel",
     "claim_run",
     "close",
     "delete",
     "halt",
+    "note_request",
     "park",
     "refuse",
     "release",
@@ -80,7 +82,7 @@ _REQUEST_IDS = 16
 """`request_id`s kept on a run's head."""
 
 
-def _note_request(view: RunView, request_id: str) -> None:
+def note_request(view: RunView, request_id: str) -> None:
     """Note a mutating call, so that it is applied once. The first is the start: it stays, however many follow."""
     ids = view.head.request_ids
     ids.append(request_id)
@@ -100,9 +102,14 @@ def start(view: RunView, request: StartRun) -> RunReply | RequestError:
         refusal = _conflict(view, request)
         if refusal is not None:
             return refusal
+    begin(view, request)
+    return RunReply(view.head, started=True)
+
+
+def begin(view: RunView, request: StartRun) -> None:
+    """Make the run, in the place of the one that has the id, and ask for an owner."""
     _create(view, request)
     wake(view)
-    return RunReply(view.head, started=True)
 
 
 def _conflict(view: RunView, request: StartRun) -> RunReply | RequestError | None:
@@ -153,6 +160,7 @@ def _create(view: RunView, request: StartRun) -> None:
             timeout_ms=request.timeout_ms,
             parent=request.parent if request.occurrence is None else None,
             occurrence=request.occurrence,
+            retry_of=request.retry_of,
         )
     )
 
@@ -186,10 +194,17 @@ def _push(view: RunView, credit: Credit, grant: Grant, after: int) -> None:
     parked = view.parked_event()
     if parked is not None and after and first_new == after + 2:
         events, first_new = [parked, *events], first_new - 1  # so that nothing needs to be read
-    grant.run.CopyFrom(RunGrant(length=head.length, accepted_until=head.accepted_until, from_start=after == 0))
+    grant.run.CopyFrom(_run_grant(view, from_start=after == 0))
     if first_new == after + 1:
         grant.run.events.extend(events)
     view.decision.grants.append(PushedGrant(credit, grant, after))
+
+
+def _run_grant(view: RunView, *, from_start: bool) -> RunGrant:
+    head = view.head
+    return RunGrant(
+        length=head.length, accepted_until=head.accepted_until, from_start=from_start, retried_at=head.retried_at
+    )
 
 
 def _open(view: RunView, worker_id: str, claim_id: int, sent_ms: int, replica_id: str) -> Grant:
@@ -248,7 +263,7 @@ def claim_run(view: RunView, request: Claimed) -> ClaimVerdict:
         view.dirty = True
         grant = _grant(view)
     fits = _cache_fits(view, request)
-    grant.run.CopyFrom(RunGrant(length=head.length, accepted_until=head.accepted_until, from_start=not fits))
+    grant.run.CopyFrom(_run_grant(view, from_start=not fits))
     if fits or not item.after_position:
         grant.run.events.extend(_known(view, item.after_position if fits else 0))
     return ClaimVerdict(claim_id=item.claim_id, verdict=VERDICT_GO, grant=grant)
@@ -256,7 +271,7 @@ def claim_run(view: RunView, request: Claimed) -> ClaimVerdict:
 
 def _cache_fits(view: RunView, request: Claimed) -> bool:
     item = request.item
-    if not item.after_position or view.loaded.event is None:
+    if not item.after_position or item.after_position < view.head.retried_at or view.loaded.event is None:
         return False
     return HistoryEvent.FromString(view.loaded.event).revision == item.after_revision
 
@@ -333,7 +348,7 @@ def cancel(view: RunView, request: CancelRun) -> RunReply | RequestError:
     refusal = refuse(view)
     if refusal is not None:
         return refusal
-    _note_request(view, request.request_id)
+    note_request(view, request.request_id)
     view.dirty = True
     if not view.head.cancel_requested:
         view.head.cancel_requested = True
@@ -349,7 +364,7 @@ def terminate(view: RunView, request: TerminateRun) -> RunReply | RequestError:
     refusal = refuse(view)
     if refusal is not None:
         return refusal
-    _note_request(view, request.request_id)
+    note_request(view, request.request_id)
     view.event(run_terminated=RunTerminated(reason=request.reason))
     close(view, RUN_OUTCOME_TERMINATED)
     return RunReply(view.head)
@@ -380,7 +395,7 @@ def accept(view: RunView, request: AcceptRun) -> RunReply | RequestError:
             reason="NOT_STOPPED",
             remedy="nothing to accept",
         )
-    _note_request(view, request.request_id)
+    note_request(view, request.request_id)
     head.accepted_until = head.length
     head.attention = ""
     head.losses = 0

@@ -28,6 +28,7 @@ from treadle.v1.run_service_pb2 import (
     RunStatus,
 )
 from treadle.v1.state_pb2 import (
+    COMMAND_STATE_QUARANTINED,
     RUN_OUTCOME_CANCELLED,
     RUN_OUTCOME_COMPLETED,
     RUN_OUTCOME_FAILED,
@@ -47,18 +48,10 @@ from treadle.v1.state_pb2 import (
 )
 
 from .env import Env
+from .indexes import attention_index, quarantine_index, schedule_index, waiting_index, waiting_member
 from .requests import CancelOrder, Decision, entry
 
-__all__ = (
-    "HOUR_MS",
-    "RunView",
-    "attention_index",
-    "first_of",
-    "schedule_index",
-    "status_of",
-    "waiting_index",
-    "waiting_member",
-)
+__all__ = ("HOUR_MS", "RunView", "first_of", "status_of")
 
 HOUR_MS = 3_600_000
 """How often what stands still is looked at."""
@@ -108,26 +101,6 @@ def status_of(head: RunHead) -> RunStatus.ValueType:
 def first_of(head: RunHead) -> int:
     """Return the incarnation by which clients know a run: that of its first part, if it continues as new."""
     return head.first_incarnation or head.incarnation
-
-
-def waiting_index(namespace: str, pool: str, name: str) -> str:
-    """Return the index of what waits for a worker of `pool` with `name`."""
-    return f"n:{namespace}:{pool}:{name}"
-
-
-def waiting_member(run_id: str, command_id: str) -> str:
-    """Return the member of that index: a run ("" as command id) or a step."""
-    return f"{run_id}\x1f{command_id}"
-
-
-def attention_index(namespace: str, workflow: str) -> str:
-    """Return the index of runs that need attention, so that fitting code wakes them."""
-    return f"a:{namespace}:{workflow}"
-
-
-def schedule_index(namespace: str) -> str:
-    """Return the index of schedules, by when they were created."""
-    return f"o:{namespace}"
 
 
 def _indexes(head: RunHead) -> list[str]:
@@ -292,7 +265,7 @@ class RunView:
         self._unwait(row)
         if row.progress_number and row.command_id in self.head.progressing:
             self.head.progressing.remove(row.command_id)
-        if row.try_number > 1:
+        if row.try_number > 1 + row.tries_before:
             self.head.retrying = max(0, self.head.retrying - 1)
         self.head.open_commands = max(0, self.head.open_commands - 1)
         self._rows[row.command_id] = None
@@ -329,6 +302,7 @@ class RunView:
             trace=self.anchor(),
             at_most_once=row.at_most_once,
             heartbeat_ms=row.heartbeat_ms,
+            redone=row.redone,
         )
         if row.input_bytes <= INLINE_INPUT_BYTES:
             job.input.CopyFrom(self.input_of(row.command_id))
@@ -388,12 +362,19 @@ class RunView:
         """It waits no longer."""
         self._waits[self._waiting(pool, name, command_id)] = None
 
+    def set_quarantined(self, command_id: str, on: bool) -> None:
+        """The step is listed as one that killed too many workers, or is not any more."""
+        member = quarantine_index(self.run.namespace), waiting_member(self.run.run_id, command_id)
+        self._waits[member] = self.now if on else None
+
     def _waiting(self, pool: str, name: str, command_id: str) -> tuple[str, str]:
         return waiting_index(self.run.namespace, pool, name), waiting_member(self.run.run_id, command_id)
 
     def _unwait(self, row: CommandRow) -> None:
         if row.waiting_noted:
             self.name_found(row.pool, row.name, row.command_id)
+        if row.state == COMMAND_STATE_QUARANTINED:
+            self.set_quarantined(row.command_id, False)
 
     # --- the commit ----------------------------------------------------------------------------------------------
     def head_due(self) -> int:

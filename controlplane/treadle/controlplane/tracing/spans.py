@@ -1,7 +1,7 @@
 """Committed history in, finished spans out. Pure: the same events give the same spans, in whatever pages they come.
 
     run {workflow}        path "anchor", root of the trace, an instant: written at the start so that nothing is an orphan
-    execute {workflow}    path "run", from start to close
+    execute {workflow}    path "run", from start to close; "run~1" when it was continued after that
     step {name}           path "step/<command id>/<attempt>", one an attempt, from publication to what ended it
     sleep                 path "timer/<command id>"
     signal {name}         path "signal/<signal id>", an instant
@@ -36,6 +36,7 @@ from treadle.controlplane.tracing.span_data import (
     exception_event,
 )
 from treadle.controlplane.tracing.state import OpenChild, OpenQuestion, OpenStep, OpenTimer, ProjectionState, Summary
+from treadle.protocol.ids import retried_path
 from treadle.v1.common_pb2 import (
     FAILURE_KIND_CANCELLED,
     FAILURE_KIND_HEARTBEAT_MISSED,
@@ -109,12 +110,12 @@ class _Fold:
         self._now = event.time_ms
         kind = event.WhichOneof("kind") or ""
         rule = _RULES.get(kind)
-        if rule is not None and not state.closed:
+        if rule is not None and (not state.closed or kind == "run_retried"):
             rule(self, getattr(event, kind))
 
     # --- the run -----------------------------------------------------------------------------------------------------
     def _run_started(self, body: Any) -> None:
-        self.state.workflow, self.state.started_ms = body.workflow, self._now
+        self.state.workflow, self.state.started_ms, self.state.begun_ms = body.workflow, self._now, self._now
         link = caller_link(body.caller, {a.LINK_TYPE: "continues" if body.part else "started_by"})
         self._span(
             "anchor",
@@ -151,9 +152,19 @@ class _Fold:
             values[a.DROPPED] = state.dropped
         status: Status = "ok" if outcome in ("success", "continued") else "error" if failure is not None else "unset"
         name = f"execute {state.workflow}"
-        self._span("run", name, state.started_ms, values, failure=failure, status=status, reserved=0)
+        self._span(self._path("run"), name, state.begun_ms, values, failure=failure, status=status, reserved=0)
         state.steps, state.timers = {}, {}
         state.closed = True
+
+    def _run_retried(self, body: Any) -> None:
+        """The run goes on: what it opens again has spans of its own."""
+        state = self.state
+        state.closed, state.retries, state.begun_ms = False, body.number, self._now
+        state.summaries = {}
+        state.names = {name: count for name, count in state.names.items() if count <= SPANS_A_NAME}
+
+    def _path(self, path: str) -> str:
+        return retried_path(path, self.state.retries)
 
     # --- steps -------------------------------------------------------------------------------------------------------
     def _step_scheduled(self, body: Any) -> None:
@@ -336,7 +347,7 @@ class _Fold:
         }
         for outcome, count in sorted(summary.outcomes.items()):
             values[f"{a.FANOUT_ATTEMPTS}.{outcome}"] = count
-        path = f"summary/{name}"
+        path = self._path(f"summary/{name}")
         self._span(path, f"step {name}", summary.start_ms, values, end_ms=summary.end_ms, reserved=1)
 
     # --- timers ------------------------------------------------------------------------------------------------------
@@ -352,7 +363,7 @@ class _Fold:
                 a.TIMER_FIRE_AT: timer.fire_at_ms,
                 a.WAIT_OUTCOME: outcome,
             }
-            self._span(f"timer/{command_id}", "sleep", timer.started_ms, values)
+            self._span(self._path(f"timer/{command_id}"), "sleep", timer.started_ms, values)
 
     # --- children ----------------------------------------------------------------------------------------------------
     def _child_scheduled(self, body: Any) -> None:
@@ -368,7 +379,7 @@ class _Fold:
                 a.WAIT_OUTCOME: outcome,
             }
             self._span(
-                f"child/{command_id}",
+                self._path(f"child/{command_id}"),
                 f"child {child.workflow}",
                 child.started_ms,
                 values,
@@ -449,6 +460,7 @@ _RULES: Final[dict[str, Callable[[_Fold, Any], None]]] = {
     "run_completed": lambda fold, body: fold._close("success"),
     "run_failed": _Fold._run_failed,
     "run_cancelled": lambda fold, body: fold._close("cancellation"),
+    "run_retried": _Fold._run_retried,
     "run_terminated": lambda fold, body: fold._close("cancellation"),
     "run_continued": lambda fold, body: fold._close("continued"),
     "step_scheduled": _Fold._step_scheduled,
@@ -458,6 +470,7 @@ _RULES: Final[dict[str, Callable[[_Fold, Any], None]]] = {
     "attempt_released": _Fold._attempt_released,
     "step_retried": _Fold._step_retried,
     "step_quarantined": _Fold._step_quarantined,
+    "step_unquarantined": _Fold._step_retried,
     "step_completed": _Fold._step_completed,
     "step_failed": _Fold._step_failed,
     "step_cancelled": _Fold._step_cancelled,

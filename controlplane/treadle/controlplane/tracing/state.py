@@ -73,7 +73,8 @@ class ProjectionState:
 
     Attributes:
         workflow: Name of the workflow.
-        started_ms: When the run was started.
+        started_ms, begun_ms: When the run was started; when it was, or was last continued.
+        retries: How often it was continued.
         closed: It has its outcome.
         spans, dropped: Spans made so far, and left out by the budget.
         steps, timers: Open ones, by command id.
@@ -96,6 +97,8 @@ class ProjectionState:
     questions: dict[str, OpenQuestion] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
     summaries: dict[str, Summary] = field(default_factory=dict)
+    begun_ms: int = 0
+    retries: int = 0
 
     def copy(self) -> ProjectionState:
         """Return a copy; values are shared, they never change."""
@@ -113,4 +116,6 @@ class ProjectionState:
             dict(self.questions),
             dict(self.names),
             dict(self.summaries),
+            self.begun_ms,
+            self.retries,
         )

@@ -75,6 +75,8 @@ def _extends(grant: RunGrant, feed: Feed) -> bool:
     """Whether the granted events, or those that follow as news, go on where the coroutine is."""
     if grant.from_start or grant.length < feed.fed or grant.accepted_until != feed.context.accepted_until:
         return False
+    if grant.retried_at != feed.context.retried_at:
+        return False
     if not grant.events:
         return True  # they follow; one that does not fit shows when it comes
     behind = feed.fed + 1 - grant.events[0].position  # events of the grant that were fed already

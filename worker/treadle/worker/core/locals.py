@@ -204,6 +204,7 @@ class LocalSteps:
             digest=call.digest,
             name=call.name,
             try_number=call.try_number,
+            tries_before=call.tries_before,
             duration_ms=report.duration_ms,
         )
         if report.kind in ("failed", "cancelled"):  # cancelled by nobody here: a failure like any other

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from enum import Enum
 
+from treadle.v1.common_pb2 import Failure
 from treadle.v1.history_pb2 import HistoryEvent, StepCompleted
 from treadle.v1.job_pb2 import Job
 from treadle.v1.worker_service_pb2 import (
     REPORT_KIND_COMPLETED,
     Checkpoint,
     Command,
+    FailRun,
     OwnerAnswer,
     OwnerRequest,
     StartLocalStep,
 )
 
 from ..loop.continuation import continuation_of
-from ..loop.port import LocalCall, Turn
+from ..loop.port import LocalCall, Outcome, Turn
 from .feed import Feed
 from .locals import LocalSteps
 from .outbox import Room
@@ -185,7 +187,12 @@ class Owner:
         """A step that may start at most once, or whose run executes alone, first commits its start (A8, A9)."""
         announced = self.alone or call.at_most_once
         if announced:
-            start = StartLocalStep(name=call.name, try_number=call.try_number, at_most_once=call.at_most_once)
+            start = StartLocalStep(
+                name=call.name,
+                try_number=call.try_number,
+                at_most_once=call.at_most_once,
+                tries_before=call.tries_before,
+            )
             self._ask([Command(command_id=call.command_id, digest=call.digest, start_local_step=start)])
         self.locals.ask(call, self._asked, announced)
 
@@ -385,8 +392,9 @@ class Owner:
         request.unread.extend(letter.signal_id for letter in self.feed.execution.unread()[:_UNREAD])
         if outcome.cancelled:
             request.cancelled.SetInParent()
+            request.cancelled.undone = outcome.undone
         elif outcome.failure is not None:
-            request.fail.failure.CopyFrom(outcome.failure)
+            _say_failure(request.fail, outcome, outcome.failure)
         else:
             request.complete.SetInParent()
             if outcome.result is not None:
@@ -476,3 +484,11 @@ class Owner:
         due = self.due_ms()
         if due is not None and due <= now_ms:
             self.empty = True
+
+
+def _say_failure(said: FailRun, outcome: Outcome, failure: Failure) -> None:
+    said.failure.CopyFrom(failure)
+    said.because.extend(outcome.because)
+    said.because_all, said.undone = outcome.because_all, outcome.undone
+    if outcome.hook is not None:
+        said.hook.CopyFrom(outcome.hook)

@@ -21,6 +21,7 @@ from treadle.v1.worker_service_pb2 import (
     News,
     OwnerAnswer,
     OwnerRequest,
+    RunGrant,
 )
 
 from ..loop.port import ExecutionFactory, RunContext
@@ -116,7 +117,7 @@ class Owners:
         run = grant.run
         feed = self._cache.take(job.run_id, job.incarnation, run)
         if feed is None:
-            feed = self._fresh(job, run.accepted_until)
+            feed = self._fresh(job, run)
         owner.feed = feed
         feed.learn(run.events, run.length)
         missing = run.events[0].position > feed.fed + 1 if run.events else not (run.from_start or feed.fed)
@@ -138,13 +139,14 @@ class Owners:
         self._shared.held.add(grant.token, job)
         return owner
 
-    def _fresh(self, job: Job, accepted_until: int) -> Feed:
+    def _fresh(self, job: Job, run: RunGrant) -> Feed:
         context = RunContext(
             namespace=job.namespace,
             run_id=job.run_id,
             incarnation=job.incarnation,
             workflow=job.name,
-            accepted_until=accepted_until,
+            accepted_until=run.accepted_until,
+            retried_at=run.retried_at,
         )
         return Feed(self._make, context, always_replay=self._shared.settings.always_replay)
 

@@ -13,6 +13,7 @@ from treadle.v1.common_pb2 import (
     FAILURE_KIND_TERMINATED,
     Failure,
 )
+from treadle.worker.loop.blame import mark
 
 if TYPE_CHECKING:
     from treadle.worker.loop.ledger import Ask
@@ -39,10 +40,15 @@ def deliver(ask: Ask, outcome: Any) -> None:
         except PayloadError as error:
             future.set_exception(error)
     elif isinstance(outcome, history.StepFailed):
-        future.set_exception(step_error(step.name, outcome.failure))
+        _fail(future, ask, step_error(step.name, outcome.failure))
     else:
         cancelled = Failure(kind=FAILURE_KIND_CANCELLED, attempts=outcome.attempt)
-        future.set_exception(step_error(step.name, cancelled))
+        _fail(future, ask, step_error(step.name, cancelled))
+
+
+def _fail(future: StepFuture, ask: Ask, error: Exception) -> None:
+    mark(error, ask.command_id)
+    future.set_exception(error)
 
 
 def _deliver_child(ask: Ask, workflow: Workflow[..., Any], future: StepFuture, outcome: Any) -> None:
@@ -56,10 +62,10 @@ def _deliver_child(ask: Ask, workflow: Workflow[..., Any], future: StepFuture, o
         return
     failure = outcome.failure
     if failure.kind == FAILURE_KIND_ID_TAKEN:
-        future.set_exception(RunIdConflict(failure.message))
+        _fail(future, ask, RunIdConflict(failure.message))
     elif failure.kind == FAILURE_KIND_CANCELLED:
-        future.set_exception(RunCancelled(f"child {run_id} was cancelled: {failure.message}", run_id=run_id))
+        _fail(future, ask, RunCancelled(f"child {run_id} was cancelled: {failure.message}", run_id=run_id))
     elif failure.kind == FAILURE_KIND_TERMINATED:
-        future.set_exception(RunTerminated(f"child {run_id} was terminated: {failure.message}", run_id=run_id))
+        _fail(future, ask, RunTerminated(f"child {run_id} was terminated: {failure.message}", run_id=run_id))
     else:
-        future.set_exception(run_error(run_id, failure))
+        _fail(future, ask, run_error(run_id, failure))

@@ -21,7 +21,6 @@ from treadle.protocol.ids import child_id
 from treadle.protocol.occurrence import given
 from treadle.v1 import history_pb2 as history
 from treadle.v1.common_pb2 import (
-    FAILURE_KIND_STUCK,
     Failure,
     OnParentClose,
     Payload,
@@ -30,10 +29,12 @@ from treadle.v1.worker_service_pb2 import AnswerSignal, Command, PublishState, S
 from treadle.worker.loop.continuation import ContinueAsNew, found_in
 from treadle.worker.loop.delivery import deliver
 from treadle.worker.loop.durable_loop import DurableLoop, TimerCall
+from treadle.worker.loop.endings import CANCELLED_BY_ITSELF, ENDLESS, STUCK, raised, with_hook
 from treadle.worker.loop.future import DurableTask
 from treadle.worker.loop.ledger import Ask, Kind, Ledger
 from treadle.worker.loop.mail import Mail
 from treadle.worker.loop.port import Divergence, ExecutionFactory, Outcome, RunContext, Turn, Waits
+from treadle.worker.loop.redrive import past_of
 from treadle.worker.loop.waiting import StepFuture
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ class WorkflowExecution:
         self._cancel_requested = False
         self._ended = False
         self._closed = False
+        self._before: list[history.HistoryEvent] | None = [] if context.retried_at else None
+        self._input = Payload()
+        self.undone = False
         self._calls: list[Coroutine[Any, Any, Any]] = []
         self._calls_limit = 64
 
@@ -108,6 +112,25 @@ class WorkflowExecution:
         if self._closed or self._ledger.divergence is not None:
             raise ValueError("nothing may be fed to an execution that is closed or has diverged")
         self.fed = position
+        if self._before is None:
+            self._apply(event)
+        else:
+            self._hold_back(event, self._before)
+
+    def _hold_back(self, event: history.HistoryEvent, before: list[history.HistoryEvent]) -> None:
+        """The run was continued: what counts of its past is known when all of it was read."""
+        before.append(event)
+        if event.position >= self.context.retried_at:
+            self._before = None
+            past = past_of(before)
+            self._ledger.begin_again(past)
+            for counts in past.events:
+                if self._ledger.divergence is None:
+                    self._apply(counts)
+            self._ledger.asked_now(round(self._loop.time() * 1000))
+
+    def _apply(self, event: history.HistoryEvent) -> None:
+        position = event.position
         kind = event.WhichOneof("kind") or ""
         self._loop.advance((event.step_completed.ended_ms if kind == "step_completed" else 0) or event.time_ms)
         if kind in _QUIET:
@@ -141,6 +164,8 @@ class WorkflowExecution:
                 self._look_at_main(idle)
         finally:
             loop.leave()
+        if self.outcome is not None:
+            self.outcome = with_hook(self.outcome, self._workflow, self.context, self._input)
 
     def _look_at_main(self, idle: bool) -> None:
         main = self._main
@@ -149,22 +174,22 @@ class WorkflowExecution:
             self.outcome = self._outcome_of(main)
             self._loop.finish()
         elif not idle:
-            self.outcome = Outcome(failure=_stuck("it goes on without end: a loop that never waits for anything"))
+            self.outcome = ENDLESS
         elif main is not None:
             waits = any(self._ledger.open) or self.mail.waiting
-            self.outcome = None if waits else Outcome(failure=_stuck(_WAITS_FOR_NOTHING))
+            self.outcome = None if waits else STUCK
 
     def _outcome_of(self, main: DurableTask) -> Outcome:
         if main.cancelled():
             if self._cancel_requested:
-                return Outcome(cancelled=True)
-            return Outcome(failure=_cancelled_by_itself())
+                return Outcome(cancelled=True, undone=self.undone)
+            return CANCELLED_BY_ITSELF
         error = main.exception()
         again = found_in(error)
         if again is not None:
             return Outcome(next_input=again.input)
         if error is not None:
-            return Outcome(failure=failure_of(error))
+            return raised(error)
         try:
             return Outcome(result=self._workflow.signature.encode_result(main.result()))
         except PayloadError as unencodable:
@@ -173,6 +198,8 @@ class WorkflowExecution:
     # what events do
 
     def _run_started(self, event: history.RunStarted, _position: int) -> None:
+        if self._workflow.on_failure is not None:
+            self._input = event.input
         try:
             signature = self._workflow.signature
             occurrence = given(signature, event.occurrence) if event.HasField("occurrence") else None
@@ -242,6 +269,8 @@ class WorkflowExecution:
     def _step_cancelled(self, event: history.StepCancelled, position: int) -> None:
         if event.local:
             self._ledger.recorded(event.command_id, event.digest, position, None)
+        if not self._ledger.was_cancelled(event.command_id, position):
+            return
         ask = self._ledger.settle(event.command_id, event)
         if ask is not None:
             deliver(ask, event)
@@ -435,23 +464,6 @@ class WorkflowExecution:
     def now(self) -> float:
         """The time of the last fed event, in seconds since 1970."""
         return self._loop.time()
-
-
-_WAITS_FOR_NOTHING: Final = (
-    "the code waits, but for nothing that could ever happen: no step, no sleep and no timeout is open. Look for an "
-    "asyncio.Event that nobody sets, a Queue that nobody fills, or a Lock that is never released"
-)
-
-
-def _stuck(message: str) -> Failure:
-    return Failure(kind=FAILURE_KIND_STUCK, type="Stuck", message=message, final=True)
-
-
-def _cancelled_by_itself() -> Failure:
-    return Failure(
-        type="CancelledError",
-        message="the workflow raised CancelledError although nobody asked for the run to be cancelled",
-    )
 
 
 _Handlers = dict[str, Callable[[WorkflowExecution, Any, int], None]]

@@ -17,6 +17,7 @@ from treadle.worker.loop.port import Divergence, LocalCall, RunContext, Turn, Wa
 
 if TYPE_CHECKING:
     from treadle.worker.loop.durable_loop import TimerCall
+    from treadle.worker.loop.redrive import Past
     from treadle.worker.loop.waiting import StepFuture
     from treadle.worker.steps import Step
     from treadle.worker.workflows import Workflow
@@ -169,10 +170,41 @@ class Ledger:
         self._local_cancels: list[str] = []
         self._local_ends: list[Ask] = []
         self._unasked: dict[str, Any] = {}
+        self._retried_at = context.retried_at
+        self._unasked_digests: dict[str, tuple[int, int]] = {}
+        self._past: Past | None = None
         self._unasked_pool_steps: set[str] = set()
         self.divergence: Divergence | None = None
         self.open = [0, 0, 0, 0, 0]
         self.untold = 0
+
+    def begin_again(self, past: Past) -> None:
+        """The run was continued: what has a past is asked for with it. Before anything is asked for."""
+        self._past = past
+
+    def asked_now(self, now_ms: int) -> None:
+        """The run goes on: what has no record counts from now."""
+        for ask in self._asks.values():
+            if not ask.recorded:
+                ask.asked_ms = now_ms
+
+    def was_cancelled(self, command_id: str, position: int) -> bool:
+        """The history has the cancellation of a step. Returns whether it counts: not where the run was continued later, and
+        the code wants the step; then it is asked for again."""
+        if position >= self._retried_at:
+            return True
+        ask = self._asks.get(command_id)
+        if ask is None:
+            self._unasked.pop(command_id, None)
+            self._unasked_digests.pop(command_id, None)
+            self._unasked_pool_steps.discard(command_id)
+            return False
+        if ask.dropped or ask.cancelling:
+            return True
+        ask.recorded = ask.taken = ask.cancel_known = False
+        ask.call_wanted = ask.kind is Kind.LOCAL_STEP
+        self._pending.append((ask, False))
+        return False
 
     def next_id(self, path: str, name: str) -> str:
         """The command id that the next ask of (path, name) gets."""
@@ -193,9 +225,18 @@ class Ledger:
             self._timers[command_id] = ask
         self.open[kind] += 1
         ask.recorded = command_id in self._unasked
+        if self._past is not None:
+            self._with_past(ask, self._past)
         self.untold += kind in _LASTING and not ask.recorded
         self._pending.append((ask, False))
         return ask
+
+    def _with_past(self, ask: Ask, past: Past) -> None:
+        """It may have had tries before the run was continued; what is kept of it must be of the same input."""
+        ask.try_number += past.tries.get(ask.command_id, 0)
+        input_digest, position = self._unasked_digests.get(ask.command_id, (ask.digest, 0))
+        if input_digest != ask.digest:
+            self._diverge(describe(ask.command_id, None, ask.kind), position, ask)
 
     def note(self, path: str, name: str, data: bytes, command: Command) -> None:
         """The code says something and waits for nothing; `command` without id and digest."""
@@ -254,6 +295,9 @@ class Ledger:
         if ask is None:
             if position <= self._accepted_until:
                 self._unasked.setdefault(command_id, None)
+            elif position < self._retried_at:
+                self._unasked.setdefault(command_id, None)
+                self._unasked_digests[command_id] = input_digest, position
             else:
                 self._diverge(describe(command_id, data, kind), position, None)
             return None
@@ -302,7 +346,7 @@ class Ledger:
             self._pending.clear()
         if self._local_ends:
             wanted = [ask for ask in self._local_ends if ask.command_id in self._asks and not ended]
-            turn.local_ends = [_local_call(ask) for ask in wanted]
+            turn.local_ends = [_local_call(ask, self._past) for ask in wanted]
             self._local_ends.clear()
         return turn
 
@@ -318,11 +362,14 @@ class Ledger:
             if ask.call_wanted and not ask.cancelling:
                 ask.call_wanted = False
                 ask.taken = True
-                turn.local_calls.append(_local_call(ask))
+                turn.local_calls.append(_local_call(ask, self._past))
         elif not ask.recorded and not ask.taken:
             self._told(ask)
             ask.taken = True
-            turn.commands.append(ask.command())
+            command = ask.command()
+            if self._past is not None:
+                _tell_past(command, ask, self._past)
+            turn.commands.append(command)
 
     def waits(self) -> Waits:
         """What the code waits for."""
@@ -358,7 +405,17 @@ class Ledger:
         self.divergence = Divergence(f"{expected} (event {position})", found)
 
 
-def _local_call(ask: Ask) -> LocalCall:
+def _tell_past(command: Command, ask: Ask, past: Past) -> None:
+    """Add to a command what it had before the run was continued."""
+    command_id = ask.command_id
+    if ask.kind is Kind.POOL_STEP:
+        command.schedule_step.tries_before = past.tries.get(command_id, 0)
+        command.schedule_step.redone = past.redone.get(command_id, 0)
+    elif ask.kind is Kind.CHILD and command_id in past.asked:
+        command.schedule_child.over = command_id in past.redone or past.asked[command_id] != ask.digest
+
+
+def _local_call(ask: Ask, past: Past | None) -> LocalCall:
     step = ask.step
     assert step is not None
     return LocalCall(
@@ -373,4 +430,6 @@ def _local_call(ask: Ask) -> LocalCall:
         at_most_once=step.at_most_once,
         total_timeout_ms=step.total_timeout_ms,
         deadline_ms=ask.asked_ms + step.total_timeout_ms if step.total_timeout_ms else 0,
+        tries_before=0 if past is None else past.tries.get(ask.command_id, 0),
+        redone=0 if past is None else past.redone.get(ask.command_id, 0),
     )

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from treadle.v1.common_pb2 import Failure, Payload, RetryPolicy
 from treadle.v1.history_pb2 import HistoryEvent, SignalReceived
-from treadle.v1.worker_service_pb2 import Command
+from treadle.v1.worker_service_pb2 import Command, FailureHook
 
 __all__ = (
     "Divergence",
@@ -36,6 +36,8 @@ class RunContext:
         namespace, run_id, incarnation: The run.
         workflow: Name of the workflow.
         accepted_until: Recorded commands at or before this position need not be asked for, and may have another digest.
+        retried_at: Position of the last RunRetried; the history before it counts only in part, and what counts of it need not
+            be asked for. 0: there is none.
     """
 
     namespace: str
@@ -43,6 +45,7 @@ class RunContext:
     incarnation: int
     workflow: str
     accepted_until: int = 0
+    retried_at: int = 0
 
 
 @dataclass(slots=True)  # not frozen: one is made for each step
@@ -61,6 +64,8 @@ class LocalCall:
         at_most_once: Its start must be recorded before it runs.
         total_timeout_ms: Longest duration of all tries together; 0: no limit.
         deadline_ms: When that is over, by the clock of Redis; 0: no limit.
+        tries_before: Tries, or attempts, that it had before its run was continued.
+        redone: Number of the retry by which it runs again although it had been done; 0: none.
     """
 
     command_id: str
@@ -74,6 +79,8 @@ class LocalCall:
     at_most_once: bool
     total_timeout_ms: int = 0
     deadline_ms: int = 0
+    tries_before: int = 0
+    redone: int = 0
 
 
 @dataclass(slots=True)
@@ -90,12 +97,23 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the code ended: exactly one of `result`, `failure`, `next_input` (it goes on as new), or cancelled=True."""
+    """How the code ended: exactly one of `result`, `failure`, `next_input` (it goes on as new), or cancelled=True.
+
+    Attributes:
+        because: With a failure: the commands whose failures it was made of.
+        because_all: There were too many to name.
+        undone: A saga undid what had been done.
+        hook: With a failure: what handles it.
+    """
 
     result: Payload | None = None
     failure: Failure | None = None
     cancelled: bool = False
     next_input: Payload | None = None
+    because: tuple[str, ...] = ()
+    because_all: bool = False
+    undone: bool = False
+    hook: FailureHook | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,134 @@
+"""A closed run goes on: the same run, with the same id and the same history, or, with another input, a new start of the id.
+
+The machine decides that it goes on and from where; what of its past counts is read off the history by whoever replays it
+(`treadle.worker.loop.redrive`). Rows were swept when the run closed, so what the code asks for again is new here. Numbers of
+tries and attempts go on from where they were (`tries_before`), so that old copies of jobs stay STALE.
+"""
+
+from __future__ import annotations
+
+from treadle.protocol.errors import Refused, RequestError, RunClosed, Unavailable
+from treadle.v1.common_pb2 import ParentRun, Payload
+from treadle.v1.history_pb2 import RunRetried
+from treadle.v1.run_service_pb2 import CONFLICT_POLICY_ALLOW_CLOSED
+from treadle.v1.state_pb2 import RUN_OUTCOME_COMPLETED, RUN_OUTCOME_UNSPECIFIED
+
+from . import deadlines, runs
+from .requests import RetryRun, RunReply, StartRun
+from .view import RunView
+
+__all__ = ("SWEEPING", "retry", "start_child_again")
+
+SWEEPING = "RUN_SWEEPING"
+"""Why a run that has just closed cannot go on for a moment: what it left behind is not cleared away."""
+_RETRIES = 100
+"""So often a run may be continued: each time its replay has one more past to look through."""
+
+
+def retry(view: RunView, request: RetryRun) -> RunReply | RequestError:
+    """Let a closed run go on."""
+    head = view.head
+    if view.exists and request.request_id in head.request_ids:
+        return RunReply(head)
+    if not view.exists:
+        return runs.refuse(view) or RunReply(head)
+    refusal = _refuse(view, request)
+    if refusal is not None:
+        return refusal
+    if request.input is not None:
+        _over(view, request, request.input)
+    else:
+        runs.note_request(view, request.request_id)
+        _go_on(view, RunRetried(reason=request.reason, from_position=request.from_position, from_command=request.step))
+    return RunReply(view.head)
+
+
+def _refuse(view: RunView, request: RetryRun) -> RequestError | None:
+    head, what = view.head, f"run {view.run.run_id!r}"
+    if not view.closed:
+        return RunClosed(f"{what} is open", reason="RUN_OPEN", remedy="wait until it has closed, or terminate it first")
+    if request.input is not None:
+        return None
+    if request.length and request.length != head.length:
+        return RunClosed(f"{what} changed while its step was looked up", reason="RUN_CHANGED", remedy="ask again")
+    if head.sweeping:
+        return Unavailable(f"{what} has only just closed", reason=SWEEPING, remedy="ask again in a moment")
+    if head.retries >= _RETRIES:
+        return Refused(f"{what} has been continued {_RETRIES} times", remedy="start it over with --input, or anew")
+    if request.from_position:
+        return None
+    if head.outcome == RUN_OUTCOME_COMPLETED:
+        return RunClosed(
+            f"{what} has completed: nothing of it has failed",
+            reason="NOT_FAILED",
+            remedy="name the step from which it is to run again, or give another input",
+        )
+    if head.undone:
+        return RunClosed(
+            f"{what} undid its completed steps when it failed, so it cannot go on behind them",
+            reason="RUN_UNDONE",
+            remedy="name the first step that was undone: it and everything behind it run again",
+        )
+    return None
+
+
+def _go_on(view: RunView, event: RunRetried) -> None:
+    head = view.head
+    head.retries += 1
+    event.number = head.retries
+    head.outcome = RUN_OUTCOME_UNSPECIFIED
+    head.closed_ms = head.delete_at_ms = 0
+    head.open_commands = head.retrying = head.losses = 0
+    head.retry_step_ms = 0
+    head.cancel_requested = head.undone = head.sweeping = False
+    head.cancel_reason = ""
+    deadlines.begin_again(head, view.now)
+    view.event(run_retried=event)
+    head.retried_at = head.length
+    runs.wake(view)
+
+
+def _over(view: RunView, request: RetryRun, given: Payload) -> None:
+    """Start the id anew: another incarnation, so that nothing of the past, keys of steps included, is mixed up with it."""
+    head = view.head
+    again = StartRun(
+        workflow=head.workflow,
+        pool=head.pool,
+        input=given,
+        request_id=request.request_id,
+        policy=CONFLICT_POLICY_ALLOW_CLOSED,
+        caller=head.caller,
+        trigger="retry",
+        sampled=head.sampled,
+        parent=head.parent if head.HasField("parent") else None,
+        retry_of=head.incarnation,
+    )
+    runs.begin(view, again)
+
+
+def start_child_again(view: RunView, request: StartRun) -> RunReply | RequestError:
+    """A parent that was continued asks for a child that it had asked for before: the child goes on, or is just kept.
+
+    Applied once: the child notes by which continuation of its parent it was asked for last.
+    """
+    head, parent = view.head, request.parent
+    if parent is None or not view.exists or not _same_call(head.parent, parent):
+        return runs.start(view, request)
+    if head.parent.retry >= parent.retry:
+        return RunReply(head)
+    if not view.closed and head.cancel_requested:
+        return Unavailable(f"run {view.run.run_id!r} is being cancelled", remedy="the letter comes again")
+    if view.closed and head.sweeping:
+        return Unavailable(f"run {view.run.run_id!r} has only just closed", reason=SWEEPING)
+    if view.closed and (request.over or head.outcome == RUN_OUTCOME_COMPLETED or head.undone):
+        runs.begin(view, request)
+        return RunReply(view.head)
+    head.parent.CopyFrom(parent)
+    view.dirty = True
+    if view.closed:
+        _go_on(view, RunRetried(reason="its parent was continued"))
+    return RunReply(head)
+
+
+def _same_call(one: ParentRun, other: ParentRun) -> bool:
+    return (one.run_id, one.incarnation, one.command_id) == (other.run_id, other.incarnation, other.command_id)

@@ -1,0 +1,111 @@
+"""`@workflow(on_failure=…)`: what handles the failure of a run.
+
+The hook is a run of its own, started in the commit that records the failure. A step as a hook gets a workflow around it, so
+that it is retried and shown as any step is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any
+
+from treadle.protocol.errors import ConfigError, PayloadError
+from treadle.protocol.payloads import decode
+from treadle.v1.common_pb2 import Failure, Payload
+from treadle.v1.worker_service_pb2 import FailureHook
+
+if TYPE_CHECKING:
+    from treadle.worker.loop.port import RunContext
+    from treadle.worker.steps import Step
+    from treadle.worker.workflows import Workflow
+
+__all__ = ("FailedRun", "RaisedError", "hook_message", "hook_of")
+
+_INPUT_BYTES = 512 << 10
+
+
+@dataclass(frozen=True)
+class RaisedError:
+    """What a run raised.
+
+    Attributes:
+        type: Class name of the exception.
+        message: Its message.
+        traceback: Formatted traceback, or "".
+        cause: What it was raised from; None: nothing.
+    """
+
+    type: str
+    message: str = ""
+    traceback: str = ""
+    cause: RaisedError | None = None
+
+
+@dataclass(frozen=True)
+class FailedRun:
+    """A run that has failed, as its hook gets it.
+
+    Attributes:
+        id: The run's id.
+        workflow: Name of its workflow.
+        error: What it raised.
+        input: Its arguments by name, as plain JSON values. Empty if they are larger than 512 KiB, or cannot be read.
+        input_omitted: It is empty for that reason.
+    """
+
+    id: str
+    workflow: str
+    error: RaisedError
+    input: dict[str, Any] = field(default_factory=dict)
+    input_omitted: bool = False
+
+
+def hook_of(workflow: Workflow[..., Any], hook: Workflow[..., Any] | Step[..., Any]) -> Workflow[..., Any]:
+    """Return the workflow that handles the failures of another one.
+
+    Raises:
+        ConfigError: It is neither a workflow nor a step, or is called with something else than one FailedRun.
+    """
+    from treadle.worker.steps import Step
+    from treadle.worker.workflows import Workflow
+
+    what = f"workflow {workflow.name}: on_failure"
+    if not isinstance(hook, Workflow | Step):
+        raise ConfigError(f"{what}={hook!r}: give a @workflow or a @step")
+    parameters = list(signature(hook.function).parameters.values())
+    needed = [p for p in parameters if p.default is Parameter.empty]
+    if not parameters or len(needed) > 1 or parameters[0].kind is Parameter.KEYWORD_ONLY:
+        raise ConfigError(f"{what}={hook.name}: it is called with one argument: `def {hook.name}(failed: FailedRun)`")
+    if isinstance(hook, Workflow):
+        return hook
+    handler = hook
+
+    async def on_failure(failed: FailedRun) -> None:
+        await handler(failed)
+
+    return Workflow(on_failure, name=f"{workflow.name}.on_failure", pool=workflow.pool)
+
+
+def hook_message(hook: Workflow[..., Any], context: RunContext, payload: Payload, failure: Failure) -> FailureHook:
+    """Return what the outcome of a run says of its hook."""
+    values: dict[str, Any] = {}
+    omitted = len(payload.data) > _INPUT_BYTES
+    if not omitted:
+        try:
+            values = decode(payload, dict[str, Any], what="input")
+        except PayloadError:
+            omitted = True
+    failed = FailedRun(context.run_id, context.workflow, _error_of(failure), values, omitted)
+    try:
+        argument = hook.signature.encode_call((failed,), {})
+    except PayloadError:  # too large: what is left of it is small
+        small = RaisedError(failure.type, failure.message)
+        failed = FailedRun(context.run_id, context.workflow, small, input_omitted=True)
+        argument = hook.signature.encode_call((failed,), {})
+    return FailureHook(workflow=hook.name, pool=hook.pool, input=argument)
+
+
+def _error_of(failure: Failure) -> RaisedError:
+    cause = _error_of(failure.cause) if failure.HasField("cause") else None
+    return RaisedError(failure.type, failure.message, failure.traceback, cause)

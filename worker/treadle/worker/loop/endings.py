@@ -1,0 +1,50 @@
+"""How workflow code ends, when it does not return: as outcomes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from treadle.protocol.failures import failure_of
+from treadle.v1.common_pb2 import FAILURE_KIND_STUCK, Failure, Payload
+from treadle.worker.hooks import hook_message
+from treadle.worker.loop.blame import blame_of
+from treadle.worker.loop.port import Outcome, RunContext
+
+if TYPE_CHECKING:
+    from treadle.worker.workflows import Workflow
+
+__all__ = ("CANCELLED_BY_ITSELF", "ENDLESS", "STUCK", "raised", "with_hook")
+
+
+def _stuck(message: str) -> Outcome:
+    return Outcome(failure=Failure(kind=FAILURE_KIND_STUCK, type="Stuck", message=message, final=True))
+
+
+STUCK: Final = _stuck(
+    "the code waits, but for nothing that could ever happen: no step, no sleep and no timeout is open. Look for an "
+    "asyncio.Event that nobody sets, a Queue that nobody fills, or a Lock that is never released"
+)
+ENDLESS: Final = _stuck("it goes on without end: a loop that never waits for anything")
+CANCELLED_BY_ITSELF: Final = Outcome(
+    failure=Failure(
+        type="CancelledError",
+        message="the workflow raised CancelledError although nobody asked for the run to be cancelled",
+    )
+)
+
+
+def raised(error: BaseException) -> Outcome:
+    """An error left the code."""
+    blame = blame_of(error)
+    return Outcome(
+        failure=failure_of(error), because=tuple(blame.because), because_all=blame.too_many, undone=blame.undone
+    )
+
+
+def with_hook(outcome: Outcome, workflow: Workflow[..., Any], context: RunContext, given: Payload) -> Outcome:
+    """Return the outcome with what handles it, if it is a failure and the workflow says so."""
+    hook = workflow.on_failure
+    if hook is None or outcome.failure is None or outcome.hook is not None:
+        return outcome
+    return replace(outcome, hook=hook_message(hook, context, given, outcome.failure))
