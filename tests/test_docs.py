@@ -23,6 +23,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = {
     "signals": "charged 12",
     "continue-as-new": ("Ada has paid 5 months", 3),
+    "schedules": ["orders", "3 days", "started", "started", "started"],
     "fan-out": ["reserve", "release"],
     "redrive": ["charged chair", "shipped chair"],
     "failures": ("read-1", "StepError", {"page": "wrong"}),

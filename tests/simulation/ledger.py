@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from treadle.controlplane.store.memory import MemoryStore
 from treadle.controlplane.store.port import Change, Want
-from treadle.protocol.ids import RunKey
+from treadle.protocol.ids import RECORD_MARK, RunKey
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RunHead
 
@@ -53,6 +53,8 @@ class Ledger:
 
     def committed(self, change: Change) -> None:
         """S1: one outcome a step and a run, nothing after the close; every open run has a next wake-up."""
+        if change.run.run_id.startswith(RECORD_MARK):
+            return  # no run: nothing of it is ever closed
         record = self.record(change.run)
         if change.restart:
             record = self._next_part(change.run, record)

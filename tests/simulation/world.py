@@ -27,7 +27,7 @@ from treadle.controlplane.replica import Session
 from treadle.controlplane.store.memory import MemoryStore
 from treadle.controlplane.store.port import Beat, Hint
 from treadle.protocol.errors import RunClosed
-from treadle.protocol.ids import RunKey, worker_shard
+from treadle.protocol.ids import RECORD_MARK, RunKey, worker_shard
 from treadle.protocol.payloads import decode
 from treadle.v1.common_pb2 import Payload, TraceContext
 from treadle.v1.history_pb2 import HistoryEvent
@@ -97,7 +97,8 @@ class World:
     def known(self, run: RunKey) -> None:
         """A run that others start."""
         self.shards = sorted({*self.shards, run.shard})
-        self.ledger.record(run)
+        if not run.run_id.startswith(RECORD_MARK):
+            self.ledger.record(run)
 
     def observed(self, run: RunKey, decision: Decision) -> None:
         self.on_commit(run, decision)

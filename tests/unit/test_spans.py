@@ -260,6 +260,14 @@ def test_the_caller_is_linked_and_not_joined() -> None:
     assert anchor.trace_id == FACTS.trace_id
 
 
+def test_a_scheduled_run_says_which_occurrence_it_is() -> None:
+    body = h.RunStarted(workflow="orders", trigger="schedule")
+    body.occurrence.schedule_id, body.occurrence.scheduled_ms = "nightly", 900
+    found = spans((1000, body))["anchor"].attributes
+    assert (found[a.TRIGGER], found[a.SCHEDULE], found[a.SCHEDULED_AT]) == ("schedule", "nightly", 900)
+    assert a.SCHEDULE not in spans((1000, h.RunStarted(workflow="orders", trigger="api")))["anchor"].attributes
+
+
 @pytest.mark.parametrize("text", ["", "nonsense", "00-" + "0" * 32 + "-b7ad6b7169203331-01", "ff" + CALLER[2:]])
 def test_a_caller_that_makes_no_sense_is_left_out(text: str) -> None:
     body = h.RunStarted(workflow="orders", caller=TraceContext(traceparent=text))

@@ -66,7 +66,8 @@ def _draw(schedule: ScheduleInfo) -> None:
         f"  started {schedule.started_count}, skipped {schedule.skipped_count}, missed {schedule.missed_count}, "
         f"queued {schedule.queued}, to backfill {schedule.backfilling}"
     )
-    print(f"  overlap {schedule.overlap}, catch-up {_span(schedule.catch_up)}, jitter {_span(schedule.jitter)}")
+    limit = f", timeout {_span(schedule.timeout)}" if schedule.timeout is not None else ""
+    print(f"  overlap {schedule.overlap}, catch-up {_span(schedule.catch_up)}, jitter {_span(schedule.jitter)}{limit}")
     if schedule.input is not None:
         print(f"  input {dumps(plain_payload(schedule.input))}")
     if schedule.upcoming:
@@ -105,13 +106,9 @@ def _timing(schedule: ScheduleInfo) -> str:
 
 
 def _span(span: timedelta) -> str:
-    """Return a span as it is written in code."""
-    left = round(span / timedelta(milliseconds=1))
-    words = ""
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)):
-        count, left = divmod(left, size)
-        words += f"{count}{unit}" if count else ""
-    return words or "0s"
+    from treadle.protocol.durations import in_words
+
+    return in_words(round(span / timedelta(milliseconds=1))) if span else "none"
 
 
 def _clock(at: datetime | None) -> str:
@@ -138,6 +135,7 @@ def plain_schedule(schedule: ScheduleInfo) -> dict[str, Any]:
         "overlap": schedule.overlap,
         "catch_up_s": schedule.catch_up.total_seconds(),
         "jitter_s": schedule.jitter.total_seconds(),
+        "timeout_s": schedule.timeout.total_seconds() if schedule.timeout is not None else None,
         "declared": schedule.declared,
         "pause_reason": schedule.pause_reason,
         "reason": schedule.reason,

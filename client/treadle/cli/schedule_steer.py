@@ -31,6 +31,7 @@ async def create(
     overlap: Policy = "skip",
     catch_up: str = "1m",
     jitter: str | None = None,
+    timeout: str | None = None,
     pool: str | None = None,
     paused: Flag = False,
     output: OutputOption = "table",
@@ -58,6 +59,8 @@ async def create(
         What could not be started in so long, because no server was there, is missed.
     jitter
         Each run starts up to so much later.
+    timeout
+        Longest duration of each run.
     pool
         Pool whose workers execute it; the one where the workflow is registered otherwise.
     paused
@@ -76,6 +79,7 @@ async def create(
             overlap=overlap,
             catch_up=catch_up,
             jitter=jitter,
+            timeout=timeout,
             pool=pool,
             paused=paused,
         )
@@ -93,6 +97,7 @@ async def change(
     overlap: Policy | None = None,
     catch_up: str | None = None,
     jitter: str | None = None,
+    timeout: str | None = None,
     workflow: str | None = None,
     pool: str | None = None,
     output: OutputOption = "table",
@@ -104,7 +109,7 @@ async def change(
     ----------
     schedule
         Its name.
-    cron, tz, every, input, overlap, catch_up, jitter, pool
+    cron, tz, every, input, overlap, catch_up, jitter, timeout, pool
         As for `create`; --cron replaces --every, and the other way round.
     workflow
         Name of another workflow.
@@ -120,6 +125,7 @@ async def change(
             overlap=overlap,
             catch_up=catch_up,
             jitter=jitter,
+            timeout=timeout,
             workflow=workflow,
             pool=pool,
             arguments=arguments,

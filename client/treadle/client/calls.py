@@ -26,6 +26,7 @@ from treadle.v1.run_service_pb2 import (
     RetryRunRequest,
     StartRunRequest,
 )
+from treadle.v1.schedule_pb2 import ScheduleSpec
 
 __all__ = ("OnConflict", "WorkflowLike", "new_run_id", "retry_request", "scheduled_call", "start_request")
 
@@ -130,21 +131,21 @@ def start_request(
     )
 
 
-def scheduled_call(workflow: WorkflowLike[..., Any] | str, args: tuple[Any, ...]) -> tuple[str, str, Payload]:
-    """Return name, pool ("" if it is not known here) and arguments of what a schedule starts.
+def scheduled_call(workflow: WorkflowLike[..., Any] | str, args: tuple[Any, ...]) -> tuple[ScheduleSpec, Payload]:
+    """Return what a schedule starts, without its timing, and the arguments; pool and timeout as far as they are known.
 
-    An `Occurrence` is not among them: each run is given its own.
+    An `Occurrence` is not among the arguments: each run is given its own.
 
     Raises:
         ConfigError, TypeError, PayloadError: See `start_request`.
     """
     if isinstance(workflow, str):
-        return workflow, "", _by_name(workflow, args, {}) if args else Payload()
+        return ScheduleSpec(workflow=workflow), _by_name(workflow, args, {}) if args else Payload()
     name, signature = _name_of(workflow), workflow.signature
     names = signature.taking(Occurrence)
     payload = signature.encode_some(args, {}, given=names)
     signature.decode_call(payload, dict.fromkeys(names))
-    return name, workflow.pool, payload
+    return ScheduleSpec(workflow=name, pool=workflow.pool, timeout_ms=workflow.timeout_ms), payload
 
 
 def retry_request(steering: dict[str, Any], from_step: str | None, input: Mapping[str, Any] | None) -> RetryRunRequest:

@@ -14,7 +14,8 @@ from zoneinfo import ZoneInfo
 from treadle.client.calls import WorkflowLike, scheduled_call
 from treadle.client.runs import RunHandle
 from treadle.client.views import to_ms
-from treadle.protocol.durations import Duration
+from treadle.protocol.durations import Duration, positive_ms
+from treadle.protocol.durations import to_ms as to_whole_ms
 from treadle.protocol.errors import ConfigError
 from treadle.protocol.schedules import Overlap, overlap_name, overlap_of, timing
 from treadle.v1.common_pb2 import Payload
@@ -83,7 +84,7 @@ class ScheduleInfo:
         workflow, pool: What it starts, and where.
         status: In one word.
         cron, timezone, every: When. `every` is None for a cron line, `cron` is "" for an interval; "" is UTC.
-        overlap, catch_up, jitter: See `Schedules.create`.
+        overlap, catch_up, jitter, timeout: See `Schedules.create`.
         declared: It comes from `@workflow(cron=…)` or `every=`.
         pause_reason: Why it is paused.
         reason: Why its runs would not get on (no worker has the workflow); "" otherwise.
@@ -109,6 +110,7 @@ class ScheduleInfo:
     overlap: str
     catch_up: timedelta
     jitter: timedelta
+    timeout: timedelta | None
     declared: bool
     pause_reason: str
     reason: str
@@ -154,6 +156,7 @@ class Schedules:
         overlap: Overlap = "skip",
         catch_up: Duration = "1m",
         jitter: Duration | None = None,
+        timeout: Duration | None = None,
         pool: str | None = None,
         paused: bool = False,
     ) -> ScheduleInfo:
@@ -170,6 +173,7 @@ class Schedules:
                 "terminate" or "allow".
             catch_up: What could not be started in so long, because no server was there, is missed.
             jitter: Each run starts up to so much later.
+            timeout: Longest duration of each run; None: the function's own, or no limit.
             pool: Pool whose workers execute the workflow; None: the function's own, or where the name is registered.
             paused: Nothing is started until somebody resumes it.
 
@@ -178,11 +182,13 @@ class Schedules:
             FieldInvalid, ConfigError: The timing cannot be kept.
             NotFound: No worker ever registered the workflow, and no pool is given.
         """
-        name, home, payload = scheduled_call(workflow, args)
-        spec = timing(
-            f"schedule {id}", cron=cron, tz=tz, every=every, overlap=overlap, catch_up=catch_up, jitter=jitter
+        spec, payload = scheduled_call(workflow, args)
+        spec.MergeFrom(
+            timing(f"schedule {id}", cron=cron, tz=tz, every=every, overlap=overlap, catch_up=catch_up, jitter=jitter)
         )
-        spec.workflow, spec.pool = name, pool or home
+        spec.pool = pool or spec.pool
+        if timeout is not None:
+            spec.timeout_ms = positive_ms(timeout, name=f"schedule {id}: timeout")
         request = CreateScheduleRequest(
             namespace=self._client.namespace,
             schedule_id=id,
@@ -220,6 +226,7 @@ class Schedules:
         overlap: Overlap | None = None,
         catch_up: Duration | None = None,
         jitter: Duration | None = None,
+        timeout: Duration | None = None,
         workflow: str | None = None,
         pool: str | None = None,
         arguments: Mapping[str, Any] | None = None,
@@ -227,6 +234,7 @@ class Schedules:
         """Change what is given, and leave the rest: see `create`. `cron` replaces `every`, and the other way round.
 
         Args:
+            timeout: 0 takes the limit away.
             arguments: Of each run, by parameter name.
 
         Raises:
@@ -238,6 +246,7 @@ class Schedules:
             f"schedule {id}", cron=cron, tz=tz, every=every, overlap=overlap, catch_up=catch_up, jitter=jitter
         )
         spec.workflow, spec.pool = workflow or "", pool or ""
+        spec.timeout_ms = to_whole_ms(timeout, name=f"schedule {id}: timeout") if timeout is not None else 0
         given = {
             "cron": cron,
             "timezone": tz,
@@ -245,6 +254,7 @@ class Schedules:
             "overlap": overlap,
             "catch_up_ms": catch_up,
             "jitter_ms": jitter,
+            "timeout_ms": timeout,
             "workflow": workflow,
             "pool": pool,
             "input": arguments,
@@ -258,7 +268,7 @@ class Schedules:
             request_id=uuid4().hex,
             fields=names,
             spec=spec,
-            input=None if arguments is None else scheduled_call(id, (arguments,))[2],
+            input=None if arguments is None else scheduled_call(id, (arguments,))[1],
         )
         return schedule_info((await self._client.call(self._client.schedule_stub.ChangeSchedule, request)).schedule)
 
@@ -346,6 +356,7 @@ def schedule_info(schedule: Schedule) -> ScheduleInfo:
         overlap=overlap_name(spec.overlap),
         catch_up=timedelta(milliseconds=spec.catch_up_ms or 60_000),
         jitter=timedelta(milliseconds=spec.jitter_ms),
+        timeout=timedelta(milliseconds=spec.timeout_ms) if spec.timeout_ms else None,
         declared=record.declared,
         pause_reason=record.pause_reason,
         reason=schedule.reason,

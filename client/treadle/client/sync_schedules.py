@@ -37,6 +37,7 @@ class SyncSchedules:
         overlap: Overlap = "skip",
         catch_up: Duration = "1m",
         jitter: Duration | None = None,
+        timeout: Duration | None = None,
         pool: str | None = None,
         paused: bool = False,
     ) -> ScheduleInfo:
@@ -52,6 +53,7 @@ class SyncSchedules:
                 overlap=overlap,
                 catch_up=catch_up,
                 jitter=jitter,
+                timeout=timeout,
                 pool=pool,
                 paused=paused,
             )
@@ -76,6 +78,7 @@ class SyncSchedules:
         overlap: Overlap | None = None,
         catch_up: Duration | None = None,
         jitter: Duration | None = None,
+        timeout: Duration | None = None,
         workflow: str | None = None,
         pool: str | None = None,
         arguments: Mapping[str, Any] | None = None,
@@ -90,6 +93,7 @@ class SyncSchedules:
                 overlap=overlap,
                 catch_up=catch_up,
                 jitter=jitter,
+                timeout=timeout,
                 workflow=workflow,
                 pool=pool,
                 arguments=arguments,

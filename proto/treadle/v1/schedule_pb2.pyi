@@ -137,6 +137,7 @@ class ScheduleSpec(_message.Message):
     OVERLAP_FIELD_NUMBER: _builtins.int
     CATCH_UP_MS_FIELD_NUMBER: _builtins.int
     JITTER_MS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Workflow to start."""
     pool: _builtins.str
@@ -153,6 +154,8 @@ class ScheduleSpec(_message.Message):
     """An occurrence that could not be started in so long is missed (ms); 0 means 60,000."""
     jitter_ms: _builtins.int
     """Each occurrence starts up to so much later (ms), by a share that is the same whoever computes it."""
+    timeout_ms: _builtins.int
+    """Longest duration of each run (ms); 0 means no limit."""
     def __init__(
         self,
         *,
@@ -164,10 +167,11 @@ class ScheduleSpec(_message.Message):
         overlap: Global___OverlapPolicy.ValueType = ...,
         catch_up_ms: _builtins.int = ...,
         jitter_ms: _builtins.int = ...,
+        timeout_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up_ms", b"catch_up_ms", "cron", b"cron", "every_ms", b"every_ms", "jitter_ms", b"jitter_ms", "overlap", b"overlap", "pool", b"pool", "timezone", b"timezone", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up_ms", b"catch_up_ms", "cron", b"cron", "every_ms", b"every_ms", "jitter_ms", b"jitter_ms", "overlap", b"overlap", "pool", b"pool", "timeout_ms", b"timeout_ms", "timezone", b"timezone", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -789,10 +789,13 @@ class StartScheduled(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     PARENT_FIELD_NUMBER: _builtins.int
     OCCURRENCE_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Name of the workflow."""
     pool: _builtins.str
     """Pool whose workers execute it."""
+    timeout_ms: _builtins.int
+    """Longest duration of the run (ms); 0 means no limit."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Encoded arguments."""
@@ -813,10 +816,11 @@ class StartScheduled(_message.Message):
         input: _common_pb2.Payload | None = ...,
         parent: _common_pb2.ParentRun | None = ...,
         occurrence: _schedule_pb2.Occurrence | None = ...,
+        timeout_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "occurrence", b"occurrence", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "occurrence", b"occurrence", "parent", b"parent", "pool", b"pool", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "occurrence", b"occurrence", "parent", b"parent", "pool", b"pool", "timeout_ms", b"timeout_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

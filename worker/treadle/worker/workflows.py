@@ -65,6 +65,8 @@ class Workflow(Generic[P, R]):
         where = f"workflow {self.name} at {place_of(function)}"
         self.schedule = declared(where, self.signature, timing or Timing())
         self.on_failure = None if on_failure is None else hook_of(self, on_failure)
+        if self.schedule is not None:
+            self.schedule.timeout_ms = self.timeout_ms
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Inside a workflow: run it as a child, with a history of its own, and return what it returns.

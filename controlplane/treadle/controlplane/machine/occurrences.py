@@ -45,6 +45,7 @@ DAY_MS: Final = 86_400_000
 _EVERY_MS = (1_000, 366 * DAY_MS)
 _CATCH_UP_MS = (1_000, 366 * DAY_MS)
 _JITTER_MS = (0, 7 * DAY_MS)
+_TIMEOUT_MS = (0, 3_650 * DAY_MS)
 _CRON_LIMIT = 200
 _LATEST_MS = 250_000_000_000_000
 """In the year 9892: what comes later can be reckoned by no calendar here."""
@@ -94,6 +95,7 @@ def check(spec: ScheduleSpec) -> None:
     if spec.catch_up_ms:
         _in_range("catch_up_ms", spec.catch_up_ms, _CATCH_UP_MS)
     _in_range("jitter_ms", spec.jitter_ms, _JITTER_MS)
+    _in_range("timeout_ms", spec.timeout_ms, _TIMEOUT_MS)
     if spec.overlap not in OverlapPolicy.values():
         raise FieldInvalid(f"overlap {spec.overlap}: unknown to this server", field="overlap")
 

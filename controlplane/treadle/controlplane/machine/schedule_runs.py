@@ -197,6 +197,7 @@ def _start(view: RunView, occurrence: OccurrenceRecord, *, beside: bool = False)
             pool=spec.pool,
             input=Payload.FromString(data) if data else None,
             parent=_reference(view, occurrence),
+            timeout_ms=spec.timeout_ms,
             occurrence=Occurrence(
                 schedule_id=record.schedule_id,
                 scheduled_ms=occurrence.scheduled_ms,
@@ -290,4 +291,5 @@ def start_request(letter: Letter) -> StartRun:
         trigger="schedule",
         parent=said.parent,
         occurrence=said.occurrence,
+        timeout_ms=said.timeout_ms,
     )

@@ -48,7 +48,7 @@ BACKFILLS: Final = 10
 BACKFILLED: Final = 1_000
 _REQUEST_IDS: Final = 16
 _TIMING: Final = frozenset(("cron", "every_ms", "timezone"))
-_CHANGEABLE: Final = _TIMING | {"workflow", "pool", "overlap", "catch_up_ms", "jitter_ms", "input"}
+_CHANGEABLE: Final = _TIMING | {"workflow", "pool", "overlap", "catch_up_ms", "jitter_ms", "timeout_ms", "input"}
 
 
 def record_of(namespace: str, schedule_id: str) -> RunKey:
