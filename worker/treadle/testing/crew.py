@@ -224,6 +224,7 @@ class Member:
                 may_start=lambda: core.may_start(token, self._now()),
                 ended=ended,
                 timeout_ms=job.timeout_ms,
+                left_ms=attempt.left_ms,
                 heartbeat_ms=job.heartbeat_ms,
                 progress=attempt.progress,
                 said=lambda data: core.progressed(token, attempt.number, data),
@@ -259,6 +260,7 @@ class Member:
                 may_start=lambda: core.may_start_local(token, command_id, self._now()),
                 ended=ended,
                 timeout_ms=asked.timeout_ms,
+                left_ms=action.left_ms,
                 heartbeat_ms=asked.step.heartbeat_ms,
             ),
         )

@@ -33,7 +33,7 @@ def add_reachable(registry: Registry, workflow: Workflow[..., Any]) -> None:
         if isinstance(thing, Step | Workflow):
             registry.add(thing)
         if isinstance(thing, Workflow):
-            waiting += [*_named(thing.function)]
+            waiting += [thing.on_failure, *_named(thing.function)]
         elif isinstance(thing, FunctionType):
             waiting += [*_named(thing)]
     for value in list(workflow.function.__globals__.values()):

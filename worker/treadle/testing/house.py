@@ -152,6 +152,8 @@ class House:
         for run in self.plane.runs:
             for head, history in self.plane.parts(run):
                 looked = sorted(self._watch.looked.get((run.run_id, head.incarnation), ()))
+                if head.retried_at:
+                    looked = looked[-1:]  # what its code asked for before counts only in part
                 if looked and not self.understudies.plays(head.workflow):
                     asked = self._watch.asked[run.run_id, head.incarnation]
                     check_replay(_context(head), self._watch.make, history, asked, looked)
@@ -278,4 +280,6 @@ def _registry_of(app: App) -> Registry:
 
 
 def _context(head: RunHead) -> RunContext:
-    return RunContext(head.namespace, head.run_id, head.incarnation, head.workflow, head.accepted_until)
+    return RunContext(
+        head.namespace, head.run_id, head.incarnation, head.workflow, head.accepted_until, head.retried_at
+    )

@@ -8,11 +8,14 @@ from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, TypeVar, overload
 
 from treadle.controlplane.machine.requests import StartRun
+from treadle.controlplane.machine.schedule_requests import DeclareSchedule
+from treadle.controlplane.machine.schedules import record_of
 from treadle.protocol.durations import Duration, to_ms
 from treadle.protocol.errors import ConfigError
 from treadle.protocol.ids import RunKey, check_run_id
 from treadle.v1.common_pb2 import TraceContext
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_REJECT
+from treadle.v1.schedule_pb2 import ScheduleSpec
 from treadle.worker.loop import guard
 from treadle.worker.steps import Step
 from treadle.worker.workflows import Workflow
@@ -136,11 +139,27 @@ class Lab:
             policy=CONFLICT_POLICY_REJECT,
             caller=TraceContext(),
             sampled=False,
+            timeout_ms=workflow.timeout_ms,
         )
         self._house.request(key, request)
         run = self.find(key.run_id)
         assert run is not None
         return run
+
+    def schedule(self, workflow: Workflow[..., Any]) -> None:
+        """Let the schedule that a workflow declares (`cron=`, `every=`) start runs as time passes; `runs` lists them.
+
+        Raises:
+            ConfigError: It declares none.
+        """
+        if workflow.schedule is None:
+            raise ConfigError(f"schedule({workflow.name}): it declares none; give @workflow cron= or every=")
+        add_reachable(self._house.registry, workflow)
+        self._house.employ()
+        spec = ScheduleSpec()
+        spec.CopyFrom(workflow.schedule)
+        spec.workflow, spec.pool = workflow.name, workflow.pool
+        self._house.request(record_of(NAMESPACE, workflow.name), DeclareSchedule(spec))
 
     def find(self, id: str) -> Run[Any] | None:
         """Return a run by its id; None: there is no such run."""

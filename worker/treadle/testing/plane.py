@@ -13,12 +13,12 @@ from typing import Final
 
 from treadle.controlplane.machine import Decision, Request, Settings, children, decide
 from treadle.controlplane.machine.decide import want
-from treadle.controlplane.machine.requests import Claimed, FireTimer, PushedGrant, Reply, RunReply
+from treadle.controlplane.machine.requests import Claimed, FireTimer, PushedGrant, Reply
 from treadle.controlplane.replica import Replica, Session
 from treadle.controlplane.store.memory_core import MemoryCore
 from treadle.controlplane.store.port import Loaded, Outcome, Want
 from treadle.protocol.errors import ConfigError, RequestError
-from treadle.protocol.ids import RunKey
+from treadle.protocol.ids import RECORD_MARK, RunKey
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import JOB_KIND_RUN, Job
 from treadle.v1.state_pb2 import RUN_STATE_NEEDS_ATTENTION, CommandRow, Letter, RunHead, WorkerRecord
@@ -72,7 +72,7 @@ class Plane:
         self._jobs: deque[Job] = deque()
 
     # --- deciding ----------------------------------------------------------------------------------------------------
-    def ask(self, run: RunKey, request: Request) -> RunReply:
+    def ask(self, run: RunKey, request: Request) -> Reply:
         """Have a client's request decided and committed.
 
         Raises:
@@ -81,7 +81,6 @@ class Plane:
         reply = self._commit(run, request)
         if isinstance(reply, RequestError):
             raise reply
-        assert isinstance(reply, RunReply), reply
         return reply
 
     def _commit(self, run: RunKey, request: Request, settle: Callable[[Reply], None] | None = None) -> Reply:
@@ -96,7 +95,8 @@ class Plane:
                 f"{outcome} for {request} of {run}: nobody else commits, and time stands still"
             )
             if not loaded.head:
-                self.runs[run] = None
+                if not run.run_id.startswith(RECORD_MARK):
+                    self.runs[run] = None
                 self._shards = sorted({*self._shards, run.shard})
         reply = decision.replies[0]
         if settle is not None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from treadle.protocol.errors import NotDeterministic
+from treadle.v1.common_pb2 import FAILURE_KIND_RUN_TIMED_OUT
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.worker.loop.port import Execution, ExecutionFactory, RunContext
 
@@ -90,6 +91,8 @@ def _compare_end(context: RunContext, execution: Execution, history: Sequence[Hi
         same = outcome is not None and outcome.next_input == last.run_continued.input
     else:
         said = last.run_failed.failure
+        if said.kind == FAILURE_KIND_RUN_TIMED_OUT:
+            return  # the control plane ended it
         failure = outcome.failure if outcome is not None else None
         same = failure is not None and (failure.type, failure.message) == (said.type, said.message)
     if not same:

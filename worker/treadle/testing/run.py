@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from treadle.controlplane.machine.requests import CancelRun, SignalRun, TerminateRun
+from treadle.controlplane.machine.requests import CancelRun, RetryRun, SignalRun, TerminateRun
 from treadle.controlplane.machine.signals import STATE_FIELD, answer_field
 from treadle.controlplane.machine.view import status_of
-from treadle.protocol.errors import QuestionRefused, RunCancelled, RunClosed, RunTerminated
+from treadle.protocol.errors import NotFound, QuestionRefused, RunCancelled, RunClosed, RunTerminated
 from treadle.protocol.failures import run_error
 from treadle.protocol.ids import RunKey
 from treadle.protocol.payloads import decode, encode
@@ -169,6 +169,28 @@ class Run(Generic[R]):
         """
         self._house.request(self._key, TerminateRun(self._house.new_id("terminate"), reason))
 
+    def retry(self, *, from_step: str | None = None, reason: str = "") -> None:
+        """Let it go on after it has failed, was cancelled or terminated; `result()` then gives the new outcome.
+
+        Args:
+            from_step: Name of a step, or one call of it: it and everything behind it runs again. Default: what failed.
+            reason: Why.
+
+        Raises:
+            NotFound: It has no such step.
+            RunClosed: It may not go on so.
+        """
+        request = RetryRun(self._house.new_id("retry"), reason)
+        if from_step is not None:
+            history = self.history()
+            calls = [(event.position, _command_of(event)) for event in history]
+            found = [call for call in calls if from_step in (call[1], call[1].rpartition("/")[2].partition("#")[0])]
+            if not from_step or not found:
+                raise NotFound(f"run {self.id!r} has no step {from_step!r} in its history; it has {self.steps}")
+            request.length = len(history)
+            request.from_position, request.step = found[0]
+        self._house.request(self._key, request)
+
     def _send(self, name: str, value: Any, id: str | None, *, asks: bool) -> str:
         signal_id = id or self._house.new_id("question" if asks else "signal")
         data = encode(value, what=f"{'question' if asks else 'signal'} {name!r}")
@@ -178,6 +200,13 @@ class Run(Generic[R]):
     @property
     def _head(self) -> RunHead:
         return self._house.plane.head(self._key)
+
+
+def _command_of(event: HistoryEvent) -> str:
+    """Which command an event is about; "" if it is about none."""
+    said = getattr(event, event.WhichOneof("kind") or "position")
+    command_id: str = getattr(said, "command_id", "")
+    return command_id
 
 
 def _because(what: str, reason: str) -> str:

@@ -46,8 +46,9 @@ class Attempt:
         info: What the step may know.
         may_start: Asked as the last thing before user code.
         ended: Told the end, once; None: `may_start` said no.
-        timeout_ms: Longest duration; 0: no limit.
-        heartbeat_ms: Longest silence; 0: no limit. Time passes only for doubles that take some, and they are silent.
+        timeout_ms: Longest duration; 0: no limit. Time passes only for doubles that take some.
+        left_ms: What is left of the step's total timeout; 0: no limit.
+        heartbeat_ms: Longest silence; 0: no limit. Doubles are silent.
         progress: What an attempt before this one said last of how far it was.
         said: Told what the code says of that; None: that it goes on.
     """
@@ -58,6 +59,7 @@ class Attempt:
     may_start: Callable[[], bool]
     ended: Callable[[Report | None], None]
     timeout_ms: int = 0
+    left_ms: int = 0
     heartbeat_ms: int = 0
     progress: Payload | None = None
     said: Callable[[bytes | None], None] = lambda data: None
@@ -114,12 +116,9 @@ class Stage:
 
     def _play(self, running: _Running, double: Double) -> None:
         attempt, took = running.attempt, double.takes_ms
-        limits = [ms for ms in (attempt.timeout_ms, attempt.heartbeat_ms) if ms]
-        limit = min(limits, default=0)
-        if limit and (took is None or took > limit):
-            silent = limit != attempt.timeout_ms
-            late = heartbeat_missed(attempt.step.name, limit, limit) if silent else timed_out(attempt.step.name, limit)
-            self._agenda.plan(self._agenda.now + limit, lambda: running.end(late))
+        late = _limit(attempt)
+        if late is not None and (took is None or took > late.duration_ms):
+            self._agenda.plan(self._agenda.now + late.duration_ms, lambda: running.end(late))
         elif took:
             self._agenda.plan(self._agenda.now + took, lambda: None if running.over else self._act(running, double))
         elif took is not None:
@@ -257,6 +256,19 @@ class Stage:
         finally:
             self._tasks.clear()
             loop.close()
+
+
+def _limit(attempt: Attempt) -> Report | None:
+    """How an attempt ends that takes too long, and after how long (its duration); None: there is no limit."""
+    name = attempt.step.name
+    ends = []
+    if attempt.timeout_ms:
+        ends.append(timed_out(name, attempt.timeout_ms))
+    if attempt.left_ms:
+        ends.append(timed_out(name, attempt.left_ms, total_ms=attempt.step.total_timeout_ms))
+    if attempt.heartbeat_ms:
+        ends.append(heartbeat_missed(name, attempt.heartbeat_ms, attempt.heartbeat_ms))
+    return min(ends, key=lambda end: end.duration_ms, default=None)
 
 
 class _Running:
