@@ -12,12 +12,14 @@ from treadle.worker import (
     Fatal,
     Retry,
     StepError,
+    changed,
     continue_as_new,
     now,
     publish_state,
     random,
     receive,
     receive_question,
+    set_tags,
     step,
     uuid4,
     workflow,
@@ -388,6 +390,32 @@ async def goes_on(n: int) -> int:
 
 
 @workflow
+async def goes_by_changes(n: int) -> list[Any]:
+    """Marked changes in tasks that run beside each other, in a loop, after a local step, and in a cleanup."""
+    found: list[Any] = [changed("first")]
+    set_tags(stage="begun", run=n)
+
+    async def one(i: int) -> bool:
+        await double(i)
+        new = changed(f"of-{i % 2}")
+        if new:
+            await shout(f"new {i}")
+        await asyncio.sleep(0.05 * i)
+        return new
+
+    try:
+        found += await asyncio.gather(*(one(i) for i in range(n)))
+        await shout("x")
+        if changed("after-local"):
+            await double(7)
+    finally:
+        if changed("cleanup"):
+            await cleanup("y")
+        set_tags(stage="done", run=None)
+    return found
+
+
+@workflow
 async def stuck() -> None:
     await asyncio.Event().wait()
 
@@ -418,6 +446,7 @@ CATALOGUE: list[tuple[Any, tuple[Any, ...], Any]] = [
     (hears, (), [1, 2, 2, None]),
     (goes_on, (3,), None),
     (cancels, (1,), None),
+    (goes_by_changes, (4,), [True, True, True, True, True]),
 ]
 LETTERS: dict[str, list[tuple[int, str, bytes, bool]]] = {
     "goes_on": [(10, "a", b"1", False), (20, "a", b"2", False)],

@@ -69,6 +69,7 @@ class Server:
     _sequence: int = 0
     _open: dict[str, Any] = field(default_factory=dict)
     _known: set[str] = field(default_factory=set)
+    _reported: list[tuple[int, int]] = field(default_factory=list)
     _owner: int = 0
 
     def __post_init__(self) -> None:
@@ -76,7 +77,7 @@ class Server:
 
     def start(self, *args: Any, **kwargs: Any) -> None:
         payload = self.workflow.signature.encode_call(args, kwargs)
-        self.append(run_started=h.RunStarted(workflow=self.workflow.name, input=payload))
+        self.append(run_started=h.RunStarted(workflow=self.workflow.name, version=self.workflow.version, input=payload))
         self.append(run_opened=h.RunOpened(worker_id="w"))
         if self.cancel_at_ms is not None:
             self._at(self.cancel_at_ms, self._interrupt)
@@ -90,9 +91,28 @@ class Server:
         else:
             self.append(cancel_requested=h.CancelRequested(reason="enough"))
 
-    def fresh(self, *, accepted_until: int = 0) -> Execution:
-        context = RunContext("default", "run-1", self.incarnation, self.workflow.name, accepted_until, self.retried_at)
+    def fresh(self, *, accepted_until: int = 0, upto: int | None = None) -> Execution:
+        """A fresh execution, as it is made for who becomes the owner when the history has come that far."""
+        upto = len(self.history) if upto is None else upto
+        marks = [e.change_marked.name for e in self.history[:upto] if e.HasField("change_marked")]
+        context = RunContext(
+            namespace="default",
+            run_id="run-1",
+            incarnation=self.incarnation,
+            workflow=self.workflow.code,
+            accepted_until=accepted_until,
+            retried_at=self.retried_at,
+            passed_until=self._passed(upto),
+            marks=frozenset(marks),
+        )
         return execution_factory(self.registry)(context)
+
+    def _passed(self, upto: int) -> int:
+        """How far owners had said that they were fed: a request brings that together with what was asked for."""
+        said = {asked.at for asked in self.asked if 0 < asked.recorded <= upto}
+        unsaid = {asked.at for asked in self.asked if not 0 < asked.recorded <= upto}
+        reported = {at for at, recorded in self._reported if recorded <= upto}
+        return max((said - unsaid) | reported, default=0)
 
     def append(self, **kind: Any) -> int:
         position = len(self.history) + 1
@@ -132,12 +152,12 @@ class Server:
         for command in turn.commands:
             asked = Asked(at, command.SerializeToString(deterministic=True))
             self.asked.append(asked)
-            if self.late:
+            if self.late and not command.HasField("mark_change"):  # what was said later is not recorded before it
                 self._at(self._rng.randrange(40), self._for_owner(partial(self._record, command, asked)))
             else:
                 self._record(command, asked)
         for call in turn.local_calls:
-            self._at(self._rng.randrange(1, 300), self._for_owner(partial(self._local, call)))
+            self._at(self._rng.randrange(1, 300), self._for_owner(partial(self._local, call, at)))
         for command_id in turn.local_cancels:
             self._known.add(command_id + "/cancelled")
         for call in turn.local_ends:
@@ -168,7 +188,7 @@ class Server:
         if command_id in self._known:
             return
         self._known.add(command_id)
-        if kind in ("publish_state", "answer_signal"):
+        if kind in ("publish_state", "answer_signal", "mark_change", "set_tags"):
             asked.recorded = self._note(command)
             return
         self._open[command_id] = command
@@ -196,6 +216,11 @@ class Server:
         common: dict[str, Any] = {"command_id": command.command_id, "digest": command.digest}
         if command.HasField("publish_state"):
             return self.append(state_published=h.StatePublished(**common))
+        if command.HasField("set_tags"):
+            return self.append(tags_set=h.TagsSet(tags=command.set_tags.tags, **common))
+        if command.HasField("mark_change"):
+            mark = h.ChangeMarked(command_id=command.command_id, name=command.mark_change.name)
+            return self.append(change_marked=mark)
         return self.append(signal_answered=h.SignalAnswered(signal_id=command.answer_signal.signal_id, **common))
 
     def _cancel(self, command_id: str, asked: Asked) -> None:
@@ -230,10 +255,11 @@ class Server:
             payload = step.signature.encode_result(result)
             self.append(step_completed=h.StepCompleted(command_id=command_id, attempt=1, result=payload))
 
-    def _local(self, call: LocalCall) -> None:
+    def _local(self, call: LocalCall, at: int) -> None:
         if call.command_id + "/cancelled" in self._known:
             return
         self._known.add(call.command_id + "/ended")
+        self._reported.append((at, len(self.history) + 1))
         common: dict[str, Any] = {
             "command_id": call.command_id,
             "attempt": call.try_number,
@@ -320,7 +346,7 @@ def drive(server: Server, *, kill_at: int | None = None, lose: bool = False) -> 
 
 def replay(server: Server, upto: int) -> tuple[list[bytes], Execution]:
     """A fresh execution that was fed `upto` events, and the commands that it asks for then."""
-    execution = server.fresh()
+    execution = server.fresh(upto=upto)
     feed_all(execution, server.history[:upto])
     commands = [c.SerializeToString(deterministic=True) for c in execution.take().commands]
     return commands, execution

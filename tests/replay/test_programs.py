@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.replay.catalogue import broken, cleanup, double, flaky, shout
 from tests.replay.harness import Server, check_every_prefix, drive
-from treadle.worker import StepError, random, workflow
+from treadle.worker import StepError, changed, random, workflow
 from treadle.worker.app import Registry
 
 
@@ -40,6 +40,8 @@ async def execute(node: Any, log: list[Any]) -> None:
         await flaky(args[0])
     elif kind == "sleep":
         await asyncio.sleep(args[0] / 1000)
+    elif kind == "changed":
+        log.append(await double(1) if changed(args[0]) else await shout("old"))
     elif kind == "draw":
         await double(random().randrange(100))
     else:
@@ -109,6 +111,7 @@ LEAVES = st.one_of(
     st.tuples(st.just("flaky"), st.just("k")),
     st.tuples(st.just("sleep"), MS),
     st.tuples(st.just("draw")),
+    st.tuples(st.just("changed"), st.sampled_from(["x", "y"])),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import count
 from typing import Any, TypeVar
@@ -71,6 +71,10 @@ class Script:
         self.waiting = Waits(1, 0, 0, None)
         self.untold = 0
         self.letters: list[SignalReceived] = []
+        self.before: tuple[int, tuple[str, ...]] = (0, ())
+
+    def passed(self, until: int, marks: Iterable[str]) -> None:
+        self.before = until, tuple(marks)
 
     def unread(self) -> list[SignalReceived]:
         return self.letters

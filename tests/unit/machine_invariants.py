@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from tests.unit.machine_rig import RUN, Rig
 
-from treadle.controlplane.machine.view import status_of
+from treadle.controlplane.machine.indexes import run_waits, status_of
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.run_service_pb2 import RunStatus
 from treadle.v1.state_pb2 import (
@@ -186,6 +186,9 @@ def _indexes(rig: Rig, head: RunHead, rows: dict[str, CommandRow], *, left_over:
         expected.add("a:ns:wf")
     if any(row.state == COMMAND_STATE_QUARANTINED for row in rows.values()):
         expected.add("q:ns")
+    expected |= _troubles(head, rows)
+    if head.error_type:
+        expected.add(f"e:ns:{head.error_type}")
     found = rig.indexes()
     shown = {name for name in found if not name.startswith("n:") and not (left_over and name == "q:ns")}
     assert shown == expected - ({"q:ns"} if left_over else set()), "under exactly its status"
@@ -199,6 +202,26 @@ def _indexes(rig: Rig, head: RunHead, rows: dict[str, CommandRow], *, left_over:
     if head.state == RUN_STATE_WAITING:
         waits.add((RUN.run_id, ""))
     assert members >= waits if left_over else members == waits, "what waits for a name can be found by it"
+
+
+def _troubles(head: RunHead, rows: dict[str, CommandRow]) -> set[str]:
+    """The head counts what its rows say, so that a list needs not read them."""
+    if head.state == RUN_STATE_CLOSED:
+        return set()
+    retrying = sum(row.try_number > 1 + row.tries_before for row in rows.values())
+    waiting = sum(
+        row.waiting_noted or (row.state == COMMAND_STATE_QUEUED and row.watch_step_ms > 60_000) for row in rows.values()
+    )
+    quarantined = sum(row.state == COMMAND_STATE_QUARANTINED for row in rows.values())
+    assert (head.retrying, head.waiting_steps, head.quarantined) == (retrying, waiting, quarantined)
+    assert bool(head.trouble) == bool(head.error_type) == bool(retrying), "what failed last, while it is tried again"
+    assert bool(head.waiting_for) == bool(waiting)
+    troubles = {
+        "retrying": bool(retrying),
+        "waiting": bool(waiting) or run_waits(head),
+        "attention": bool(quarantined) or head.state == RUN_STATE_NEEDS_ATTENTION,
+    }
+    return {f"x:ns:{name}" for name, there in troubles.items() if there}
 
 
 def _news(head: RunHead, events: list[HistoryEvent]) -> None:

@@ -25,6 +25,7 @@ from treadle.controlplane.machine.requests import (
 from treadle.controlplane.store.memory import MemoryStore
 from treadle.controlplane.store.port import Beat, Change, Outcome, Want
 from treadle.protocol.ids import SHARDS, RunKey, worker_shard
+from treadle.protocol.tags import code_name
 from treadle.v1.common_pb2 import Failure, Payload, RetryPolicy, TraceContext
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job, JobKind
@@ -278,7 +279,7 @@ class Rig:
     def run_job(self) -> Job:
         head = self.head
         job = Job(namespace="ns", run_id=RUN.run_id, incarnation=head.incarnation, kind=JOB_KIND_RUN)
-        job.pool, job.name, job.dispatch_id = "p", "wf", head.wake_dispatch_id
+        job.pool, job.name, job.dispatch_id = "p", code_name(head.workflow, head.version), head.wake_dispatch_id
         return job
 
     def step_job(self, command_id: str = "0/s#1") -> Job:

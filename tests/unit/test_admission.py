@@ -37,6 +37,9 @@ class Watched:
         self._ask("registry")
         return await self.store.registry(namespace)
 
+    async def versions(self, namespace: str) -> Mapping[str, int]:
+        return await self.store.versions(namespace)
+
     async def register(self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str]) -> None:
         self._ask("register")
         await self.store.register(namespace, pool, workflows, steps)
@@ -51,8 +54,8 @@ def test_each_target_of_a_frame_gets_its_pool_or_its_own_refusal() -> None:
         watched = Watched()
         await watched.store.register("default", "crm", ("hello",), ())
         targets = [("hello", ""), ("hello", "other"), ("nobody", ""), ("hello", "No Pool"), ("", "crm")]
-        found = await admitting(watched).pools_of("default", targets)
-        assert (found["hello", ""], found["hello", "other"]) == ("crm", "other")
+        found = await admitting(watched).targets_of("default", targets)
+        assert (found["hello", ""], found["hello", "other"]) == (("hello", "crm"), ("hello", "other"))
         assert isinstance(found["nobody", ""], NotFound)
         assert isinstance(found["hello", "No Pool"], FieldInvalid)
         assert isinstance(found["", "crm"], FieldInvalid)
@@ -66,7 +69,7 @@ def test_a_store_that_is_away_is_asked_once_for_all_of_them() -> None:
     async def main() -> None:
         watched = Watched()
         watched.away = True
-        found = await admitting(watched).pools_of("default", [(f"w{n}", "") for n in range(50)])
+        found = await admitting(watched).targets_of("default", [(f"w{n}", "") for n in range(50)])
         assert len(found) == 50
         assert all(isinstance(pool, Unavailable) for pool in found.values())
         assert watched.asked == ["outbox_size"]
@@ -76,7 +79,7 @@ def test_a_store_that_is_away_is_asked_once_for_all_of_them() -> None:
 
 def test_a_full_outbox_refuses() -> None:
     async def main() -> None:
-        found = await admitting(Watched(size=10)).pools_of("default", [("hello", "crm")])
+        found = await admitting(Watched(size=10)).targets_of("default", [("hello", "crm")])
         refused = found["hello", "crm"]
         assert isinstance(refused, Refused)
         assert refused.reason == "OUTBOX_FULL"
@@ -90,10 +93,10 @@ def test_pools_that_callers_name_are_remembered_in_bounds(monkeypatch: pytest.Mo
         watched = Watched()
         admitted = admitting(watched)
         for pool in ("a", "a", "b", "c"):
-            assert await admitted.pool_of("default", "hello", pool) == pool
+            assert await admitted.target_of("default", "hello", pool) == ("hello", pool)
         assert watched.asked.count("register") == 3
         for pool in ("d", "d", "a"):
-            await admitted.pool_of("default", "hello", pool)
+            await admitted.target_of("default", "hello", pool)
         assert watched.asked.count("register") == 5, "what was forgotten is noted again"
 
     asyncio.run(main())

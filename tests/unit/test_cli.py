@@ -78,7 +78,7 @@ def test_options_become_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TREADLE_TOKEN", "tdl_1_x")
     words = ["run", "list", "--status", "failed", "--status", "cancelled", "--since", "1h", "-o", "jsonl", "--tls"]
     _, bound, _ = app().parse_args([*words, "--namespace", "prod"], exit_on_error=False)
-    assert bound.arguments["status"] == ["failed", "cancelled"]
+    assert bound.arguments["filters"].status == ["failed", "cancelled"]
     assert bound.arguments["output"] == "jsonl"
     connection = bound.arguments["connection"]
     assert (connection.server, connection.namespace, connection.token) == ("treadle:7430", "prod", "tdl_1_x")

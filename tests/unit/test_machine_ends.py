@@ -6,6 +6,7 @@ import pytest
 from tests.unit.machine_rig import RUN, Owner, Rig, schedule, value
 
 from treadle.controlplane.machine import Settings
+from treadle.controlplane.machine.indexes import status_of
 from treadle.controlplane.machine.requests import (
     AcceptRun,
     CancelRun,
@@ -15,7 +16,6 @@ from treadle.controlplane.machine.requests import (
     RunReply,
     TerminateRun,
 )
-from treadle.controlplane.machine.view import status_of
 from treadle.protocol.errors import NotFound, RunClosed
 from treadle.v1.job_pb2 import JOB_KIND_STEP, Job
 from treadle.v1.run_service_pb2 import (

@@ -418,7 +418,7 @@ def test_a_divergence_stops_the_run_until_fitting_code_comes(by: str) -> None:
     assert owner.say(diverged={"expected": "x", "found": "y"}).answer == ANSWER_OK
     head = rig.head
     assert head.state == RUN_STATE_NEEDS_ATTENTION and "x" in head.attention and not head.HasField("owner")
-    assert rig.indexes() == {"s:ns:needs_attention", "w:ns:wf:needs_attention", "a:ns:wf"}
+    assert rig.indexes() == {"s:ns:needs_attention", "w:ns:wf:needs_attention", "a:ns:wf", "x:ns:attention"}
     assert rig.kinds()[-1] == "run_diverged" and not rig.decision.jobs
     assert owner.say().answer == ANSWER_LEASE_LOST
     rig.cancel_run()

@@ -18,10 +18,12 @@ from treadle.protocol.errors import RunIdConflict
 from treadle.v1.job_pb2 import JOB_KIND_RUN, Job
 from treadle.v1.run_service_pb2 import (
     CONFLICT_POLICY_ALLOW_CLOSED,
+    CONFLICT_POLICY_ALLOW_FAILED,
     CONFLICT_POLICY_REJECT,
     CONFLICT_POLICY_TERMINATE_EXISTING,
     CONFLICT_POLICY_UNSPECIFIED,
     CONFLICT_POLICY_USE_EXISTING,
+    CONFLICT_POLICY_USE_OPEN,
     ConflictPolicy,
 )
 from treadle.v1.state_pb2 import (
@@ -106,7 +108,9 @@ START, EXISTING, REFUSED, REPLACE = "start", "existing", "refused", "replace"
         (CONFLICT_POLICY_UNSPECIFIED, REFUSED, REFUSED),
         (CONFLICT_POLICY_REJECT, REFUSED, REFUSED),
         (CONFLICT_POLICY_USE_EXISTING, EXISTING, EXISTING),
+        (CONFLICT_POLICY_USE_OPEN, EXISTING, START),
         (CONFLICT_POLICY_ALLOW_CLOSED, REFUSED, START),
+        (CONFLICT_POLICY_ALLOW_FAILED, REFUSED, START),
         (CONFLICT_POLICY_TERMINATE_EXISTING, REPLACE, START),
     ],
 )
@@ -332,7 +336,7 @@ def test_an_unregistered_workflow_waits_ever_longer_and_a_register_wakes_it() ->
     assert rig.kinds().count("run_waiting") == 1
     rig.claim(rig.run_job(), unregistered=True)
     rig.register()
-    assert rig.head.state == RUN_STATE_QUEUED and rig.indexes() == {"s:ns:running", "w:ns:wf:running"}
+    assert rig.head.state == RUN_STATE_QUEUED and rig.indexes() == {"s:ns:running", "w:ns:wf:running", "x:ns:waiting"}
     rig.register()
     assert rig.decision.change is None
     rig.claim(rig.run_job(), unregistered=True)

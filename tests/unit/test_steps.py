@@ -64,6 +64,8 @@ def test_public_names() -> None:
         "receive_question",
         "Question",
         "publish_state",
+        "changed",
+        "set_tags",
         "start_child",
         "ChildRun",
         "continue_as_new",

@@ -29,6 +29,7 @@ _RUN_COMMANDS = {
     "start": ("run_start:start", "Start a run."),
     "show": ("run_show:show", "Show steps, attempts and the last error of a run."),
     "list": ("run_list:list_runs", "List runs, newest first."),
+    "count": ("run_list:count_runs", "Count runs."),
     "watch": ("run_watch:watch", "Follow a run until it is closed."),
     "cancel": ("run_steer:cancel", "Ask a run to stop."),
     "terminate": ("run_steer:terminate", "End a run at once."),

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Final
 from treadle.client.progress import LOST_WORDS, MARKS, duration_text, failure_text, payload_text, unread_text
 from treadle.client.timeline import AttemptView, StepView, Timeline
 from treadle.client.views import RunInfo, RunStatus, StepProgress
+from treadle.protocol.tags import code_name
 from treadle.v1.common_pb2 import Failure
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ("Row", "draw_run", "header_lines", "last_error", "status_text", "step_rows")
+__all__ = ("Row", "draw_run", "header_lines", "last_error", "status_text", "step_rows", "tags_text")
 
 STYLES: Final = {
     "completed": "green",
@@ -55,11 +56,13 @@ def header_lines(run: RunInfo, timeline: Timeline) -> list[str]:
     took = f" in {duration_text(ended)}" if ended is not None else ""
     when = run.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     lines = [
-        f"{run.workflow}   {run.id}   {status_text(run.status)}{took}",
+        f"{code_name(run.workflow, run.version)}   {run.id}   {status_text(run.status)}{took}",
         f"  pool {run.pool} · started {when} · {run.length} events · trace {run.trace_id}",
     ]
     if run.part > 1:
         lines.append(f"  part {run.part} of a run that continues as new")
+    if run.tags:
+        lines.append(f"  tags {tags_text(run)}")
     if run.reason or timeline.reason:
         lines.append(f"  {run.reason or timeline.reason}")
     if run.cancel_requested and not run.status.closed:
@@ -82,6 +85,11 @@ def header_lines(run: RunInfo, timeline: Timeline) -> list[str]:
     if run.failure is not None:
         lines.append(f"  error  {failure_text(run.failure, limit=400)}")
     return lines
+
+
+def tags_text(run: RunInfo) -> str:
+    """Return the tags of a run in one line."""
+    return ", ".join(f"{key}={value}" for key, value in run.tags.items())
 
 
 def _times(number: int) -> str:

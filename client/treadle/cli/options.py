@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,12 +11,34 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from treadle.client import Client, Tls
 
-__all__ = ("Connection", "Output", "OutputOption")
+__all__ = ("Connection", "Output", "OutputOption", "TagOption", "read_tags")
 
 Output = Literal["table", "json", "jsonl"]
 
 OutputOption = Annotated[Output, Parameter(name=["--output", "-o"])]
 """How data is printed: a table, one JSON document, or one JSON document a line."""
+
+TagOption = Annotated[list[str] | None, Parameter(negative="", consume_multiple=False)]
+"""Tags, each as KEY=VALUE; may be repeated."""
+
+
+def read_tags(words: Iterable[str] | None) -> dict[str, str]:
+    """Return tags given as KEY=VALUE.
+
+    Raises:
+        ConfigError: One is not written like that, or a key is given twice.
+    """
+    from treadle.protocol.errors import ConfigError
+
+    tags: dict[str, str] = {}
+    for word in words or ():
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--tag {word!r}: write it like customer=42")
+        if key in tags:
+            raise ConfigError(f"--tag {word!r}: {key!r} is given twice")
+        tags[key] = value
+    return tags
 
 
 @Parameter(name="*")

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from treadle.cli.json_input import read_object
-from treadle.cli.options import Connection, OutputOption
+from treadle.cli.options import Connection, OutputOption, TagOption, read_tags
 
 __all__ = ("start",)
 
-Conflict = Literal["reject", "use_existing", "terminate_existing", "allow_closed"]
+Conflict = Literal["reject", "use_existing", "use_open", "allow_closed", "allow_failed", "terminate_existing"]
 
 
 async def start(
@@ -23,6 +23,7 @@ async def start(
     pool: str | None = None,
     run_timeout: str | None = None,
     on_conflict: Conflict = "reject",
+    tag: TagOption = None,
     watch: Annotated[bool, Parameter(negative="")] = False,
     wait: Annotated[bool, Parameter(negative="")] = False,
     timeout: str | None = None,
@@ -34,7 +35,7 @@ async def start(
     Parameters
     ----------
     workflow
-        Name of the workflow.
+        Name of the workflow; "name@version" for one version of it.
     input
         Arguments as a JSON object by parameter name; @FILE reads a file, @- stdin.
     id
@@ -45,6 +46,8 @@ async def start(
         Longest duration of the run ("1h"); what the workflow says otherwise.
     on_conflict
         What to do when the id is taken.
+    tag
+        What the run is found by: customer=42. May be repeated.
     watch
         Show what it does, line by line, until it is closed.
     wait
@@ -57,9 +60,11 @@ async def start(
     from treadle.cli.run_watch import follow, outcome_exit, progress_printer
 
     connection = connection or Connection()
-    arguments = read_object(input)
+    arguments, tags = read_object(input), read_tags(tag)
     async with connection.client() as client:
-        run = await client.start(workflow, arguments, id=id, pool=pool, on_conflict=on_conflict, timeout=run_timeout)
+        run = await client.start(
+            workflow, arguments, id=id, pool=pool, on_conflict=on_conflict, timeout=run_timeout, tags=tags
+        )
         if run.existed:
             note(f"run {run.id} was there before")
         if not (watch or wait):

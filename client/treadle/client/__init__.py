@@ -8,13 +8,14 @@ The errors that calls raise are drawn in `treadle.protocol.errors`.
 """
 
 from treadle.client.aio import Client
-from treadle.client.calls import OnConflict, WorkflowLike
+from treadle.client.calls import OnConflict, Tags, WorkflowLike
 from treadle.client.config import Tls
 from treadle.client.runs import RunHandle
 from treadle.client.schedules import OccurrenceInfo, ScheduleInfo, Schedules, ScheduleStatus
+from treadle.client.search import RunFilters
 from treadle.client.sync import SyncClient, SyncRunHandle
 from treadle.client.sync_schedules import SyncSchedules
-from treadle.client.views import RunInfo, RunPage, RunStatus, StepProgress
+from treadle.client.views import RunCount, RunInfo, RunPage, RunStatus, RunTrouble, StepProgress
 from treadle.protocol.errors import (
     ConfigError,
     FieldInvalid,
@@ -42,6 +43,8 @@ __all__ = (
     "SyncRunHandle",
     "RunInfo",
     "RunPage",
+    "RunCount",
+    "RunFilters",
     "RunStatus",
     "StepProgress",
     "Schedules",
@@ -49,7 +52,9 @@ __all__ = (
     "ScheduleInfo",
     "ScheduleStatus",
     "OccurrenceInfo",
+    "RunTrouble",
     "OnConflict",
+    "Tags",
     "Tls",
     "WorkflowLike",
     "ConfigError",

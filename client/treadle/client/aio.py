@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Iterable
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, Unpack, overload
 from weakref import WeakValueDictionary
 
 import grpc
 
-from treadle.client.calls import OnConflict, P, WorkflowLike, start_request
+from treadle.client.calls import OnConflict, P, Tags, WorkflowLike, start_request
 from treadle.client.config import CALL_TIMEOUT_S, DEFAULT_TARGET, Tls, auth_metadata, open_channel
 from treadle.client.runs import RunHandle
 from treadle.client.schedules import Schedules
+from treadle.client.search import RunFilters, filter_fields
 from treadle.client.status import from_rpc_error
 from treadle.client.stream import RunStream
-from treadle.client.views import RunInfo, RunPage, RunStatus, run_info, to_ms
+from treadle.client.views import RunCount, RunInfo, RunPage, run_count, run_info
 from treadle.protocol.durations import Duration
 from treadle.protocol.errors import ConfigError
 from treadle.protocol.ids import check_name
@@ -30,7 +30,7 @@ from treadle.v1.pool_service_pb2 import (
     Worker,
 )
 from treadle.v1.pool_service_pb2_grpc import PoolServiceStub
-from treadle.v1.run_service_pb2 import ListQuarantinedStepsRequest, ListRunsRequest, QuarantinedStep
+from treadle.v1.run_service_pb2 import CountRunsRequest, ListQuarantinedStepsRequest, ListRunsRequest, QuarantinedStep
 from treadle.v1.run_service_pb2_grpc import RunServiceStub
 from treadle.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 
@@ -125,6 +125,7 @@ class Client:
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
         timeout: Duration | None = None,
+        tags: Tags | None = None,
     ) -> RunHandle[R]: ...
     @overload
     async def start(
@@ -137,6 +138,7 @@ class Client:
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
         timeout: Duration | None = None,
+        tags: Tags | None = None,
     ) -> RunHandle[R]: ...
     @overload
     async def start(
@@ -150,6 +152,7 @@ class Client:
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
         timeout: Duration | None = None,
+        tags: Tags | None = None,
     ) -> RunHandle[R]: ...
     @overload
     async def start(
@@ -164,6 +167,7 @@ class Client:
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
         timeout: Duration | None = None,
+        tags: Tags | None = None,
     ) -> RunHandle[R]: ...
     @overload
     async def start(
@@ -179,6 +183,7 @@ class Client:
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
         timeout: Duration | None = None,
+        tags: Tags | None = None,
     ) -> RunHandle[R]: ...
     @overload
     async def start(
@@ -190,6 +195,7 @@ class Client:
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
         timeout: Duration | None = None,
+        tags: Tags | None = None,
         **kwargs: Any,
     ) -> RunHandle[Any]: ...
     async def start(
@@ -201,18 +207,21 @@ class Client:
         on_conflict: Any = "reject",
         pool: Any = None,
         timeout: Any = None,
+        tags: Any = None,
         **kwargs: Any,
     ) -> RunHandle[Any]:
         """Start a run. When this returns, the run is durable: it goes on whatever dies.
 
         Args:
-            workflow: The function made by `@workflow`; or its name, with arguments as keywords or as one mapping.
+            workflow: The function made by `@workflow`, which also says the version if it has one; or its name ("billing", or
+                "billing@2" for a version), with arguments as keywords or as one mapping.
             args: Arguments of the workflow.
             id: Name of the run, unique in the namespace; None: one is made.
-            on_conflict: When the id is taken: "reject", "use_existing", "terminate_existing" or "allow_closed".
+            on_conflict: What to do when the id is taken: see OnConflict.
             pool: Pool whose workers execute the workflow; None: the function's own, or where the name is registered.
             timeout: Longest duration of the run ("1h", seconds, timedelta), counted from now; None: what the workflow says.
-            kwargs: Arguments of the workflow. (One called `id`, `pool`, `on_conflict` or `timeout` is passed by position.)
+            tags: What the run is found by: at most 20, keys of up to 64 and values of up to 200 characters.
+            kwargs: Arguments of the workflow. (One that has the name of an option is passed by position.)
 
         Raises:
             RunIdConflict: The id is taken.
@@ -224,7 +233,9 @@ class Client:
             Unavailable: The control plane does not answer.
         """
         number, run_id, answer = await self.stream.start(
-            lambda: start_request(workflow, args, kwargs, id=id, on_conflict=on_conflict, pool=pool, timeout=timeout)
+            lambda: start_request(
+                workflow, args, kwargs, id=id, on_conflict=on_conflict, pool=pool, timeout=timeout, tags=tags
+            )
         )
         return RunHandle(
             self,
@@ -243,30 +254,19 @@ class Client:
         """Return a handle on a run that exists; nothing is asked yet. With `workflow`, its result is typed."""
         return RunHandle(self, id, signature=workflow.signature if workflow is not None else None)
 
-    async def list(
-        self,
-        *,
-        workflow: str | None = None,
-        status: RunStatus | str | Iterable[RunStatus | str] = (),
-        since: datetime | timedelta | None = None,
-        until: datetime | timedelta | None = None,
-        limit: int | None = None,
-    ) -> AsyncGenerator[RunInfo, None]:
+    async def list(self, *, limit: int | None = None, **filters: Unpack[RunFilters]) -> AsyncGenerator[RunInfo, None]:
         """Yield runs, newest first, page by page.
 
         Args:
-            workflow: Only this workflow.
-            status: Only these.
-            since: Only runs started at or after; a timedelta counts back from now.
-            until: Only runs started before.
             limit: At most this many; None: all.
+            filters: `workflow`, `status`, `since`, `until`, `tags`, `error`, `trouble`: see RunFilters.
+
+        Raises:
+            FieldInvalid: A filter is not allowed.
         """
         token, left = "", limit
         while left is None or left > 0:
-            size = _PAGE if left is None else min(left, _PAGE)
-            page = await self.list_page(
-                workflow=workflow, status=status, since=since, until=until, size=size, token=token
-            )
+            page = await self.list_page(size=_PAGE if left is None else min(left, _PAGE), token=token, **filters)
             for run in page.runs:
                 yield run
             token = page.next_token
@@ -275,34 +275,26 @@ class Client:
             if not token:
                 return
 
-    async def list_page(
-        self,
-        *,
-        workflow: str | None = None,
-        status: RunStatus | str | Iterable[RunStatus | str] = (),
-        since: datetime | timedelta | None = None,
-        until: datetime | timedelta | None = None,
-        size: int = 50,
-        token: str = "",
-    ) -> RunPage:
+    async def list_page(self, *, size: int = 50, token: str = "", **filters: Unpack[RunFilters]) -> RunPage:
         """Return one page of runs, newest first; pass `next_token` as `token` for the next one.
 
+        A page may be short although others follow, if few of many runs fit the filters.
+
         Raises:
-            FieldInvalid: There is no such status, or the token is not of this list.
+            FieldInvalid: A filter is not allowed, or the token is not of this list.
         """
-        wanted = (status,) if isinstance(status, RunStatus | str) else status
-        now = datetime.now(UTC)
-        request = ListRunsRequest(
-            namespace=self.namespace,
-            workflow=workflow or "",
-            statuses=[RunStatus.of(one).to_wire() for one in wanted],
-            since_ms=to_ms(since, now=now),
-            until_ms=to_ms(until, now=now),
-            page_size=size,
-            page_token=token,
-        )
+        request = ListRunsRequest(namespace=self.namespace, page_size=size, page_token=token, **filter_fields(filters))
         page = await self.call(self.stub.ListRuns, request)
         return RunPage(tuple(run_info(run) for run in page.runs), page.next_page_token)
+
+    async def count(self, **filters: Unpack[RunFilters]) -> RunCount:
+        """Return how many runs there are, with the filters of `list`.
+
+        Raises:
+            FieldInvalid: A filter is not allowed.
+        """
+        request = CountRunsRequest(namespace=self.namespace, **filter_fields(filters))
+        return run_count(await self.call(self.stub.CountRuns, request))
 
     async def pools(self) -> tuple[Pool, ...]:
         """Return the pools of the namespace, by name, with their demand and slots."""

@@ -16,30 +16,43 @@ from treadle.protocol.ids import check_run_id
 from treadle.protocol.occurrence import Occurrence
 from treadle.protocol.payloads import encode
 from treadle.protocol.signature import Signature
+from treadle.protocol.tags import code_name, tags_of
 from treadle.v1.common_pb2 import Payload, TraceContext
 from treadle.v1.run_service_pb2 import (
     CONFLICT_POLICY_ALLOW_CLOSED,
+    CONFLICT_POLICY_ALLOW_FAILED,
     CONFLICT_POLICY_REJECT,
     CONFLICT_POLICY_TERMINATE_EXISTING,
     CONFLICT_POLICY_USE_EXISTING,
+    CONFLICT_POLICY_USE_OPEN,
     ConflictPolicy,
     RetryRunRequest,
     StartRunRequest,
 )
 from treadle.v1.schedule_pb2 import ScheduleSpec
 
-__all__ = ("OnConflict", "WorkflowLike", "new_run_id", "retry_request", "scheduled_call", "start_request")
+__all__ = ("OnConflict", "Tags", "WorkflowLike", "new_run_id", "retry_request", "scheduled_call", "start_request")
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 
-OnConflict = Literal["reject", "use_existing", "terminate_existing", "allow_closed"]
-"""What a start does when the id is taken: raise RunIdConflict; answer with the run that has it; terminate that one and
-start anew; start anew only if that one is closed."""
+OnConflict = Literal["reject", "use_existing", "use_open", "allow_closed", "allow_failed", "terminate_existing"]
+"""What a start does when the id is taken.
+
+"reject": raise RunIdConflict, also if the run that has it is closed. "use_existing": answer with that run, open or closed.
+"use_open": answer with it if it is open, start anew if it is closed. "allow_closed": start anew if it is closed, raise if it
+is open. "allow_failed": start anew if it is closed and did not complete, else raise. "terminate_existing": end it, then
+start anew.
+"""
+
+Tags = Mapping[str, str | int]
+"""What a run is found by; numbers become text."""
 
 _POLICIES: Final[dict[str, ConflictPolicy.ValueType]] = {
     "reject": CONFLICT_POLICY_REJECT,
     "use_existing": CONFLICT_POLICY_USE_EXISTING,
+    "use_open": CONFLICT_POLICY_USE_OPEN,
+    "allow_failed": CONFLICT_POLICY_ALLOW_FAILED,
     "terminate_existing": CONFLICT_POLICY_TERMINATE_EXISTING,
     "allow_closed": CONFLICT_POLICY_ALLOW_CLOSED,
 }
@@ -100,13 +113,14 @@ def start_request(
     on_conflict: str,
     pool: str | None,
     timeout: Duration | None = None,
+    tags: Tags | None = None,
 ) -> StartRunRequest:
     """Return the request that starts a run, in the namespace of the frame that carries it.
 
     Raises:
         ConfigError: `workflow` is neither a workflow nor a name, arguments of a start by name have no names, or the timeout is
             no duration above 0.
-        FieldInvalid: `id` or `on_conflict` is not allowed.
+        FieldInvalid: `id`, `on_conflict` or a tag is not allowed.
         TypeError: Arguments are missing, too many or unknown.
         PayloadError: An argument does not fit its type (it is named), or they are larger than 1 MiB together.
     """
@@ -114,20 +128,22 @@ def start_request(
         raise FieldInvalid(f"on_conflict {on_conflict!r}: use one of {', '.join(_POLICIES)}", field="conflict_policy")
     timeout_ms = 0 if timeout is None else positive_ms(timeout, name="start: timeout")
     if isinstance(workflow, str):
-        name, home, payload = workflow, "", _by_name(workflow, args, kwargs)
+        name, code, home, payload = workflow, workflow, "", _by_name(workflow, args, kwargs)
     else:
         name, home, payload = _name_of(workflow), workflow.pool, _by_function(workflow, args, kwargs)
         timeout_ms = timeout_ms or workflow.timeout_ms
+        code = code_name(name, getattr(workflow, "version", ""))
     chance = os.urandom(23)
     return StartRunRequest(
         run_id=_run_id(name, chance[:7]) if id is None else check_run_id(id),
         request_id=chance[7:].hex(),
-        workflow=name,
+        workflow=code,
         pool=pool or home,
         input=payload,
         conflict_policy=_POLICIES[on_conflict],
         trace=_caller(),
         timeout_ms=timeout_ms,
+        tags=tags_of(tags) if tags else (),
     )
 
 

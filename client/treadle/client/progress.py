@@ -158,6 +158,11 @@ def _run_line(run_id: str, kind: str, event: HistoryEvent, timeline: Timeline) -
             return f"  {MARKS['retrying']} goes on" + (f" from {step}" if step else " where it failed")
         case "run_accepted":
             return f"  {MARKS['running']} accepted"
+        case "change_marked":
+            return f"  {MARKS['running']} takes the new way of change {event.change_marked.name!r}"
+        case "tags_set":
+            said = (f"{tag.key}={tag.value}" if tag.value else f"no {tag.key}" for tag in event.tags_set.tags)
+            return f"  {MARKS['running']} tags {', '.join(said)}"
         case "cancel_requested":
             why = event.cancel_requested.reason
             return f"  {MARKS['cancelled']} cancel was asked for" + (f": {why}" if why else "")

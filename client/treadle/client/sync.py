@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
-from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar, overload
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from typing import Any, Generic, TypeVar, Unpack, overload
 
 from treadle.client.aio import Client
-from treadle.client.calls import OnConflict, P, WorkflowLike
+from treadle.client.calls import OnConflict, P, Tags, WorkflowLike
 from treadle.client.config import DEFAULT_TARGET, Tls
 from treadle.client.runs import RunHandle
+from treadle.client.search import RunFilters
 from treadle.client.sync_schedules import SyncSchedules
-from treadle.client.views import RunInfo, RunPage, RunStatus
+from treadle.client.views import RunCount, RunInfo, RunPage
 from treadle.protocol.durations import Duration
 from treadle.protocol.errors import ConfigError
 from treadle.v1.history_pb2 import HistoryEvent
@@ -253,6 +253,7 @@ class SyncClient:
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
         timeout: Duration | None = None,
+        tags: Tags | None = None,
     ) -> SyncRunHandle[R]: ...
     @overload
     def start(
@@ -265,6 +266,7 @@ class SyncClient:
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
         timeout: Duration | None = None,
+        tags: Tags | None = None,
     ) -> SyncRunHandle[R]: ...
     @overload
     def start(
@@ -278,6 +280,7 @@ class SyncClient:
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
         timeout: Duration | None = None,
+        tags: Tags | None = None,
     ) -> SyncRunHandle[R]: ...
     @overload
     def start(
@@ -292,6 +295,7 @@ class SyncClient:
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
         timeout: Duration | None = None,
+        tags: Tags | None = None,
     ) -> SyncRunHandle[R]: ...
     @overload
     def start(
@@ -307,6 +311,7 @@ class SyncClient:
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
         timeout: Duration | None = None,
+        tags: Tags | None = None,
     ) -> SyncRunHandle[R]: ...
     @overload
     def start(
@@ -318,6 +323,7 @@ class SyncClient:
         on_conflict: OnConflict = "reject",
         pool: str | None = None,
         timeout: Duration | None = None,
+        tags: Tags | None = None,
         **kwargs: Any,
     ) -> SyncRunHandle[Any]: ...
     def start(
@@ -329,11 +335,12 @@ class SyncClient:
         on_conflict: Any = "reject",
         pool: Any = None,
         timeout: Any = None,
+        tags: Any = None,
         **kwargs: Any,
     ) -> SyncRunHandle[Any]:
         """See Client.start."""
         starting = self._client.start(
-            workflow, *args, id=id, on_conflict=on_conflict, pool=pool, timeout=timeout, **kwargs
+            workflow, *args, id=id, on_conflict=on_conflict, pool=pool, timeout=timeout, tags=tags, **kwargs
         )
         handle: RunHandle[Any] = self._thread.run(starting)
         return SyncRunHandle(self._thread, handle)
@@ -347,33 +354,17 @@ class SyncClient:
         handle = self._client.run(id) if workflow is None else self._client.run(id, workflow)
         return SyncRunHandle(self._thread, handle)
 
-    def list(
-        self,
-        *,
-        workflow: str | None = None,
-        status: RunStatus | str | Iterable[RunStatus | str] = (),
-        since: datetime | timedelta | None = None,
-        until: datetime | timedelta | None = None,
-        limit: int | None = None,
-    ) -> Iterator[RunInfo]:
+    def list(self, *, limit: int | None = None, **filters: Unpack[RunFilters]) -> Iterator[RunInfo]:
         """See Client.list."""
-        runs = self._client.list(workflow=workflow, status=status, since=since, until=until, limit=limit)
-        return self._thread.iterate(runs)
+        return self._thread.iterate(self._client.list(limit=limit, **filters))
 
-    def list_page(
-        self,
-        *,
-        workflow: str | None = None,
-        status: RunStatus | str | Iterable[RunStatus | str] = (),
-        since: datetime | timedelta | None = None,
-        until: datetime | timedelta | None = None,
-        size: int = 50,
-        token: str = "",
-    ) -> RunPage:
+    def list_page(self, *, size: int = 50, token: str = "", **filters: Unpack[RunFilters]) -> RunPage:
         """See Client.list_page."""
-        return self._thread.run(
-            self._client.list_page(workflow=workflow, status=status, since=since, until=until, size=size, token=token)
-        )
+        return self._thread.run(self._client.list_page(size=size, token=token, **filters))
+
+    def count(self, **filters: Unpack[RunFilters]) -> RunCount:
+        """See Client.count."""
+        return self._thread.run(self._client.count(**filters))
 
     def pools(self) -> tuple[Pool, ...]:
         """See Client.pools."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
+from treadle.client.step_view import AttemptOutcome, AttemptView, StepState, StepView
 from treadle.client.views import RunStatus
 from treadle.v1.common_pb2 import (
     FAILURE_KIND_CANCELLED,
@@ -23,6 +24,7 @@ from treadle.v1.history_pb2 import (
     AttemptLost,
     AttemptReleased,
     AttemptStarted,
+    ChangeMarked,
     ChildCancelRequested,
     ChildCompleted,
     ChildFailed,
@@ -51,110 +53,13 @@ from treadle.v1.history_pb2 import (
     StepScheduled,
     StepUnquarantined,
     StepWaiting,
+    TagsSet,
     TimerCancelled,
     TimerFired,
     TimerStarted,
 )
 
 __all__ = ("AttemptView", "StepView", "Timeline", "name_of", "timeline_of")
-
-AttemptOutcome = Literal["running", "completed", "failed", "lost", "released", "cancelled"]
-StepState = Literal[
-    "queued",
-    "running",
-    "retrying",
-    "waiting",
-    "quarantined",
-    "sleeping",
-    "completed",
-    "failed",
-    "cancelled",
-    "abandoned",
-]
-StepKind = Literal["pool", "local", "timer", "signal", "question", "child"]
-
-_OVER: Final = frozenset({"completed", "failed", "cancelled", "abandoned"})
-
-
-@dataclass(slots=True)
-class AttemptView:
-    """One holder of a step.
-
-    Attributes:
-        number: Over the life of the step, from 1.
-        start_ms: When it got GO; for local steps, the end less what user code took.
-        outcome: How it ended; "lost": its worker died or was fenced; "released": given back by a draining worker.
-        end_ms: When that was recorded; None while it runs.
-        worker: Worker process; "" when the history does not tell.
-        error: What it raised.
-        reason: Why it was lost or released: "closed", "silent", "denied", "drain" …
-        alone: In a child process of its own, because workers died of the step.
-    """
-
-    number: int
-    start_ms: int
-    outcome: AttemptOutcome = "running"
-    end_ms: int | None = None
-    worker: str = ""
-    error: Failure | None = None
-    reason: str = ""
-    alone: bool = False
-
-    @property
-    def duration_ms(self) -> int | None:
-        """From start to end; None while it runs."""
-        return None if self.end_ms is None else self.end_ms - self.start_ms
-
-
-@dataclass(slots=True)
-class StepView:
-    """A step or timer of a run, or what somebody sent it.
-
-    Attributes:
-        command_id: "0/validate#1"; "signal " or "question " and its id for what was sent.
-        name: Name of the step, signal or question; "sleep" for a timer.
-        kind: Where it runs: on a pool, in the worker of the run, as a run of its own (a child), or nowhere (a timer, a
-            signal; a question is open until it has its answer).
-        pool: Pool of a pool step.
-        start_ms: When it was asked for, or first seen.
-        state: How it stands. "retrying": waits for its next try; "waiting": no worker has the step; "quarantined": it
-            killed too many workers; "abandoned": the run was closed before.
-        end_ms: When it had its outcome.
-        due_ms: "retrying": when the next try is due; "sleeping": when it is over.
-        attempts: In order.
-        reason: Why it waits, in words.
-        error: What the workflow sees of a failed step, or what the last attempt raised.
-        cancelling: The workflow asked for its end.
-        run_id: Of a child: its run.
-    """
-
-    command_id: str
-    name: str
-    kind: StepKind
-    start_ms: int
-    pool: str = ""
-    state: StepState = "queued"
-    end_ms: int | None = None
-    due_ms: int | None = None
-    attempts: list[AttemptView] = field(default_factory=list)
-    reason: str = ""
-    error: Failure | None = None
-    cancelling: bool = False
-    run_id: str = ""
-
-    @property
-    def over(self) -> bool:
-        """Whether it has its outcome."""
-        return self.state in _OVER
-
-    @property
-    def duration_ms(self) -> int | None:
-        """From when it was asked for to its outcome; None while open."""
-        return None if self.end_ms is None else self.end_ms - self.start_ms
-
-    def count(self, outcome: AttemptOutcome) -> int:
-        """How many attempts ended so."""
-        return sum(attempt.outcome == outcome for attempt in self.attempts)
 
 
 @dataclass(slots=True)
@@ -163,6 +68,9 @@ class Timeline:
 
     Attributes:
         workflow, pool, trigger: What was started, where, and by what.
+        version: Version of the workflow that the run is pinned to; "" for none.
+        tags: What it is found by.
+        changes: Marked changes whose new way its code took.
         started_ms, closed_ms: When; closed_ms is None while it is open.
         now_ms: Time of the last event.
         position: Position of the last event.
@@ -185,6 +93,9 @@ class Timeline:
     workflow: str = ""
     pool: str = ""
     trigger: str = ""
+    version: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
     started_ms: int = 0
     closed_ms: int | None = None
     now_ms: int = 0
@@ -232,6 +143,7 @@ class Timeline:
                 setattr(self, name, getattr(fresh, name))
         self.workflow, self.pool, self.trigger = body.workflow, body.pool, body.trigger
         self.started_ms, self.part = self.now_ms, max(body.part, 1)
+        self.version, self.tags = body.version, {tag.key: tag.value for tag in body.tags}
 
     def _run_opened(self, body: RunOpened) -> None:
         self.owner, self.status, self.reason = body.worker_id, RunStatus.RUNNING, ""
@@ -426,6 +338,13 @@ class Timeline:
             refused = body.HasField("failure")
             entry.error = body.failure if refused else None
             self._settle(entry, "failed" if refused else "completed")
+
+    def _change_marked(self, body: ChangeMarked) -> None:
+        self.changes.append(body.name)
+
+    def _tags_set(self, body: TagsSet) -> None:
+        self.tags |= {tag.key: tag.value for tag in body.tags}
+        self.tags = {key: self.tags[key] for key in sorted(self.tags) if self.tags[key]}
 
     def _state_published(self, body: StatePublished) -> None:
         self.state = body.state

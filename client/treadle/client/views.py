@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from treadle.protocol.errors import FieldInvalid
 from treadle.protocol.payloads import decode
 from treadle.v1.common_pb2 import Failure, Payload
-from treadle.v1.run_service_pb2 import Run
+from treadle.v1.run_service_pb2 import CountRunsResponse, Run
 from treadle.v1.run_service_pb2 import RunStatus as WireStatus
+from treadle.v1.run_service_pb2 import RunTrouble as WireTrouble
 
-__all__ = ("RunInfo", "RunPage", "RunStatus", "StepProgress", "run_info")
+__all__ = ("RunCount", "RunInfo", "RunPage", "RunStatus", "RunTrouble", "StepProgress", "run_count", "run_info")
 
 
 class RunStatus(Enum):
@@ -55,6 +57,36 @@ class RunStatus(Enum):
             raise FieldInvalid(f"no status {value!r}: use one of {known}", field="status") from None
 
 
+class RunTrouble(Enum):
+    """What keeps an open run from going on; `RunInfo.reason` says it in words."""
+
+    RETRYING = "retrying"
+    """A step has failed and is tried again."""
+    WAITING = "waiting"
+    """No worker has the name of the workflow, or of a step."""
+    ATTENTION = "attention"
+    """A person must look at it: it is stopped, or a step is in quarantine."""
+
+    def to_wire(self) -> WireTrouble.ValueType:
+        """Return the value of the wire's enum."""
+        return WireTrouble.Value(f"RUN_TROUBLE_{self.name}")
+
+    @classmethod
+    def of(cls, value: RunTrouble | str) -> RunTrouble:
+        """Return the trouble that `value` names, in any case.
+
+        Raises:
+            FieldInvalid: There is no such trouble.
+        """
+        if isinstance(value, RunTrouble):
+            return value
+        try:
+            return cls(value.lower())
+        except ValueError:
+            known = ", ".join(trouble.value for trouble in cls)
+            raise FieldInvalid(f"no trouble {value!r}: use one of {known}", field="trouble") from None
+
+
 _CLOSED = frozenset({RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.TERMINATED})
 
 
@@ -92,12 +124,16 @@ class RunInfo:
         namespace: Where it lives.
         incarnation: Which start of that name (random, 64 bits).
         workflow: Name of the workflow.
+        version: Version of it that the run is pinned to; "" for none.
+        tags: What it is found by.
         pool: Pool whose workers execute it.
         status: In one word.
         created_at: When it was started (UTC).
         closed_at: When it was closed (UTC); None while open.
         length: Events in its history.
-        reason: Why it waits or needs attention; "" otherwise.
+        reason: Why it waits, retries or needs attention; "" otherwise.
+        troubles: The same in single words.
+        error_type: Class name of what a failed run raised, or of the last failed try while a step is retried; "" otherwise.
         retrying: Steps that have failed at least once and are still open.
         open_commands: Steps and timers that are open.
         cancel_requested: Whether a cancel was asked for.
@@ -132,11 +168,30 @@ class RunInfo:
     deadline: datetime | None = None
     timed_out: bool = False
     retries: int = 0
+    version: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    troubles: tuple[RunTrouble, ...] = ()
+    error_type: str = ""
 
     @property
     def duration(self) -> timedelta | None:
         """From start to close; None while open."""
         return self.closed_at - self.created_at if self.closed_at else None
+
+
+@dataclass(frozen=True, slots=True)
+class RunCount:
+    """How many runs.
+
+    Attributes:
+        total: So many.
+        at_least: There are more: not all that may fit were looked at.
+        by_status: The same by status; those with none are left out.
+    """
+
+    total: int
+    at_least: bool
+    by_status: Mapping[RunStatus, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +228,19 @@ def run_info(run: Run) -> RunInfo:
         deadline=from_ms(run.deadline_ms) if run.deadline_ms else None,
         timed_out=run.timed_out,
         retries=run.retries,
+        version=run.version,
+        tags={tag.key: tag.value for tag in run.tags},
+        troubles=tuple(RunTrouble.of(WireTrouble.Name(one).removeprefix("RUN_TROUBLE_")) for one in run.troubles),
+        error_type=run.error_type,
     )
+
+
+def run_count(answer: CountRunsResponse) -> RunCount:
+    """Return the message as a value."""
+    by_status = {
+        RunStatus.of(WireStatus.Name(part.status).removeprefix("RUN_STATUS_")): part.count for part in answer.by_status
+    }
+    return RunCount(answer.count, answer.at_least, by_status)
 
 
 def from_ms(ms: int) -> datetime:

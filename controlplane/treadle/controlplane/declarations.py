@@ -15,6 +15,7 @@ from treadle.controlplane.machine.schedule_requests import DeclareSchedule, Unde
 from treadle.controlplane.machine.schedules import record_of
 from treadle.controlplane.store.port import Want
 from treadle.protocol.errors import FieldInvalid
+from treadle.protocol.tags import split_name
 from treadle.v1.schedule_pb2 import ScheduleSpec
 from treadle.v1.state_pb2 import RunHead
 from treadle.v1.worker_service_pb2 import RegisterRequest
@@ -23,7 +24,7 @@ __all__ = ("declare_schedules", "declared_schedules")
 
 
 def declared_schedules(request: RegisterRequest, pool: str) -> dict[str, ScheduleSpec]:
-    """Return what a registration declares, by workflow.
+    """Return what a registration declares, by workflow: versions of one name share a schedule, that of the last of them.
 
     Raises:
         FieldInvalid: A schedule cannot be kept; names the workflow, the value, and of a cron line the field.
@@ -45,7 +46,7 @@ def declared_schedules(request: RegisterRequest, pool: str) -> dict[str, Schedul
                 f"{NAME_LIMIT} characters",
                 field="specs",
             )
-        found[spec.name] = schedule
+        found[split_name(spec.name)[0]] = schedule
     return found
 
 
@@ -59,7 +60,8 @@ async def declare_schedules(
     """
     for name, spec in declared.items():
         await engine.ask(record_of(namespace, name), DeclareSchedule(spec))
-    others = [record_of(namespace, name) for name in workflows if name not in declared]
+    names = dict.fromkeys(split_name(name)[0] for name in workflows)
+    others = [record_of(namespace, name) for name in names if name not in declared]
     loaded = await engine.store.load([Want(record) for record in others]) if others else []
     for record, found in zip(others, loaded, strict=True):
         if found.head:

@@ -88,7 +88,7 @@ class WorkerService(WorkerServiceServicer):
         engine = self._engine
         schedules = declared_schedules(request, pool)
         await engine.declare(namespace, pool)
-        await engine.store.register(namespace, pool, request.workflows, request.steps)
+        await engine.store.register(namespace, pool, request.workflows, request.steps, engine.clock.now())
         if request.session_id:
             await engine.store.open_session(_record(request, engine.clock.now(), engine.replica_id))
         await declare_schedules(engine, namespace, request.workflows, schedules)

@@ -380,6 +380,32 @@ class ParentRun(_message.Message):
 Global___ParentRun: _TypeAlias = ParentRun  # noqa: Y015
 
 @_typing.final
+class Tag(_message.Message):
+    """A word about a run, to find it by."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """1 to 64 characters, without "="."""
+    value: _builtins.str
+    """At most 200 characters."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tag: _TypeAlias = Tag  # noqa: Y015
+
+@_typing.final
 class TraceContext(_message.Message):
     """The trace context of W3C, carried inside messages because a stream has no metadata per message."""
 

@@ -69,6 +69,8 @@ class HistoryEvent(_message.Message):
     CHILD_CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     CHILD_COMPLETED_FIELD_NUMBER: _builtins.int
     CHILD_FAILED_FIELD_NUMBER: _builtins.int
+    CHANGE_MARKED_FIELD_NUMBER: _builtins.int
+    TAGS_SET_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Place in the history, from 1."""
     revision: _builtins.int
@@ -235,6 +237,14 @@ class HistoryEvent(_message.Message):
     def child_failed(self) -> Global___ChildFailed:
         """Outcome of a child: it raised, was cancelled or terminated, or could not be started."""
 
+    @_builtins.property
+    def change_marked(self) -> Global___ChangeMarked:
+        """The workflow passed a marked change for the first time, and took the new way."""
+
+    @_builtins.property
+    def tags_set(self) -> Global___TagsSet:
+        """The workflow changed its tags."""
+
     def __init__(
         self,
         *,
@@ -281,12 +291,14 @@ class HistoryEvent(_message.Message):
         child_cancel_requested: Global___ChildCancelRequested | None = ...,
         child_completed: Global___ChildCompleted | None = ...,
         child_failed: Global___ChildFailed | None = ...,
+        change_marked: Global___ChangeMarked | None = ...,
+        tags_set: Global___TagsSet | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_retried", b"run_retried", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_unquarantined", b"step_unquarantined", "step_waiting", b"step_waiting", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "change_marked", b"change_marked", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_retried", b"run_retried", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_unquarantined", b"step_unquarantined", "step_waiting", b"step_waiting", "tags_set", b"tags_set", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "position", b"position", "revision", b"revision", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_retried", b"run_retried", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_unquarantined", b"step_unquarantined", "step_waiting", b"step_waiting", "time_ms", b"time_ms", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "change_marked", b"change_marked", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "position", b"position", "revision", b"revision", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_retried", b"run_retried", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_unquarantined", b"step_unquarantined", "step_waiting", b"step_waiting", "tags_set", b"tags_set", "time_ms", b"time_ms", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["run_started", "run_opened", "run_parked", "run_released", "run_owner_lost", "run_diverged", "run_halted", "run_accepted", "run_waiting", "cancel_requested", "run_completed", "run_failed", "run_cancelled", "run_terminated", "run_continued", "run_timed_out", "run_retried", "step_scheduled", "attempt_started", "attempt_failed", "attempt_lost", "attempt_released", "step_retried", "step_waiting", "step_quarantined", "step_cancel_requested", "step_completed", "step_failed", "step_cancelled", "step_unquarantined", "timer_started", "timer_fired", "timer_cancelled", "signal_received", "signal_answered", "state_published", "child_scheduled", "child_cancel_requested", "child_completed", "child_failed"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["run_started", "run_opened", "run_parked", "run_released", "run_owner_lost", "run_diverged", "run_halted", "run_accepted", "run_waiting", "cancel_requested", "run_completed", "run_failed", "run_cancelled", "run_terminated", "run_continued", "run_timed_out", "run_retried", "step_scheduled", "attempt_started", "attempt_failed", "attempt_lost", "attempt_released", "step_retried", "step_waiting", "step_quarantined", "step_cancel_requested", "step_completed", "step_failed", "step_cancelled", "step_unquarantined", "timer_started", "timer_fired", "timer_cancelled", "signal_received", "signal_answered", "state_published", "child_scheduled", "child_cancel_requested", "child_completed", "child_failed", "change_marked", "tags_set"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -310,6 +322,8 @@ class RunStarted(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     OCCURRENCE_FIELD_NUMBER: _builtins.int
     RETRY_OF_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Name of the workflow."""
     pool: _builtins.str
@@ -326,6 +340,8 @@ class RunStarted(_message.Message):
     """Longest duration of the run in milliseconds, as whoever started it said; 0: none was said, its code may have one."""
     retry_of: _builtins.int
     """Trigger "retry": the start of the same id that this one takes the place of."""
+    version: _builtins.str
+    """Version of the workflow whose code executes it; empty: code without a version."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Encoded arguments."""
@@ -342,6 +358,10 @@ class RunStarted(_message.Message):
     def occurrence(self) -> _schedule_pb2.Occurrence:
         """Of a run that a schedule started: which occurrence it is."""
 
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Tag]:
+        """Words to find it by, sorted by key."""
+
     def __init__(
         self,
         *,
@@ -357,10 +377,12 @@ class RunStarted(_message.Message):
         timeout_ms: _builtins.int = ...,
         occurrence: _schedule_pb2.Occurrence | None = ...,
         retry_of: _builtins.int = ...,
+        version: _builtins.str = ...,
+        tags: _abc.Iterable[_common_pb2.Tag] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "occurrence", b"occurrence", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "input", b"input", "occurrence", b"occurrence", "parent", b"parent", "part", b"part", "pool", b"pool", "retry_of", b"retry_of", "sampled", b"sampled", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "input", b"input", "occurrence", b"occurrence", "parent", b"parent", "part", b"part", "pool", b"pool", "retry_of", b"retry_of", "sampled", b"sampled", "tags", b"tags", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1664,3 +1686,61 @@ class HistoryFile(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HistoryFile: _TypeAlias = HistoryFile  # noqa: Y015
+
+@_typing.final
+class ChangeMarked(_message.Message):
+    """The workflow passed a marked change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """Which mark it is: "changed/new-pricing#1"."""
+    name: _builtins.str
+    """Name of the change; once in a run."""
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeMarked: _TypeAlias = ChangeMarked  # noqa: Y015
+
+@_typing.final
+class TagsSet(_message.Message):
+    """The workflow changed its tags."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """Which change of the code it is: "0/tags#1"."""
+    digest: _builtins.int
+    """Digest of what follows."""
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Tag]:
+        """What was set; an empty value removed the key. Sorted by key."""
+
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        digest: _builtins.int = ...,
+        tags: _abc.Iterable[_common_pb2.Tag] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "digest", b"digest", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TagsSet: _TypeAlias = TagsSet  # noqa: Y015

@@ -38,6 +38,10 @@ class _ConflictPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Confli
     """Terminate the open one, then start anew; start anew if it is closed."""
     CONFLICT_POLICY_ALLOW_CLOSED: _ConflictPolicy.ValueType  # 4
     """Start anew if the one with the id is closed; reject if it is open."""
+    CONFLICT_POLICY_ALLOW_FAILED: _ConflictPolicy.ValueType  # 5
+    """Start anew if the one with the id is closed and did not complete; reject if it is open or completed."""
+    CONFLICT_POLICY_USE_OPEN: _ConflictPolicy.ValueType  # 6
+    """Answer with the run that has the id if it is open; start anew if it is closed."""
 
 class ConflictPolicy(_ConflictPolicy, metaclass=_ConflictPolicyEnumTypeWrapper):
     """What a start does when the id is taken."""
@@ -52,6 +56,10 @@ CONFLICT_POLICY_TERMINATE_EXISTING: ConflictPolicy.ValueType  # 3
 """Terminate the open one, then start anew; start anew if it is closed."""
 CONFLICT_POLICY_ALLOW_CLOSED: ConflictPolicy.ValueType  # 4
 """Start anew if the one with the id is closed; reject if it is open."""
+CONFLICT_POLICY_ALLOW_FAILED: ConflictPolicy.ValueType  # 5
+"""Start anew if the one with the id is closed and did not complete; reject if it is open or completed."""
+CONFLICT_POLICY_USE_OPEN: ConflictPolicy.ValueType  # 6
+"""Answer with the run that has the id if it is open; start anew if it is closed."""
 Global___ConflictPolicy: _TypeAlias = ConflictPolicy  # noqa: Y015
 
 class _RunStatus:
@@ -98,6 +106,34 @@ RUN_STATUS_TERMINATED: RunStatus.ValueType  # 7
 """Closed: terminated."""
 Global___RunStatus: _TypeAlias = RunStatus  # noqa: Y015
 
+class _RunTrouble:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RunTroubleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunTrouble.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RUN_TROUBLE_UNSPECIFIED: _RunTrouble.ValueType  # 0
+    """Not set."""
+    RUN_TROUBLE_RETRYING: _RunTrouble.ValueType  # 1
+    """A step has failed and is tried again."""
+    RUN_TROUBLE_WAITING: _RunTrouble.ValueType  # 2
+    """No worker has the name of the workflow, or of a step."""
+    RUN_TROUBLE_ATTENTION: _RunTrouble.ValueType  # 3
+    """A person must look at it: it is stopped, or a step is in quarantine."""
+
+class RunTrouble(_RunTrouble, metaclass=_RunTroubleEnumTypeWrapper):
+    """What keeps an open run from going on."""
+
+RUN_TROUBLE_UNSPECIFIED: RunTrouble.ValueType  # 0
+"""Not set."""
+RUN_TROUBLE_RETRYING: RunTrouble.ValueType  # 1
+"""A step has failed and is tried again."""
+RUN_TROUBLE_WAITING: RunTrouble.ValueType  # 2
+"""No worker has the name of the workflow, or of a step."""
+RUN_TROUBLE_ATTENTION: RunTrouble.ValueType  # 3
+"""A person must look at it: it is stopped, or a step is in quarantine."""
+Global___RunTrouble: _TypeAlias = RunTrouble  # noqa: Y015
+
 @_typing.final
 class Run(_message.Message):
     """A run as clients see it."""
@@ -127,6 +163,10 @@ class Run(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     TIMED_OUT_FIELD_NUMBER: _builtins.int
     RETRIES_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    ERROR_TYPE_FIELD_NUMBER: _builtins.int
+    TROUBLES_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace."""
     run_id: _builtins.str
@@ -167,6 +207,10 @@ class Run(_message.Message):
     """The timeout is over."""
     retries: _builtins.int
     """How often it was continued after it had closed."""
+    version: _builtins.str
+    """Version of the workflow whose code executes it; empty: code without a version."""
+    error_type: _builtins.str
+    """Class name of what a failed run raised, or of the last failed try while a step is retried."""
     @_builtins.property
     def result(self) -> _common_pb2.Payload:
         """Closed as completed: the encoded result."""
@@ -178,6 +222,14 @@ class Run(_message.Message):
     @_builtins.property
     def progress(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepProgress]:
         """How far its open steps are, as far as they said: at most 16 of them. Not in lists."""
+
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Tag]:
+        """Words to find it by, sorted by key."""
+
+    @_builtins.property
+    def troubles(self) -> _containers.RepeatedScalarFieldContainer[Global___RunTrouble.ValueType]:
+        """What keeps it from going on, if anything; `reason` says it in words."""
 
     def __init__(
         self,
@@ -205,10 +257,14 @@ class Run(_message.Message):
         deadline_ms: _builtins.int = ...,
         timed_out: _builtins.bool = ...,
         retries: _builtins.int = ...,
+        version: _builtins.str = ...,
+        tags: _abc.Iterable[_common_pb2.Tag] | None = ...,
+        error_type: _builtins.str = ...,
+        troubles: _abc.Iterable[Global___RunTrouble.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "failure", b"failure", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "length", b"length", "namespace", b"namespace", "open_commands", b"open_commands", "part", b"part", "pool", b"pool", "progress", b"progress", "reason", b"reason", "result", b"result", "retries", b"retries", "retrying", b"retrying", "run_id", b"run_id", "state", b"state", "status", b"status", "timed_out", b"timed_out", "trace_id", b"trace_id", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "closed_ms", b"closed_ms", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "error_type", b"error_type", "failure", b"failure", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "length", b"length", "namespace", b"namespace", "open_commands", b"open_commands", "part", b"part", "pool", b"pool", "progress", b"progress", "reason", b"reason", "result", b"result", "retries", b"retries", "retrying", b"retrying", "run_id", b"run_id", "state", b"state", "status", b"status", "tags", b"tags", "timed_out", b"timed_out", "trace_id", b"trace_id", "troubles", b"troubles", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -265,6 +321,7 @@ class StartRunRequest(_message.Message):
     CONFLICT_POLICY_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace; "" means "default"."""
     run_id: _builtins.str
@@ -272,7 +329,9 @@ class StartRunRequest(_message.Message):
     request_id: _builtins.str
     """Random; the same request starts one run."""
     workflow: _builtins.str
-    """Workflow to execute."""
+    """Workflow to execute: its name, or "name@version" for the code of one version. Where workflows of the name have versions,
+    the name alone means the newest that a live worker has.
+    """
     pool: _builtins.str
     """Pool; "" means the one where the workflow is registered."""
     conflict_policy: Global___ConflictPolicy.ValueType
@@ -287,6 +346,10 @@ class StartRunRequest(_message.Message):
     def trace(self) -> _common_pb2.TraceContext:
         """Context of the caller; linked to the run's trace."""
 
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Tag]:
+        """Words to find it by: at most 20, with different keys."""
+
     def __init__(
         self,
         *,
@@ -299,10 +362,11 @@ class StartRunRequest(_message.Message):
         conflict_policy: Global___ConflictPolicy.ValueType = ...,
         trace: _common_pb2.TraceContext | None = ...,
         timeout_ms: _builtins.int = ...,
+        tags: _abc.Iterable[_common_pb2.Tag] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflict_policy", b"conflict_policy", "input", b"input", "namespace", b"namespace", "pool", b"pool", "request_id", b"request_id", "run_id", b"run_id", "timeout_ms", b"timeout_ms", "trace", b"trace", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflict_policy", b"conflict_policy", "input", b"input", "namespace", b"namespace", "pool", b"pool", "request_id", b"request_id", "run_id", b"run_id", "tags", b"tags", "timeout_ms", b"timeout_ms", "trace", b"trace", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -399,6 +463,10 @@ class ListRunsRequest(_message.Message):
     UNTIL_MS_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    ERROR_TYPE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TROUBLES_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace; "" means "default"."""
     workflow: _builtins.str
@@ -411,9 +479,21 @@ class ListRunsRequest(_message.Message):
     """At most this many: 50 by default, 1,000 at most."""
     page_token: _builtins.str
     """From the answer before; "" for the first page."""
+    error_type: _builtins.str
+    """Only runs that failed with an error of this class, or retry a step that did; "" means all."""
+    version: _builtins.str
+    """Only runs of this version of `workflow`, which must be given; "" means all."""
     @_builtins.property
     def statuses(self) -> _containers.RepeatedScalarFieldContainer[Global___RunStatus.ValueType]:
         """Only these; empty means all."""
+
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Tag]:
+        """Only runs with all of these tags."""
+
+    @_builtins.property
+    def troubles(self) -> _containers.RepeatedScalarFieldContainer[Global___RunTrouble.ValueType]:
+        """Only open runs with one of these; empty means all."""
 
     def __init__(
         self,
@@ -425,10 +505,14 @@ class ListRunsRequest(_message.Message):
         until_ms: _builtins.int = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        tags: _abc.Iterable[_common_pb2.Tag] | None = ...,
+        error_type: _builtins.str = ...,
+        version: _builtins.str = ...,
+        troubles: _abc.Iterable[Global___RunTrouble.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "page_size", b"page_size", "page_token", b"page_token", "since_ms", b"since_ms", "statuses", b"statuses", "until_ms", b"until_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_type", b"error_type", "namespace", b"namespace", "page_size", b"page_size", "page_token", b"page_token", "since_ms", b"since_ms", "statuses", b"statuses", "tags", b"tags", "troubles", b"troubles", "until_ms", b"until_ms", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -461,6 +545,124 @@ class ListRunsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListRunsResponse: _TypeAlias = ListRunsResponse  # noqa: Y015
+
+@_typing.final
+class CountRunsRequest(_message.Message):
+    """Counts runs. The filters are those of ListRunsRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    STATUSES_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    ERROR_TYPE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TROUBLES_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace; "" means "default"."""
+    workflow: _builtins.str
+    """Only this workflow; "" means all."""
+    since_ms: _builtins.int
+    """Only runs started at or after (ms); 0 means no bound."""
+    until_ms: _builtins.int
+    """Only runs started before (ms); 0 means no bound."""
+    error_type: _builtins.str
+    """Only runs that failed with an error of this class, or retry a step that did; "" means all."""
+    version: _builtins.str
+    """Only runs of this version of `workflow`, which must be given; "" means all."""
+    @_builtins.property
+    def statuses(self) -> _containers.RepeatedScalarFieldContainer[Global___RunStatus.ValueType]:
+        """Only these; empty means all."""
+
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Tag]:
+        """Only runs with all of these tags."""
+
+    @_builtins.property
+    def troubles(self) -> _containers.RepeatedScalarFieldContainer[Global___RunTrouble.ValueType]:
+        """Only open runs with one of these; empty means all."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        workflow: _builtins.str = ...,
+        statuses: _abc.Iterable[Global___RunStatus.ValueType] | None = ...,
+        since_ms: _builtins.int = ...,
+        until_ms: _builtins.int = ...,
+        tags: _abc.Iterable[_common_pb2.Tag] | None = ...,
+        error_type: _builtins.str = ...,
+        version: _builtins.str = ...,
+        troubles: _abc.Iterable[Global___RunTrouble.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_type", b"error_type", "namespace", b"namespace", "since_ms", b"since_ms", "statuses", b"statuses", "tags", b"tags", "troubles", b"troubles", "until_ms", b"until_ms", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountRunsRequest: _TypeAlias = CountRunsRequest  # noqa: Y015
+
+@_typing.final
+class CountRunsResponse(_message.Message):
+    """How many runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    BY_STATUS_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """So many."""
+    at_least: _builtins.bool
+    """True: there are more; not all that may fit were looked at."""
+    @_builtins.property
+    def by_status(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatusCount]:
+        """The same, by status; those with none are left out."""
+
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        at_least: _builtins.bool = ...,
+        by_status: _abc.Iterable[Global___StatusCount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "by_status", b"by_status", "count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountRunsResponse: _TypeAlias = CountRunsResponse  # noqa: Y015
+
+@_typing.final
+class StatusCount(_message.Message):
+    """How many runs of one status."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    status: Global___RunStatus.ValueType
+    """The status."""
+    count: _builtins.int
+    """So many."""
+    def __init__(
+        self,
+        *,
+        status: Global___RunStatus.ValueType = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatusCount: _TypeAlias = StatusCount  # noqa: Y015
 
 @_typing.final
 class WaitRunRequest(_message.Message):

@@ -50,6 +50,11 @@ class RunServiceStub:
                 request_serializer=treadle_dot_v1_dot_run__service__pb2.ListRunsRequest.SerializeToString,
                 response_deserializer=treadle_dot_v1_dot_run__service__pb2.ListRunsResponse.FromString,
                 _registered_method=True)
+        self.CountRuns = channel.unary_unary(
+                '/treadle.v1.RunService/CountRuns',
+                request_serializer=treadle_dot_v1_dot_run__service__pb2.CountRunsRequest.SerializeToString,
+                response_deserializer=treadle_dot_v1_dot_run__service__pb2.CountRunsResponse.FromString,
+                _registered_method=True)
         self.WaitRun = channel.unary_unary(
                 '/treadle.v1.RunService/WaitRun',
                 request_serializer=treadle_dot_v1_dot_run__service__pb2.WaitRunRequest.SerializeToString,
@@ -137,6 +142,13 @@ class RunServiceServicer:
 
     def ListRuns(self, request, context):
         """Lists runs, newest first, by filter and page.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountRuns(self, request, context):
+        """Counts runs, by filter.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -253,6 +265,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.ListRuns,
                     request_deserializer=treadle_dot_v1_dot_run__service__pb2.ListRunsRequest.FromString,
                     response_serializer=treadle_dot_v1_dot_run__service__pb2.ListRunsResponse.SerializeToString,
+            ),
+            'CountRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountRuns,
+                    request_deserializer=treadle_dot_v1_dot_run__service__pb2.CountRunsRequest.FromString,
+                    response_serializer=treadle_dot_v1_dot_run__service__pb2.CountRunsResponse.SerializeToString,
             ),
             'WaitRun': grpc.unary_unary_rpc_method_handler(
                     servicer.WaitRun,
@@ -402,6 +419,33 @@ class RunService:
             '/treadle.v1.RunService/ListRuns',
             treadle_dot_v1_dot_run__service__pb2.ListRunsRequest.SerializeToString,
             treadle_dot_v1_dot_run__service__pb2.ListRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/treadle.v1.RunService/CountRuns',
+            treadle_dot_v1_dot_run__service__pb2.CountRunsRequest.SerializeToString,
+            treadle_dot_v1_dot_run__service__pb2.CountRunsResponse.FromString,
             options,
             channel_credentials,
             insecure,

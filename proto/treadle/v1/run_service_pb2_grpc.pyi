@@ -39,6 +39,8 @@ class RunServiceStub:
     """Tells how a run stands."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ListRunsRequest, _run_service_pb2.ListRunsResponse]
     """Lists runs, newest first, by filter and page."""
+    CountRuns: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CountRunsRequest, _run_service_pb2.CountRunsResponse]
+    """Counts runs, by filter."""
     WaitRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.WaitRunRequest, _run_service_pb2.WaitRunResponse]
     """Waits until a run is closed, at most as long as asked (long poll)."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.CancelRunResponse]
@@ -82,6 +84,8 @@ class RunServiceAsyncStub(RunServiceStub):
     """Tells how a run stands."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ListRunsRequest, _run_service_pb2.ListRunsResponse]  # type: ignore[assignment]
     """Lists runs, newest first, by filter and page."""
+    CountRuns: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CountRunsRequest, _run_service_pb2.CountRunsResponse]  # type: ignore[assignment]
+    """Counts runs, by filter."""
     WaitRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.WaitRunRequest, _run_service_pb2.WaitRunResponse]  # type: ignore[assignment]
     """Waits until a run is closed, at most as long as asked (long poll)."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.CancelRunRequest, _run_service_pb2.CancelRunResponse]  # type: ignore[assignment]
@@ -140,6 +144,14 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.ListRunsResponse, _abc.Awaitable[_run_service_pb2.ListRunsResponse]]:
         """Lists runs, newest first, by filter and page."""
+
+    @_abc_1.abstractmethod
+    def CountRuns(
+        self,
+        request: _run_service_pb2.CountRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_service_pb2.CountRunsResponse, _abc.Awaitable[_run_service_pb2.CountRunsResponse]]:
+        """Counts runs, by filter."""
 
     @_abc_1.abstractmethod
     def WaitRun(

@@ -254,6 +254,15 @@ class RunHead(_message.Message):
     RETRIED_AT_FIELD_NUMBER: _builtins.int
     RETRIES_FIELD_NUMBER: _builtins.int
     UNDONE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    ERROR_TYPE_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    WAITING_STEPS_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace."""
     run_id: _builtins.str
@@ -344,6 +353,20 @@ class RunHead(_message.Message):
     """How often it was continued."""
     undone: _builtins.bool
     """Closed: a saga undid what had been done."""
+    version: _builtins.str
+    """Version of the workflow whose code executes it; empty: code without a version."""
+    passed: _builtins.int
+    """Position up to which owners before the present one fed the code, as far as they said."""
+    error_type: _builtins.str
+    """Class name of what a failed run raised, or of the last failed try while a step is retried."""
+    trouble: _builtins.str
+    """The last failed try while a step is retried, in words."""
+    waiting_steps: _builtins.int
+    """Steps that wait for a worker with their name."""
+    waiting_for: _builtins.str
+    """The last of them, in words."""
+    quarantined: _builtins.int
+    """Steps that killed too many workers."""
     @_builtins.property
     def owner(self) -> Global___Holder:
         """`open`: the owner."""
@@ -371,6 +394,14 @@ class RunHead(_message.Message):
     @_builtins.property
     def schedule(self) -> _schedule_pb2.ScheduleRecord:
         """Of a schedule's record: all of it but the input of its runs."""
+
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Marked changes whose new way the code took."""
+
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Tag]:
+        """Words to find it by, sorted by key."""
 
     def __init__(
         self,
@@ -427,10 +458,19 @@ class RunHead(_message.Message):
         retried_at: _builtins.int = ...,
         retries: _builtins.int = ...,
         undone: _builtins.bool = ...,
+        version: _builtins.str = ...,
+        marks: _abc.Iterable[_builtins.str] | None = ...,
+        passed: _builtins.int = ...,
+        tags: _abc.Iterable[_common_pb2.Tag] | None = ...,
+        error_type: _builtins.str = ...,
+        trouble: _builtins.str = ...,
+        waiting_steps: _builtins.int = ...,
+        waiting_for: _builtins.str = ...,
+        quarantined: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "owner", b"owner", "parent", b"parent", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "close_at_ms", b"close_at_ms", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "delete_at_ms", b"delete_at_ms", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retried_at", b"retried_at", "retries", b"retries", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "schedule", b"schedule", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "timed_out", b"timed_out", "timeout_known", b"timeout_known", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "undone", b"undone", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "close_at_ms", b"close_at_ms", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "delete_at_ms", b"delete_at_ms", "error_type", b"error_type", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "marks", b"marks", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "passed", b"passed", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "quarantined", b"quarantined", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retried_at", b"retried_at", "retries", b"retries", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "schedule", b"schedule", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "tags", b"tags", "timed_out", b"timed_out", "timeout_known", b"timeout_known", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "trouble", b"trouble", "undone", b"undone", "version", b"version", "waiting_for", b"waiting_for", "waiting_steps", b"waiting_steps", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

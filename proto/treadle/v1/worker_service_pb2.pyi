@@ -197,7 +197,7 @@ class RegisterRequest(_message.Message):
     """Small workers: send time by the worker's clock (ms)."""
     @_builtins.property
     def workflows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Workflows it has."""
+        """Workflows it has; one with a version as "name@version"."""
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -239,7 +239,7 @@ class WorkflowSpec(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name of the workflow."""
+    """Name of the workflow, as in `workflows`: "billing", or "billing@2" for one with a version."""
     @_builtins.property
     def schedule(self) -> _schedule_pb2.ScheduleSpec:
         """When it is started by itself; its workflow and pool are those of the worker, and the schedule has the workflow's name."""
@@ -259,6 +259,44 @@ class WorkflowSpec(_message.Message):
 Global___WorkflowSpec: _TypeAlias = WorkflowSpec  # noqa: Y015
 
 @_typing.final
+class MissingName(_message.Message):
+    """A name that live runs still need and a worker that registered does not have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    AT_LEAST_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the workflow ("billing@1") or step."""
+    step: _builtins.bool
+    """True for a step."""
+    runs: _builtins.int
+    """So many open runs need it."""
+    at_least: _builtins.bool
+    """True: there may be more; not all were looked at."""
+    workers: _builtins.int
+    """Live workers of the pool that have it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        step: _builtins.bool = ...,
+        runs: _builtins.int = ...,
+        at_least: _builtins.bool = ...,
+        workers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least", b"at_least", "name", b"name", "runs", b"runs", "step", b"step", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissingName: _TypeAlias = MissingName  # noqa: Y015
+
+@_typing.final
 class RegisterResponse(_message.Message):
     """Answer to Register."""
 
@@ -267,22 +305,28 @@ class RegisterResponse(_message.Message):
     BEAT_MS_FIELD_NUMBER: _builtins.int
     AMQP_URL_FIELD_NUMBER: _builtins.int
     MAX_PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     beat_ms: _builtins.int
     """How often to beat, in milliseconds."""
     amqp_url: _builtins.str
     """AMQP URL for the worker's lane, without credentials it does not need; empty: use the session lane."""
     max_payload_bytes: _builtins.int
     """Largest payload that is taken, in bytes."""
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingName]:
+        """Names that were registered for the pool before, that live runs still need, and that this worker does not have; at most 20."""
+
     def __init__(
         self,
         *,
         beat_ms: _builtins.int = ...,
         amqp_url: _builtins.str = ...,
         max_payload_bytes: _builtins.int = ...,
+        missing: _abc.Iterable[Global___MissingName] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amqp_url", b"amqp_url", "beat_ms", b"beat_ms", "max_payload_bytes", b"max_payload_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amqp_url", b"amqp_url", "beat_ms", b"beat_ms", "max_payload_bytes", b"max_payload_bytes", "missing", b"missing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -577,6 +621,7 @@ class RunGrant(_message.Message):
     ACCEPTED_UNTIL_FIELD_NUMBER: _builtins.int
     FROM_START_FIELD_NUMBER: _builtins.int
     RETRIED_AT_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
     length: _builtins.int
     """Length of the history; missing events follow as news."""
     accepted_until: _builtins.int
@@ -589,6 +634,10 @@ class RunGrant(_message.Message):
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_history_pb2.HistoryEvent]:
         """Events behind the position that was asked for, in order; at most 200 or 1 MiB."""
 
+    @_builtins.property
+    def before(self) -> Global___PassedBefore:
+        """What owners before this one did; absent for the first."""
+
     def __init__(
         self,
         *,
@@ -597,14 +646,43 @@ class RunGrant(_message.Message):
         accepted_until: _builtins.int = ...,
         from_start: _builtins.bool = ...,
         retried_at: _builtins.int = ...,
+        before: Global___PassedBefore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["before", b"before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "events", b"events", "from_start", b"from_start", "length", b"length", "retried_at", b"retried_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "before", b"before", "events", b"events", "from_start", b"from_start", "length", b"length", "retried_at", b"retried_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunGrant: _TypeAlias = RunGrant  # noqa: Y015
+
+@_typing.final
+class PassedBefore(_message.Message):
+    """What owners of a run did before, as far as it decides which way the code takes at a marked change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNTIL_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
+    until: _builtins.int
+    """Position up to which they fed the code, as far as they said."""
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Marked changes whose new way it took."""
+
+    def __init__(
+        self,
+        *,
+        until: _builtins.int = ...,
+        marks: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["marks", b"marks", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PassedBefore: _TypeAlias = PassedBefore  # noqa: Y015
 
 @_typing.final
 class AttemptReport(_message.Message):
@@ -889,6 +967,8 @@ class Command(_message.Message):
     PUBLISH_STATE_FIELD_NUMBER: _builtins.int
     ANSWER_SIGNAL_FIELD_NUMBER: _builtins.int
     SCHEDULE_CHILD_FIELD_NUMBER: _builtins.int
+    MARK_CHANGE_FIELD_NUMBER: _builtins.int
+    SET_TAGS_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """Task path, name and occurrence: "0/validate#1"."""
     digest: _builtins.int
@@ -921,6 +1001,14 @@ class Command(_message.Message):
     def schedule_child(self) -> Global___ScheduleChild:
         """Start a child run."""
 
+    @_builtins.property
+    def mark_change(self) -> Global___MarkChange:
+        """The code passed a marked change for the first time. A note."""
+
+    @_builtins.property
+    def set_tags(self) -> Global___SetTags:
+        """Change the run's tags. A note."""
+
     def __init__(
         self,
         *,
@@ -933,12 +1021,14 @@ class Command(_message.Message):
         publish_state: Global___PublishState | None = ...,
         answer_signal: Global___AnswerSignal | None = ...,
         schedule_child: Global___ScheduleChild | None = ...,
+        mark_change: Global___MarkChange | None = ...,
+        set_tags: Global___SetTags | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_signal", b"answer_signal", "cancel", b"cancel", "kind", b"kind", "publish_state", b"publish_state", "schedule_child", b"schedule_child", "schedule_step", b"schedule_step", "start_local_step", b"start_local_step", "start_timer", b"start_timer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_signal", b"answer_signal", "cancel", b"cancel", "kind", b"kind", "mark_change", b"mark_change", "publish_state", b"publish_state", "schedule_child", b"schedule_child", "schedule_step", b"schedule_step", "set_tags", b"set_tags", "start_local_step", b"start_local_step", "start_timer", b"start_timer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_signal", b"answer_signal", "cancel", b"cancel", "command_id", b"command_id", "digest", b"digest", "kind", b"kind", "publish_state", b"publish_state", "schedule_child", b"schedule_child", "schedule_step", b"schedule_step", "start_local_step", b"start_local_step", "start_timer", b"start_timer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_signal", b"answer_signal", "cancel", b"cancel", "command_id", b"command_id", "digest", b"digest", "kind", b"kind", "mark_change", b"mark_change", "publish_state", b"publish_state", "schedule_child", b"schedule_child", "schedule_step", b"schedule_step", "set_tags", b"set_tags", "start_local_step", b"start_local_step", "start_timer", b"start_timer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["schedule_step", "start_timer", "cancel", "start_local_step", "publish_state", "answer_signal", "schedule_child"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["schedule_step", "start_timer", "cancel", "start_local_step", "publish_state", "answer_signal", "schedule_child", "mark_change", "set_tags"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -991,6 +1081,52 @@ class ScheduleChild(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScheduleChild: _TypeAlias = ScheduleChild  # noqa: Y015
+
+@_typing.final
+class MarkChange(_message.Message):
+    """Remember that the code took the new way of a change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the change."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MarkChange: _TypeAlias = MarkChange  # noqa: Y015
+
+@_typing.final
+class SetTags(_message.Message):
+    """Change the run's tags."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Tag]:
+        """What to set; an empty value removes the key. Sorted by key."""
+
+    def __init__(
+        self,
+        *,
+        tags: _abc.Iterable[_common_pb2.Tag] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetTags: _TypeAlias = SetTags  # noqa: Y015
 
 @_typing.final
 class PublishState(_message.Message):

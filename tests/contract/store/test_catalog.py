@@ -27,6 +27,19 @@ def test_the_registry_keeps_the_last_pool(case: Case) -> None:
     case.run(body)
 
 
+def test_versions_keep_the_time_when_they_first_came(case: Case) -> None:
+    async def body(store: Store) -> None:
+        assert (dict(await store.versions("a")), dict(await store.steps("a"))) == ({}, {})
+        await store.register("a", "p", ["w@1", "w"], ["s", "t"], 100)
+        await store.register("a", "q", ["w@2", "w@1"], ["t"], 200)
+        assert dict(await store.versions("a")) == {"w@1": 100, "w@2": 200}
+        assert dict(await store.registry("a")) == {"w@1": "q", "w@2": "q", "w": "p"}
+        assert dict(await store.steps("a")) == {"s": "p", "t": "q"}
+        assert dict(await store.versions("b")) == {}
+
+    case.run(body)
+
+
 def test_an_index_is_merged_over_shards(case: Case) -> None:
     async def body(store: Store) -> None:
         runs = [RunKey("default", f"r{i:02}") for i in range(40)]
@@ -41,6 +54,8 @@ def test_an_index_is_merged_over_shards(case: Case) -> None:
         assert await store.index("open", [shard], newest_first=False) == [e for e in every if e.shard == shard]
         assert await store.count("open") == 40
         assert await store.count("none") == 0
+        assert [await store.count("open", low=3), await store.count("open", high=5)] == [34, 10]
+        assert await store.count("open", low=3, high=5) == 4
 
     case.run(body)
 

@@ -39,7 +39,7 @@ def add_reachable(registry: Registry, workflow: Workflow[..., Any]) -> None:
     for value in list(workflow.function.__globals__.values()):
         if isinstance(value, Step):
             registry.steps.setdefault(value.name, value)
-        elif isinstance(value, Workflow) and value.name not in registry.workflows:
+        elif isinstance(value, Workflow) and value.code not in registry.workflows:
             with suppress(NotDeterministic):  # refused when somebody starts it
                 registry.add(value)
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from treadle.controlplane.machine import Request
 from treadle.protocol.errors import ConfigError
 from treadle.protocol.ids import RunKey
+from treadle.protocol.tags import code_name
 from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RUN_STATE_NEEDS_ATTENTION, RunHead
 from treadle.worker.app import Registry, collect
 from treadle.worker.loop.execution import WorkflowExecution, execution_factory
@@ -108,10 +109,10 @@ class House:
         """Each name has a worker of its pool."""
         things: list[Workflow[..., Any] | Step[..., Any]] = [*self.registry.workflows.values()]
         things += [step for step in self.registry.steps.values() if step.pool]
-        new = [thing for thing in things if (type(thing).__name__, thing.name) not in self._employed]
+        new = [thing for thing in things if (type(thing).__name__, _name_of(thing)) not in self._employed]
         for pool in dict.fromkeys(thing.pool for thing in new if thing.pool):
             mine = [thing for thing in new if thing.pool == pool]
-            self._employed |= {(type(thing).__name__, thing.name) for thing in mine}
+            self._employed |= {(type(thing).__name__, _name_of(thing)) for thing in mine}
             member = Member(
                 self.plane,
                 self.stage,
@@ -121,7 +122,7 @@ class House:
                 rng=self._rng,
                 name=self.new_id("worker"),
                 pool=pool,
-                workflows=frozenset(thing.name for thing in mine if isinstance(thing, Workflow)),
+                workflows=frozenset(thing.code for thing in mine if isinstance(thing, Workflow)),
                 steps=frozenset(thing.name for thing in mine if isinstance(thing, Step)),
             )
             self._members.append(member)
@@ -154,7 +155,7 @@ class House:
                 looked = sorted(self._watch.looked.get((run.run_id, head.incarnation), ()))
                 if head.retried_at:
                     looked = looked[-1:]  # what its code asked for before counts only in part
-                if looked and not self.understudies.plays(head.workflow):
+                if looked and not self.understudies.plays(code_name(head.workflow, head.version)):
                     asked = self._watch.asked[run.run_id, head.incarnation]
                     check_replay(_context(head), self._watch.make, history, asked, looked)
 
@@ -281,5 +282,16 @@ def _registry_of(app: App) -> Registry:
 
 def _context(head: RunHead) -> RunContext:
     return RunContext(
-        head.namespace, head.run_id, head.incarnation, head.workflow, head.accepted_until, head.retried_at
+        namespace=head.namespace,
+        run_id=head.run_id,
+        incarnation=head.incarnation,
+        workflow=code_name(head.workflow, head.version),
+        accepted_until=head.accepted_until,
+        retried_at=head.retried_at,
+        passed_until=head.passed,
+        marks=frozenset(head.marks),
     )
+
+
+def _name_of(thing: Workflow[..., Any] | Step[..., Any]) -> str:
+    return thing.code if isinstance(thing, Workflow) else thing.name

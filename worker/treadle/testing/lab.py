@@ -13,6 +13,7 @@ from treadle.controlplane.machine.schedules import record_of
 from treadle.protocol.durations import Duration, to_ms
 from treadle.protocol.errors import ConfigError
 from treadle.protocol.ids import RunKey, check_run_id
+from treadle.protocol.tags import code_name
 from treadle.v1.common_pb2 import TraceContext
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_REJECT
 from treadle.v1.schedule_pb2 import ScheduleSpec
@@ -132,7 +133,7 @@ class Lab:
         key = RunKey(NAMESPACE, self._house.new_id(workflow.name) if id is None else check_run_id(id))
         self._house.employ()
         request = StartRun(
-            workflow=workflow.name,
+            workflow=workflow.code,
             pool=workflow.pool,
             input=payload,
             request_id=self._house.new_id("start"),
@@ -167,9 +168,9 @@ class Lab:
         if key not in self._house.plane.runs:
             return None
         if id not in self._runs:
-            self._runs[id] = Run(
-                self, self._house, key, self._house.registry.workflows[self._house.plane.head(key).workflow].signature
-            )
+            head = self._house.plane.head(key)
+            workflow = self._house.registry.workflows[code_name(head.workflow, head.version)]
+            self._runs[id] = Run(self, self._house, key, workflow.signature)
         return self._runs[id]
 
     @property

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from treadle.controlplane.machine.indexes import status_of
 from treadle.controlplane.machine.requests import CancelRun, RetryRun, SignalRun, TerminateRun
 from treadle.controlplane.machine.signals import STATE_FIELD, answer_field
-from treadle.controlplane.machine.view import status_of
 from treadle.protocol.errors import NotFound, QuestionRefused, RunCancelled, RunClosed, RunTerminated
 from treadle.protocol.failures import run_error
 from treadle.protocol.ids import RunKey

@@ -57,7 +57,7 @@ class Understudies:
 
         stand_in = copy.copy(workflow)
         stand_in.function = play
-        self._registry.workflows[workflow.name] = stand_in
+        self._registry.workflows[workflow.code] = stand_in
 
     def plays(self, name: str) -> bool:
         """Whether runs of this workflow are played."""

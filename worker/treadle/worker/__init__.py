@@ -26,6 +26,7 @@ from treadle.protocol.errors import (
 )
 from treadle.protocol.occurrence import Occurrence
 from treadle.protocol.retry import Retry
+from treadle.worker.changes import changed, set_tags
 from treadle.worker.child_runs import ChildRun, start_child
 from treadle.worker.continuation import continue_as_new
 from treadle.worker.current import StepInfo, now, random, sleep_until, step_info, uuid4
@@ -60,6 +61,8 @@ __all__ = (
     "receive_question",
     "Question",
     "publish_state",
+    "changed",
+    "set_tags",
     "start_child",
     "ChildRun",
     "continue_as_new",

@@ -22,7 +22,7 @@ __all__ = ("Registry", "collect", "load_app")
 
 @dataclass(slots=True)
 class Registry:
-    """The workflows and steps that a worker has, by name."""
+    """The workflows and steps that a worker has, by name; a workflow with a version as "name@version"."""
 
     workflows: dict[str, Workflow[..., Any]] = field(default_factory=dict)
     steps: dict[str, Step[..., Any]] = field(default_factory=dict)
@@ -37,12 +37,12 @@ class Registry:
         for thing in things:
             if isinstance(thing, Workflow):
                 check_workflow(thing.name, thing.function)
-                known = thing.name in self.workflows
-                _put(self.workflows, thing, "workflow")
+                known = thing.code in self.workflows
+                _put(self.workflows, thing, "workflow", thing.code)
                 if thing.on_failure is not None and not known:
                     self.add(thing.on_failure)
             elif isinstance(thing, Step):
-                _put(self.steps, thing, "step")
+                _put(self.steps, thing, "step", thing.name)
             else:
                 raise ConfigError(f"{thing!r} is neither a workflow nor a step: decorate it with @workflow or @step")
         return self
@@ -77,11 +77,11 @@ def load_app(target: str) -> Registry:
     return registry
 
 
-def _put(names: dict[str, Any], thing: Any, kind: str) -> None:
-    other = names.setdefault(thing.name, thing)
+def _put(names: dict[str, Any], thing: Any, kind: str, name: str) -> None:
+    other = names.setdefault(name, thing)
     if other is not thing:
         raise ConfigError(
-            f"two {kind}s are named {thing.name!r}: {place_of(other.function)} and {place_of(thing.function)}; give one "
+            f"two {kind}s are named {name!r}: {place_of(other.function)} and {place_of(thing.function)}; give one "
             f"another name with @{kind}(name=...)"
         )
 

@@ -84,7 +84,8 @@ def hook_of(workflow: Workflow[..., Any], hook: Workflow[..., Any] | Step[..., A
     async def on_failure(failed: FailedRun) -> None:
         await handler(failed)
 
-    return Workflow(on_failure, name=f"{workflow.name}.on_failure", pool=workflow.pool)
+    version = workflow.version or None  # versions of one name have hooks of their own
+    return Workflow(on_failure, name=f"{workflow.name}.on_failure", pool=workflow.pool, version=version)
 
 
 def hook_message(hook: Workflow[..., Any], context: RunContext, payload: Payload, failure: Failure) -> FailureHook:
@@ -103,7 +104,7 @@ def hook_message(hook: Workflow[..., Any], context: RunContext, payload: Payload
         small = RaisedError(failure.type, failure.message)
         failed = FailedRun(context.run_id, context.workflow, small, input_omitted=True)
         argument = hook.signature.encode_call((failed,), {})
-    return FailureHook(workflow=hook.name, pool=hook.pool, input=argument)
+    return FailureHook(workflow=hook.code, pool=hook.pool, input=argument)
 
 
 def _error_of(failure: Failure) -> RaisedError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from treadle.protocol.tags import code_name
 from treadle.v1.common_pb2 import Payload
 from treadle.v1.history_pb2 import HistoryEvent, HistoryFile
 from treadle.worker.app import Registry
@@ -44,7 +45,7 @@ def replay_history(registry: Registry, history: HistoryFile) -> Replayed:
     A history that is open need not be at the end of the code; one that is closed must end as it is recorded.
     """
     events = history.events
-    workflow = events[0].run_started.workflow
+    workflow = code_name(events[0].run_started.workflow, events[0].run_started.version)
     if workflow not in registry.workflows:
         known = ", ".join(sorted(registry.workflows)) or "none"
         found = f"has no such workflow; it has: {known}"
@@ -56,6 +57,8 @@ def replay_history(registry: Registry, history: HistoryFile) -> Replayed:
         workflow=workflow,
         accepted_until=max((event.run_accepted.until for event in events), default=0),
         retried_at=max((event.position for event in events if event.HasField("run_retried")), default=0),
+        passed_until=len(events),
+        marks=frozenset(event.change_marked.name for event in events if event.HasField("change_marked")),
     )
     execution = execution_factory(registry)(context)
     try:

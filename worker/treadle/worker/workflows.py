@@ -8,10 +8,11 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 from treadle.protocol.durations import Duration, positive_ms
-from treadle.protocol.errors import ConfigError, RunError
+from treadle.protocol.errors import ConfigError, FieldInvalid, RunError
 from treadle.protocol.ids import check_name
 from treadle.protocol.schedules import Overlap
 from treadle.protocol.signature import Signature
+from treadle.protocol.tags import check_version, code_name
 from treadle.v1.common_pb2 import ON_PARENT_CLOSE_CANCEL
 from treadle.worker.current import current_execution
 from treadle.worker.fan_out import map_over
@@ -39,6 +40,8 @@ class Workflow(Generic[P, R]):
         timeout_ms: Longest duration of a run in milliseconds; 0: no limit.
         schedule: When it is started by itself, as it goes over the wire; None: never.
         on_failure: What is run when a run of it has failed.
+        version: Which version of the workflow it is; "" for none.
+        code: What workers announce it by: its name, with the version if it has one ("billing@2").
     """
 
     __name__: str
@@ -53,6 +56,7 @@ class Workflow(Generic[P, R]):
         timeout: Duration | None = None,
         timing: Timing | None = None,
         on_failure: Hook | None = None,
+        version: str | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
@@ -61,6 +65,8 @@ class Workflow(Generic[P, R]):
             raise ConfigError(f"workflow {self.name} at {place_of(function)}: write it as `async def`")
         self.pool = check_name("pool", pool)
         self.timeout_ms = 0 if timeout is None else positive_ms(timeout, name=f"workflow {self.name}: timeout")
+        self.version = "" if version is None else _version(f"workflow {self.name}", version)
+        self.code = code_name(self.name, self.version)
         self.signature = Signature(function, what=f"workflow {self.name}")
         where = f"workflow {self.name} at {place_of(function)}"
         self.schedule = declared(where, self.signature, timing or Timing())
@@ -119,6 +125,15 @@ class Workflow(Generic[P, R]):
         return f"<workflow {self.name} at {place_of(self.function)}>"
 
 
+def _version(what: str, version: Any) -> str:
+    if not isinstance(version, str):
+        raise ConfigError(f'{what}: version {version!r}: give text, as in version="2"')
+    try:
+        return check_version(version)
+    except FieldInvalid as error:
+        raise ConfigError(f"{what}: {error}") from None
+
+
 class _WorkflowDecorator(Protocol):
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Workflow[P, R]: ...
 
@@ -138,6 +153,7 @@ def workflow(
     catch_up: Duration | None = None,
     jitter: Duration | None = None,
     on_failure: Hook | None = None,
+    version: str | None = None,
 ) -> _WorkflowDecorator: ...
 def workflow(
     function: Callable[..., Coroutine[Any, Any, Any]] | None = None,
@@ -153,6 +169,7 @@ def workflow(
     catch_up: Duration | None = None,
     jitter: Duration | None = None,
     on_failure: Hook | None = None,
+    version: str | None = None,
 ) -> Any:
     """Make an async function a workflow: `@workflow` or `@workflow(name="import", pool="flows")`.
 
@@ -172,6 +189,8 @@ def workflow(
         catch_up: What could not be started in so long, because no server was there, is missed. Default: "1m".
         jitter: Each run starts up to so much later, to spread load. Default: none.
         on_failure: A step or workflow that is called once with a FailedRun after a run of it has failed. Default: none.
+        version: Pins runs to it: a run that starts with this version goes only to workers that have it, until it ends. An
+            app may have several versions of one name. Default: none; runs go to any worker that has the name.
 
     Raises:
         ConfigError: A name, a hint or the timing is wrong, or it is not an `async def`.
@@ -179,6 +198,8 @@ def workflow(
     timing = Timing(cron=cron, tz=tz, every=every, overlap=overlap, catch_up=catch_up, jitter=jitter)
 
     def decorate(target: Callable[..., Coroutine[Any, Any, Any]]) -> Workflow[..., Any]:
-        return Workflow(target, name=name, pool=pool, timeout=timeout, timing=timing, on_failure=on_failure)
+        return Workflow(
+            target, name=name, pool=pool, timeout=timeout, timing=timing, on_failure=on_failure, version=version
+        )
 
     return decorate if function is None else decorate(function)

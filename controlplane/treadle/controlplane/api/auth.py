@@ -39,6 +39,7 @@ _READS: Final = frozenset(
     {
         "/treadle.v1.RunService/GetRun",
         "/treadle.v1.RunService/ListRuns",
+        "/treadle.v1.RunService/CountRuns",
         "/treadle.v1.RunService/WaitRun",
         "/treadle.v1.RunService/GetHistory",
         "/treadle.v1.RunService/WatchRun",

@@ -13,6 +13,7 @@ from treadle.v1.run_service_pb2 import (
     CONFLICT_POLICY_UNSPECIFIED,
     ConflictPolicy,
     RunStatus,
+    RunTrouble,
     StartRunRequest,
 )
 
@@ -24,6 +25,7 @@ __all__ = (
     "run_of",
     "statuses_of",
     "timeout_of",
+    "troubles_of",
     "workflow_of",
 )
 
@@ -127,6 +129,15 @@ def statuses_of(statuses: Iterable[RunStatus.ValueType]) -> list[RunStatus.Value
         if status not in known:
             raise FieldInvalid(f"statuses: {status} is unknown to this server", field="statuses")
     return sorted(wanted) or known
+
+
+def troubles_of(troubles: Iterable[RunTrouble.ValueType]) -> list[RunTrouble.ValueType]:
+    """Return the troubles of a filter without doubles."""
+    wanted = set(troubles)
+    for trouble in wanted:
+        if not trouble or trouble not in RunTrouble.values():
+            raise FieldInvalid(f"troubles: {trouble} is unknown to this server", field="troubles")
+    return sorted(wanted)
 
 
 def caller_of(trace: TraceContext) -> TraceContext:

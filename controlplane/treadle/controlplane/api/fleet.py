@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Final
 
 from treadle.controlplane.api.fresh import Fresh
@@ -75,6 +76,13 @@ class Fleet:
         seen = await self._known[namespace].get()
         passed_ms = int((time.monotonic() - seen.at) * 1000)
         return seen.pools.get(name, PoolFleet()), seen.now_ms + passed_ms
+
+    async def live(self, namespace: str) -> tuple[frozenset[str], int]:
+        """Return the workflows that live workers of the namespace have, and the store's clock now, estimated."""
+        await self.pool(namespace, "")
+        seen = await self._known[namespace].get()
+        names = frozenset(chain.from_iterable(pool.workflows for pool in seen.pools.values()))
+        return names, seen.now_ms + int((time.monotonic() - seen.at) * 1000)
 
     async def _look(self, namespace: str) -> _Sighting:
         records = await self._store.workers(namespace)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from treadle.controlplane.api.fleet import Fleet
-from treadle.controlplane.api.pages import Cursor
 from treadle.controlplane.api.progress import add_progress
-from treadle.controlplane.api.views import brief, run_view, status_name
-from treadle.controlplane.machine.view import status_of
-from treadle.controlplane.store.port import IndexEntry, Store, Want
+from treadle.controlplane.api.views import brief, run_view
+from treadle.controlplane.store.port import Store, Want
 from treadle.protocol.errors import NotFound
-from treadle.protocol.ids import SHARDS, RunKey
+from treadle.protocol.ids import RunKey
 from treadle.v1.history_pb2 import HistoryEvent
-from treadle.v1.run_service_pb2 import Run, RunStatus
+from treadle.v1.run_service_pb2 import Run
 from treadle.v1.state_pb2 import (
     RUN_OUTCOME_FAILED,
     RUN_STATE_CLOSED,
@@ -25,9 +21,8 @@ from treadle.v1.state_pb2 import (
     RunHead,
 )
 
-__all__ = ("HistoryPage", "ListFilter", "Records")
+__all__ = ("HistoryPage", "Records")
 
-_ALL_SHARDS = range(SHARDS)
 _STUCK = (RUN_STATE_QUEUED, RUN_STATE_WAITING)
 
 
@@ -37,22 +32,6 @@ class HistoryPage:
 
     head: RunHead
     events: list[HistoryEvent]
-
-
-@dataclass(frozen=True, slots=True)
-class ListFilter:
-    """Which runs a list shows: see ListRunsRequest. `until_ms` 0 means no bound."""
-
-    namespace: str
-    workflow: str
-    statuses: tuple[RunStatus.ValueType, ...]
-    since_ms: int
-    until_ms: int
-
-    def indexes(self) -> list[str]:
-        """Return the names of the indexes that hold these runs, one for each status."""
-        scope = f"w:{self.namespace}:{self.workflow}" if self.workflow else f"s:{self.namespace}"
-        return [f"{scope}:{status_name(status)}" for status in self.statuses]
 
 
 class Records:
@@ -98,45 +77,8 @@ class Records:
             await add_progress(self._store, head, shown)
         return shown
 
-    async def listing(self, wanted: ListFilter, cursor: Cursor | None, size: int) -> tuple[list[Run], Cursor | None]:
-        """Return a page of runs, newest first, and where the next one begins (None: this is the last).
-
-        A run that changes while it is read may leave its page one entry short; it is never shown twice in one.
-        """
-        entries = await self._entries(wanted, cursor, size + 1)
-        shown = entries[:size]
-        more = Cursor(shown[-1].score, shown[-1].member) if len(entries) > size else None
-        wants = [Want(RunKey(wanted.namespace, entry.member)) for entry in shown]
-        loaded = await self._store.load(wants) if wants else []
-        heads = [RunHead.FromString(found.head) for found in loaded if found.head]
-        heads = [head for head in heads if status_of(head) in wanted.statuses]
-        return await self._briefs(heads), more
-
-    async def _entries(self, wanted: ListFilter, cursor: Cursor | None, count: int) -> list[IndexEntry]:
-        """Return the first `count` entries behind the cursor, merged from the indexes."""
-        found: dict[str, IndexEntry] = {}
-        parts = await asyncio.gather(*(self._behind(name, wanted, cursor, count) for name in wanted.indexes()))
-        for entry in chain.from_iterable(parts):
-            found.setdefault(entry.member, entry)
-        return sorted(found.values(), key=_order, reverse=True)[:count]
-
-    async def _behind(self, name: str, wanted: ListFilter, cursor: Cursor | None, count: int) -> Sequence[IndexEntry]:
-        high = wanted.until_ms or 2**62
-        if cursor is not None:
-            high = min(high, cursor.score + 1)
-        limit = count
-        while True:
-            entries = await self._store.index(
-                name, _ALL_SHARDS, low=wanted.since_ms, high=high, limit=limit, newest_first=True
-            )
-            if cursor is None:
-                return entries
-            behind = [entry for entry in entries if _order(entry) < (cursor.score, cursor.member)]
-            if len(behind) >= count or len(entries) < limit:
-                return behind
-            limit *= 2  # many runs of one millisecond, all of them shown before
-
-    async def _briefs(self, heads: Sequence[RunHead]) -> list[Run]:
+    async def briefs(self, heads: Sequence[RunHead]) -> list[Run]:
+        """Return these runs as a list shows them."""
         failed = [head for head in heads if head.outcome == RUN_OUTCOME_FAILED]
         wants = [Want(RunKey(head.namespace, head.run_id), event_at=head.length) for head in failed]
         loaded = await self._store.load(wants) if wants else []
@@ -150,10 +92,6 @@ class Records:
             fleet, now_ms = await self._fleet.pool(head.namespace, head.pool) if head.state in _STUCK else (None, 0)
             runs.append(brief(run_view(head, last.get(head.run_id), fleet, now_ms)))
         return runs
-
-
-def _order(entry: IndexEntry) -> tuple[int, str]:
-    return entry.score, entry.member
 
 
 def _head(run: RunKey, data: bytes) -> RunHead:

@@ -16,6 +16,7 @@ from treadle.controlplane.machine.redrive import SWEEPING
 from treadle.controlplane.store.port import IndexEntry, Store, Want
 from treadle.protocol.errors import NotFound, Unavailable
 from treadle.protocol.ids import SHARDS, RunKey
+from treadle.protocol.tags import code_name
 from treadle.v1 import run_service_pb2 as pb
 from treadle.v1.state_pb2 import COMMAND_STATE_QUARANTINED, CommandRow, RunHead
 
@@ -62,7 +63,7 @@ class Redrives:
         elif request.from_step:
             asked.length, asked.from_position, asked.step = await self._find(run, checks.step_of(request.from_step))
         head = await self._records.head(run)
-        await self._admission.pool_of(run.namespace, head.workflow, head.pool)
+        await self._admission.target_of(run.namespace, code_name(head.workflow, head.version), head.pool)
         for tried in range(_SWEEP_TRIES):
             try:
                 reply = run_reply(asked, await self._engine.ask(run, asked))

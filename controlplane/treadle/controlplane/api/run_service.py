@@ -13,9 +13,10 @@ from treadle.controlplane.api.ends import OneEnd, RunEnds, Watch
 from treadle.controlplane.api.errors import Context
 from treadle.controlplane.api.fleet import Fleet
 from treadle.controlplane.api.pages import page_size, read_token, write_token
-from treadle.controlplane.api.records import ListFilter, Records
+from treadle.controlplane.api.records import Records
 from treadle.controlplane.api.redrive import Redrives
 from treadle.controlplane.api.run_stream import RunStream
+from treadle.controlplane.api.search import Search, filter_of
 from treadle.controlplane.api.signals import Signals
 from treadle.controlplane.api.starts import Engine, Starts, run_reply
 from treadle.controlplane.hints import HintHub
@@ -67,8 +68,10 @@ class RunService(RunServiceServicer):
     ) -> None:
         self._engine = engine
         self._hub = hub
-        self._records = Records(store, Fleet(store))
-        self._starts = Starts(engine, Admission(store, outbox_max), max_payload_bytes, metrics or Metrics())
+        fleet = Fleet(store)
+        self._records = Records(store, fleet)
+        self._search = Search(store)
+        self._starts = Starts(engine, Admission(store, outbox_max, fleet), max_payload_bytes, metrics or Metrics())
         self._signals = Signals(engine, self._records, hub, max_payload_bytes)
         admission = self._starts.admission
         self._redrives = Redrives(engine, store, self._records, admission, max_payload_bytes)
@@ -116,16 +119,17 @@ class RunService(RunServiceServicer):
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         """See run_service.proto."""
-        wanted = ListFilter(
-            namespace=checks.namespace_of(request.namespace),
-            workflow=checks.workflow_of(request.workflow) if request.workflow else "",
-            statuses=tuple(checks.statuses_of(request.statuses)),
-            since_ms=max(request.since_ms, 0),
-            until_ms=max(request.until_ms, 0),
-        )
+        wanted = filter_of(request)
         cursor = read_token(request.page_token, wanted)
-        runs, more = await self._records.listing(wanted, cursor, page_size(request.page_size))
+        heads, more = await self._search.page(wanted, cursor, page_size(request.page_size))
+        runs = await self._records.briefs(heads)
         return pb.ListRunsResponse(runs=runs, next_page_token=write_token(more, wanted) if more else "")
+
+    async def CountRuns(self, request: pb.CountRunsRequest, context: Context) -> pb.CountRunsResponse:
+        """See run_service.proto."""
+        found, more = await self._search.count(filter_of(request))
+        parts = [pb.StatusCount(status=status, count=count) for status, count in sorted(found.items()) if count]
+        return pb.CountRunsResponse(count=sum(found.values()), at_least=more, by_status=parts)
 
     async def WaitRun(self, request: pb.WaitRunRequest, context: Context) -> pb.WaitRunResponse:
         """See run_service.proto. A run that is replaced under its id meanwhile is answered as it stands."""

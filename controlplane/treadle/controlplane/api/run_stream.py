@@ -15,6 +15,7 @@ from sys import intern
 from typing import Final
 
 from treadle.controlplane.api import checks
+from treadle.controlplane.api.admission import Target
 from treadle.controlplane.api.auth import caller
 from treadle.controlplane.api.ends import RunEnds, Watch
 from treadle.controlplane.api.errors import status_of_error
@@ -116,16 +117,16 @@ class RunStream:
             self._watch(namespace, wanted)
         if frame.starts:
             targets = {(item.request.workflow, item.request.pool) for item in frame.starts}
-            pools = await self._starts.admission.pools_of(namespace, targets)
+            found = await self._starts.admission.targets_of(namespace, targets)
             for item in frame.starts:
                 try:
-                    self._start(namespace, item, pools[item.request.workflow, item.request.pool])
+                    self._start(namespace, item, found[item.request.workflow, item.request.pool])
                 except TreadleError as error:
                     self._refuse(item.number, error, item.request)
         if self._frames:
             self._wake()
 
-    def _start(self, namespace: str, item: pb.StartItem, pool: str | TreadleError) -> None:
+    def _start(self, namespace: str, item: pb.StartItem, target: Target | TreadleError) -> None:
         request = item.request
         if self._grantee is not None:
             self._grantee.check_method(_START)
@@ -134,9 +135,9 @@ class RunStream:
                 f"namespace {request.namespace!r} in a frame of {namespace!r}: leave it out", field="namespace"
             )
         run, start = self._starts.checked(namespace, request)
-        if isinstance(pool, TreadleError):
-            raise pool
-        start.pool = pool
+        if isinstance(target, TreadleError):
+            raise target
+        start.workflow, start.pool = target
         watch = None
         if item.watch and len(self._watches) < self._limits.own_watches:
             # From now on: it may end before we know that it began.

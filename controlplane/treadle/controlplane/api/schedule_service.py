@@ -66,7 +66,7 @@ class ScheduleService(ScheduleServiceServicer):
         spec = ScheduleSpec()
         spec.CopyFrom(request.spec)
         check(spec)
-        spec.pool = await self._admission.pool_of(record.namespace, spec.workflow, spec.pool)
+        spec.workflow, spec.pool = await self._admission.target_of(record.namespace, spec.workflow, spec.pool)
         request_id = checks.request_id_of(request.request_id)
         asked = requests.CreateSchedule(request_id, spec, request.input, request.paused)
         reply = await self._ask(record, asked)
@@ -97,7 +97,7 @@ class ScheduleService(ScheduleServiceServicer):
         fields, spec = list(request.fields), ScheduleSpec()
         spec.CopyFrom(request.spec)
         if "workflow" in fields:  # its pool goes with it
-            spec.pool = await self._admission.pool_of(record.namespace, spec.workflow, spec.pool)
+            spec.workflow, spec.pool = await self._admission.target_of(record.namespace, spec.workflow, spec.pool)
             fields.append("pool")
         elif "pool" in fields and not checks.pool_of(spec.pool):
             raise FieldInvalid("pool '': name one, or change the workflow", field="pool")

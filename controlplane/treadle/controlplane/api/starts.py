@@ -13,6 +13,7 @@ from treadle.controlplane.machine.requests import Reply, Request, RunReply
 from treadle.controlplane.telemetry import Metrics
 from treadle.protocol.errors import RunClosed, RunIdConflict, Unavailable
 from treadle.protocol.ids import RunKey, check_run_id
+from treadle.protocol.tags import tags_of
 from treadle.v1 import run_service_pb2 as pb
 
 __all__ = ("Engine", "Starts", "run_reply")
@@ -69,6 +70,7 @@ class Starts:
             policy=checks.policy_of(request),
             caller=checks.caller_of(request.trace),
             timeout_ms=checks.timeout_of(request.timeout_ms),
+            tags=tags_of(request.tags) if request.tags else (),
         )
         return run, start
 
@@ -79,7 +81,7 @@ class Starts:
             RequestError: It was refused.
         """
         run, start = self.checked(checks.namespace_of(request.namespace), request)
-        start.pool = await self.admission.pool_of(run.namespace, start.workflow, start.pool)
+        start.workflow, start.pool = await self.admission.target_of(run.namespace, start.workflow, start.pool)
         with suppress(Unavailable):  # the broker is away: the outbox keeps the job, and the queue is declared later
             await self._engine.declare(run.namespace, start.pool)
         reply = await self.replacing(run, start)

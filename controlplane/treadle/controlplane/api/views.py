@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from treadle.controlplane.api.fleet import PoolFleet
-from treadle.controlplane.machine.view import status_of
+from treadle.controlplane.machine.indexes import status_of, troubles_of
 from treadle.protocol.ids import trace_id
+from treadle.protocol.tags import code_name
 from treadle.v1.common_pb2 import Failure
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.run_service_pb2 import Run, RunStatus
 from treadle.v1.state_pb2 import (
+    RUN_STATE_CLOSED,
     RUN_STATE_NEEDS_ATTENTION,
     RUN_STATE_QUEUED,
     RUN_STATE_WAITING,
@@ -54,6 +56,8 @@ def show(
     run.first_incarnation = head.first_incarnation
     run.part = head.part
     run.workflow = head.workflow
+    run.version = head.version
+    run.tags.extend(head.tags)
     run.pool = head.pool
     run.status = status_of(head)
     run.state = head.state
@@ -63,6 +67,8 @@ def show(
     run.reason = reason_of(head, fleet, now_ms)
     run.retrying = head.retrying
     run.retries = head.retries
+    run.error_type = head.error_type
+    run.troubles.extend(troubles_of(head))
     run.open_commands = head.open_commands
     run.cancel_requested = head.cancel_requested
     if head.deadline_ms:
@@ -85,18 +91,31 @@ def reason_of(head: RunHead, fleet: PoolFleet | None, now_ms: int) -> str:
     if head.state == RUN_STATE_NEEDS_ATTENTION:
         return head.attention
     if head.state not in (RUN_STATE_WAITING, RUN_STATE_QUEUED) or fleet is None:
-        return ""
+        return _trouble(head)
+    first = f"waiting for version {head.version}: " if head.version else ""
     if fleet.workers == 0:
-        return f"no live worker in pool {head.pool!r}: start one with `treadle worker APP --pool {head.pool}`"
+        return f"{first}no live worker in pool {head.pool!r}: start one with `treadle worker APP --pool {head.pool}`"
     if head.state == RUN_STATE_WAITING:
-        if head.workflow in fleet.workflows:
-            return f"a worker of pool {head.pool!r} with workflow {head.workflow!r} has come: starts within 30 s"
-        return f"no live worker in pool {head.pool!r} has the workflow {head.workflow!r}: deploy one that has it"
+        code = code_name(head.workflow, head.version)
+        if code in fleet.workflows:
+            return f"a worker of pool {head.pool!r} with workflow {code!r} has come: starts within 30 s"
+        return f"{first}no live worker in pool {head.pool!r} has the workflow {code!r}: deploy one that has it"
     waited_ms = now_ms - head.queued_ms
     if head.queued_ms and waited_ms >= QUEUED_LONG_MS:
         used = f"{fleet.runs_open} of {fleet.run_slots} run slots in use"
         return f"queued for {waited_ms // 1000} s in pool {head.pool!r}: {used} on {fleet.workers} worker(s)"
-    return ""
+    return _trouble(head)
+
+
+def _trouble(head: RunHead) -> str:
+    """Why a step of an open run does not move."""
+    if head.state == RUN_STATE_CLOSED:
+        return ""
+    if head.quarantined:
+        return f"{head.quarantined} step(s) killed too many workers: see `treadle run show {head.run_id}`"
+    if head.waiting_steps:
+        return head.waiting_for
+    return head.trouble if head.retrying else ""
 
 
 def brief(run: Run) -> Run:

@@ -75,6 +75,9 @@ __all__ = (
     "time_out",
 )
 
+_WORDS = 200
+"""So much of what failed is kept in the head of the run."""
+
 
 def schedule(view: RunView, command: Command) -> None:
     """Record a call of a pool step and dispatch its first try."""
@@ -333,8 +336,11 @@ def fail_try(view: RunView, row: CommandRow, failure: Failure, retry_after_ms: i
             duration_ms=duration_ms,
         )
     )
+    head = view.head
     if row.try_number == 1 + row.tries_before:
-        view.head.retrying += 1
+        head.retrying += 1
+    head.error_type = failure.type[:_WORDS]
+    head.trouble = f"try {row.try_number} of step {row.name!r} failed: {failure.type}: {failure.message}"[:_WORDS]
     row.try_number += 1
     row.state = COMMAND_STATE_BACKOFF
     row.ClearField("holder")

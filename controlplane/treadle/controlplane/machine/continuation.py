@@ -56,6 +56,8 @@ def _next_part(view: RunView) -> None:
         incarnation=view.env.bits64(),
         state=RUN_STATE_QUEUED,
         workflow=old.workflow,
+        version=old.version,
+        tags=old.tags,
         pool=old.pool,
         created_ms=view.now,
         request_ids=old.request_ids,
@@ -73,6 +75,8 @@ def _next_part(view: RunView) -> None:
     view.event(
         run_started=RunStarted(
             workflow=old.workflow,
+            version=old.version,
+            tags=old.tags,
             pool=old.pool,
             input=said.input,
             trigger="continued",

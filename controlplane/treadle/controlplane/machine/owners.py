@@ -44,7 +44,7 @@ from treadle.v1.worker_service_pb2 import (
     OwnerRequest,
 )
 
-from . import attempts, children, continuation, deadlines, failures, runs, signals
+from . import attempts, children, continuation, deadlines, failures, marks, runs, signals
 from .requests import Asked
 from .view import RunView
 
@@ -183,6 +183,10 @@ def _command(view: RunView, command: Command) -> None:
         signals.publish(view, command)
     elif kind == "answer_signal":
         signals.answer(view, command)
+    elif kind == "mark_change":
+        marks.mark(view, command)
+    elif kind == "set_tags":
+        marks.set_tags(view, command)
     elif kind == "cancel":
         row = view.row(command.command_id)
         if row is None:

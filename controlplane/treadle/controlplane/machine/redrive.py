@@ -8,6 +8,7 @@ tries and attempts go on from where they were (`tries_before`), so that old copi
 from __future__ import annotations
 
 from treadle.protocol.errors import Refused, RequestError, RunClosed, Unavailable
+from treadle.protocol.tags import code_name
 from treadle.v1.common_pb2 import ParentRun, Payload
 from treadle.v1.history_pb2 import RunRetried
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_ALLOW_CLOSED
@@ -79,7 +80,8 @@ def _go_on(view: RunView, event: RunRetried) -> None:
     head.outcome = RUN_OUTCOME_UNSPECIFIED
     head.closed_ms = head.delete_at_ms = 0
     head.open_commands = head.retrying = head.losses = 0
-    head.retry_step_ms = 0
+    head.retry_step_ms = head.waiting_steps = head.quarantined = 0
+    head.error_type = head.trouble = head.waiting_for = ""
     head.cancel_requested = head.undone = head.sweeping = False
     head.cancel_reason = ""
     deadlines.begin_again(head, view.now)
@@ -92,7 +94,8 @@ def _over(view: RunView, request: RetryRun, given: Payload) -> None:
     """Start the id anew: another incarnation, so that nothing of the past, keys of steps included, is mixed up with it."""
     head = view.head
     again = StartRun(
-        workflow=head.workflow,
+        workflow=code_name(head.workflow, head.version),
+        tags=head.tags,
         pool=head.pool,
         input=given,
         request_id=request.request_id,

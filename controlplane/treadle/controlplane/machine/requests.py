@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from treadle.controlplane.store.port import Change, WorkerView
 from treadle.protocol.errors import RequestError
-from treadle.v1.common_pb2 import ParentRun, Payload, TraceContext
+from treadle.v1.common_pb2 import ParentRun, Payload, Tag, TraceContext
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import Job, JobKind
 from treadle.v1.run_service_pb2 import ConflictPolicy
@@ -55,7 +55,7 @@ __all__ = (
 
 @dataclass(slots=True)
 class StartRun:
-    """A client starts the run. Reply: RunReply."""
+    """A client starts the run, of a workflow's name or "name@version"; tags are sorted by key. Reply: RunReply."""
 
     workflow: str
     pool: str
@@ -70,6 +70,7 @@ class StartRun:
     occurrence: Occurrence | None = None
     over: bool = False
     retry_of: int = 0
+    tags: Sequence[Tag] = ()
 
 
 @dataclass(slots=True)

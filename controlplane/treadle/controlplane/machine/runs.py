@@ -6,7 +6,8 @@ while nobody has its name, `needs attention` until a person or fitting code come
 
 from __future__ import annotations
 
-from treadle.protocol.errors import NotFound, RequestError, RunClosed, RunIdConflict, Unavailable
+from treadle.protocol.errors import NotFound, RequestError, RunClosed, Unavailable
+from treadle.protocol.tags import code_name, split_name
 from treadle.v1.common_pb2 import ON_CANCEL_ABANDON
 from treadle.v1.history_pb2 import (
     CancelRequested,
@@ -21,14 +22,10 @@ from treadle.v1.history_pb2 import (
     RunWaiting,
 )
 from treadle.v1.job_pb2 import JOB_KIND_RUN
-from treadle.v1.run_service_pb2 import (
-    CONFLICT_POLICY_ALLOW_CLOSED,
-    CONFLICT_POLICY_TERMINATE_EXISTING,
-    CONFLICT_POLICY_USE_EXISTING,
-)
 from treadle.v1.state_pb2 import (
     COMMAND_STATE_CHILD,
     COMMAND_STATE_HELD,
+    RUN_OUTCOME_FAILED,
     RUN_OUTCOME_TERMINATED,
     RUN_STATE_CLOSED,
     RUN_STATE_NEEDS_ATTENTION,
@@ -53,7 +50,7 @@ from treadle.v1.worker_service_pb2 import (
     Verdict,
 )
 
-from . import children
+from . import children, marks, policies
 from .env import Credit
 from .requests import AcceptRun, CancelRun, Claimed, PushedGrant, RunReply, StartRun, StopRun, TerminateRun
 from .view import RunView
@@ -78,6 +75,7 @@ __all__ = (
     "wake",
 )
 
+_ERROR_TYPE = 200
 _REQUEST_IDS = 16
 """`request_id`s kept on a run's head."""
 
@@ -99,7 +97,7 @@ def start(view: RunView, request: StartRun) -> RunReply | RequestError:
     if view.exists:
         if request.request_id in view.head.request_ids:
             return RunReply(view.head, started=True)
-        refusal = _conflict(view, request)
+        refusal = policies.conflict(view, request)
         if refusal is not None:
             return refusal
     begin(view, request)
@@ -112,32 +110,16 @@ def begin(view: RunView, request: StartRun) -> None:
     wake(view)
 
 
-def _conflict(view: RunView, request: StartRun) -> RunReply | RequestError | None:
-    """Return the answer when the id is taken and stays so; None when it is free for a new start."""
-    if request.policy == CONFLICT_POLICY_USE_EXISTING:
-        return RunReply(view.head)
-    if view.closed and request.policy in (CONFLICT_POLICY_ALLOW_CLOSED, CONFLICT_POLICY_TERMINATE_EXISTING):
-        return None
-    if request.policy == CONFLICT_POLICY_TERMINATE_EXISTING:
-        return RunIdConflict(
-            f"run {view.run.run_id!r} is open and must be terminated first",
-            reason="RUN_OPEN",
-            remedy="the control plane terminates it and starts again by itself",
-        )
-    return RunIdConflict(
-        f"run {view.run.run_id!r} exists already ({'closed' if view.closed else 'open'}, "
-        f"workflow {view.head.workflow!r})",
-        remedy="give another id, or a conflict policy: use_existing, allow_closed, terminate_existing",
-    )
-
-
 def _create(view: RunView, request: StartRun) -> None:
     view.restart = view.exists
+    workflow, version = split_name(request.workflow)
     view.head = RunHead(
         namespace=view.run.namespace,
         run_id=view.run.run_id,
         incarnation=view.env.bits64(),
-        workflow=request.workflow,
+        workflow=workflow,
+        version=version,
+        tags=request.tags,
         pool=request.pool,
         created_ms=view.now,
         caller=request.caller,
@@ -151,7 +133,9 @@ def _create(view: RunView, request: StartRun) -> None:
     )
     view.event(
         run_started=RunStarted(
-            workflow=request.workflow,
+            workflow=workflow,
+            version=version,
+            tags=request.tags,
             pool=request.pool,
             input=request.input,
             trigger=request.trigger,
@@ -174,8 +158,8 @@ def wake(view: RunView) -> None:
     head.watch_step_ms = view.env.settings.watch_ms
     head.watch_due_ms = view.now + head.watch_step_ms
     view.dirty = True
-    credit = view.env.offer(head.namespace, head.pool, JOB_KIND_RUN, head.workflow, head.cached_by)
     job = view.run_job()
+    credit = view.env.offer(head.namespace, head.pool, JOB_KIND_RUN, job.name, head.cached_by)
     head.wake_dispatch_id = job.dispatch_id
     if credit is None:
         view.publish(job)
@@ -203,7 +187,11 @@ def _push(view: RunView, credit: Credit, grant: Grant, after: int) -> None:
 def _run_grant(view: RunView, *, from_start: bool) -> RunGrant:
     head = view.head
     return RunGrant(
-        length=head.length, accepted_until=head.accepted_until, from_start=from_start, retried_at=head.retried_at
+        length=head.length,
+        accepted_until=head.accepted_until,
+        from_start=from_start,
+        retried_at=head.retried_at,
+        before=marks.before(head),
     )
 
 
@@ -211,7 +199,7 @@ def _open(view: RunView, worker_id: str, claim_id: int, sent_ms: int, replica_id
     """Make a worker the owner: GO and the lease in one commit."""
     head, settings = view.head, view.env.settings
     if head.state == RUN_STATE_WAITING:
-        view.name_found(head.pool, head.workflow, "")
+        view.name_found(head.pool, code_name(head.workflow, head.version), "")
     head.state = RUN_STATE_OPEN
     head.alone = head.losses >= settings.alone_from
     head.owner.CopyFrom(
@@ -226,6 +214,7 @@ def _open(view: RunView, worker_id: str, claim_id: int, sent_ms: int, replica_id
             replica_id=replica_id,
         )
     )
+    marks.opened(head)
     head.owner_seq = head.seen = 0  # of this owner
     head.watch_due_ms = 0
     head.cached_by = ""
@@ -299,10 +288,10 @@ def _wait(view: RunView) -> Verdict.ValueType:
     head.state = RUN_STATE_WAITING
     step = min(head.retry_step_ms * 2, settings.waiting_cap_ms) if head.retry_step_ms else settings.waiting_ms
     if not head.retry_step_ms:
-        view.event(run_waiting=RunWaiting(workflow=head.workflow))
+        view.event(run_waiting=RunWaiting(workflow=code_name(head.workflow, head.version)))
     head.retry_step_ms = step
     head.retry_due_ms = view.now + step
-    view.wait_for_name(head.pool, head.workflow, "")
+    view.wait_for_name(head.pool, code_name(head.workflow, head.version), "")
     view.dirty = True
     return VERDICT_WAITING
 
@@ -431,9 +420,11 @@ def close(view: RunView, outcome: RunOutcome.ValueType, *, unasked: bool = False
     if holder is not None and (unasked or outcome == RUN_OUTCOME_TERMINATED):
         view.decision.owner_gone = (holder.replica_id, holder.worker_id, holder.token)
     if head.state == RUN_STATE_WAITING:
-        view.name_found(head.pool, head.workflow, "")
+        view.name_found(head.pool, code_name(head.workflow, head.version), "")
     vacate(view, RUN_STATE_CLOSED)
     head.outcome = outcome
+    head.attention = head.trouble = head.waiting_for = ""
+    head.error_type = view.events[-1].run_failed.failure.type[:_ERROR_TYPE] if outcome == RUN_OUTCOME_FAILED else ""
     head.closed_ms = head.last_time_ms
     head.delete_at_ms = view.now + view.env.settings.retention_ms
     children.closed(view, outcome)

@@ -5,6 +5,7 @@ Leases are not decided here: the duty reads the worker's record first and asks w
 
 from __future__ import annotations
 
+from treadle.protocol.tags import code_name
 from treadle.v1.history_pb2 import TimerFired
 from treadle.v1.state_pb2 import (
     COMMAND_STATE_BACKOFF,
@@ -104,7 +105,7 @@ def _fire_head(view: RunView, request: FireTimer) -> None:
     elif head.state == RUN_STATE_CONTINUING:
         continuation.go_on(view)
     elif head.state == RUN_STATE_WAITING:
-        view.name_found(head.pool, head.workflow, "")
+        view.name_found(head.pool, code_name(head.workflow, head.version), "")
         runs.wake(view)
     elif head.state == RUN_STATE_QUEUED and request.soon:
         head.watch_due_ms = view.now + _SOON_MS
@@ -145,7 +146,7 @@ def registered(view: RunView, request: Registered) -> None:
             attempts.dispatch(view, row)
     elif head.state == RUN_STATE_WAITING:
         head.retry_step_ms = view.env.settings.waiting_ms
-        view.name_found(head.pool, head.workflow, "")
+        view.name_found(head.pool, code_name(head.workflow, head.version), "")
         runs.wake(view)
     elif head.state == RUN_STATE_NEEDS_ATTENTION and not _halted(view):
         runs.wake(view)

@@ -13,29 +13,15 @@ from typing import Any
 
 from treadle.controlplane.store.port import Change, Hint, Loaded
 from treadle.protocol.ids import RunKey, span_id, trace_id
+from treadle.protocol.tags import code_name
 from treadle.protocol.topology import INLINE_INPUT_BYTES
 from treadle.v1.common_pb2 import Payload, TraceContext
 from treadle.v1.history_pb2 import HistoryEvent, RunParked
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job
-from treadle.v1.run_service_pb2 import (
-    RUN_STATUS_CANCELLED,
-    RUN_STATUS_COMPLETED,
-    RUN_STATUS_FAILED,
-    RUN_STATUS_NEEDS_ATTENTION,
-    RUN_STATUS_RUNNING,
-    RUN_STATUS_TERMINATED,
-    RUN_STATUS_WAITING,
-    RunStatus,
-)
 from treadle.v1.state_pb2 import (
     COMMAND_STATE_QUARANTINED,
-    RUN_OUTCOME_CANCELLED,
-    RUN_OUTCOME_COMPLETED,
-    RUN_OUTCOME_FAILED,
-    RUN_OUTCOME_TERMINATED,
     RUN_STATE_CLOSED,
     RUN_STATE_CONTINUING,
-    RUN_STATE_NEEDS_ATTENTION,
     RUN_STATE_OPEN,
     RUN_STATE_PARKED,
     RUN_STATE_QUEUED,
@@ -48,25 +34,13 @@ from treadle.v1.state_pb2 import (
 )
 
 from .env import Env
-from .indexes import attention_index, quarantine_index, schedule_index, waiting_index, waiting_member
+from .indexes import indexes_of, quarantine_index, stand_of, step_waits, waiting_index, waiting_member
 from .requests import CancelOrder, Decision, entry
 
-__all__ = ("HOUR_MS", "RunView", "first_of", "status_of")
+__all__ = ("HOUR_MS", "RunView", "first_of")
 
 HOUR_MS = 3_600_000
 """How often what stands still is looked at."""
-
-_CLOSED = {
-    RUN_OUTCOME_COMPLETED: RUN_STATUS_COMPLETED,
-    RUN_OUTCOME_FAILED: RUN_STATUS_FAILED,
-    RUN_OUTCOME_CANCELLED: RUN_STATUS_CANCELLED,
-    RUN_OUTCOME_TERMINATED: RUN_STATUS_TERMINATED,
-}
-
-_OPEN = {
-    RUN_STATE_WAITING: RUN_STATUS_WAITING,
-    RUN_STATE_NEEDS_ATTENTION: RUN_STATUS_NEEDS_ATTENTION,
-}
 
 _MATTERS = frozenset(
     (
@@ -89,31 +63,10 @@ _UNLIMITED = (RUN_STATE_CLOSED, RUN_STATE_CONTINUING, RUN_STATE_RECORD)
 
 _ACTIVE = (RUN_STATE_OPEN, RUN_STATE_QUEUED)
 
-_STATUS_NAMES = {value: name.removeprefix("RUN_STATUS_").lower() for name, value in RunStatus.items()}
-
-
-def status_of(head: RunHead) -> RunStatus.ValueType:
-    """Return how a run stands in one word."""
-    state = head.state
-    return _CLOSED[head.outcome] if state == RUN_STATE_CLOSED else _OPEN.get(state, RUN_STATUS_RUNNING)
-
 
 def first_of(head: RunHead) -> int:
     """Return the incarnation by which clients know a run: that of its first part, if it continues as new."""
     return head.first_incarnation or head.incarnation
-
-
-def _indexes(head: RunHead) -> list[str]:
-    if head.state == 0:
-        return []
-    if head.state == RUN_STATE_RECORD:
-        return [schedule_index(head.namespace)] if head.HasField("schedule") else []
-    status = status_of(head)
-    word = _STATUS_NAMES[status]
-    names = [f"s:{head.namespace}:{word}", f"w:{head.namespace}:{head.workflow}:{word}"]
-    if status == RUN_STATUS_NEEDS_ATTENTION:
-        names.append(attention_index(head.namespace, head.workflow))
-    return names
 
 
 def _parked_at(head: RunHead) -> tuple[int, int, int] | None:
@@ -150,7 +103,7 @@ class RunView:
         self.may_sweep = False
         self.shown = False
         self.not_before_ms = 0
-        self._stood = self.head.state, self.head.outcome
+        self._stood = stand_of(self.head)
         self._was_active = self.head.state in _ACTIVE
         self._parked = _parked_at(self.head)
         self._page: list[HistoryEvent] | None = None
@@ -162,6 +115,7 @@ class RunView:
         self._outbox: dict[str, bytes] = {}
         self._waits: dict[tuple[str, str], int | None] = {}
         self._stale_timers: list[str] = []
+        self._waited: set[str] = set()
 
     # --- reading -------------------------------------------------------------------------------------------------
     @property
@@ -176,7 +130,9 @@ class RunView:
         """Return the row of an open command; None when it is settled, or never was."""
         if command_id not in self._rows:
             data = None if self.restart else self.loaded.fields.get(f"c:{command_id}")
-            self._rows[command_id] = CommandRow.FromString(data) if data else None
+            row = self._rows[command_id] = CommandRow.FromString(data) if data else None
+            if row is not None and step_waits(row):
+                self._waited.add(command_id)
         return self._rows[command_id]
 
     def settled_here(self, command_id: str) -> bool:
@@ -266,13 +222,19 @@ class RunView:
         if row.progress_number and row.command_id in self.head.progressing:
             self.head.progressing.remove(row.command_id)
         if row.try_number > 1 + row.tries_before:
-            self.head.retrying = max(0, self.head.retrying - 1)
+            self._retries_no_more()
         self.head.open_commands = max(0, self.head.open_commands - 1)
         self._rows[row.command_id] = None
         self._touched[row.command_id] = None
         self._stale_timers.append(row.command_id)
         self._new_inputs.pop(row.command_id, None)
         self.dirty = True
+
+    def _retries_no_more(self) -> None:
+        head = self.head
+        head.retrying = max(0, head.retrying - 1)
+        if not head.retrying and head.state != RUN_STATE_CLOSED:
+            head.error_type = head.trouble = ""
 
     def timer_gone(self, command_id: str) -> None:
         """Remove the timer of something that is no more."""
@@ -319,7 +281,7 @@ class RunView:
             incarnation=head.incarnation,
             kind=JOB_KIND_RUN,
             pool=head.pool,
-            name=head.workflow,
+            name=code_name(head.workflow, head.version),
             dispatch_id=f"{self.env.bits64():016x}",
             trace=self.anchor(),
         )
@@ -366,6 +328,7 @@ class RunView:
         """The step is listed as one that killed too many workers, or is not any more."""
         member = quarantine_index(self.run.namespace), waiting_member(self.run.run_id, command_id)
         self._waits[member] = self.now if on else None
+        self.head.quarantined = self.head.quarantined + 1 if on else max(0, self.head.quarantined - 1)
 
     def _waiting(self, pool: str, name: str, command_id: str) -> tuple[str, str]:
         return waiting_index(self.run.namespace, pool, name), waiting_member(self.run.run_id, command_id)
@@ -415,6 +378,7 @@ class RunView:
             change.timers_del.append(command_id)
         for command_id in self._touched:
             row = self._rows[command_id]
+            self._count_waiting(command_id, row)
             if row is None:
                 change.del_fields += (f"c:{command_id}", f"i:{command_id}")
             else:
@@ -450,6 +414,15 @@ class RunView:
             )
         return change
 
+    def _count_waiting(self, command_id: str, row: CommandRow | None) -> None:
+        """The head says how many steps wait for a worker, so that a list needs not read rows."""
+        head, waits = self.head, "" if row is None else step_waits(row)
+        if bool(waits) is (command_id in self._waited and not self.restart):
+            return
+        head.waiting_steps = head.waiting_steps + 1 if waits else max(0, head.waiting_steps - 1)
+        if waits or not head.waiting_steps:
+            head.waiting_for = waits
+
     def _set_timer(
         self, change: Change, of: RunHead | CommandRow, command_id: str, due: int, *, at_once: bool = False
     ) -> None:
@@ -463,12 +436,14 @@ class RunView:
 
     def _move_indexes(self, change: Change) -> None:
         head = self.head
-        if (head.state, head.outcome) != self._stood or self.restart or self.deleted:
+        if stand_of(head) != self._stood or self.restart or self.deleted:
             member = self.run.run_id
-            before = _indexes(RunHead.FromString(self.loaded.head))
-            after = [] if self.deleted else _indexes(head)
+            before = indexes_of(RunHead.FromString(self.loaded.head))
+            after = [] if self.deleted else indexes_of(head)
             change.index_del += [(name, member) for name in before if name not in after]
-            change.index_add += [(name, member, head.created_ms) for name in after]
+            change.index_add += [
+                (name, member, head.created_ms) for name in after if self.restart or name not in before
+            ]
         for (name, waiter), since in self._waits.items():
             if since is None:
                 change.index_del.append((name, waiter))

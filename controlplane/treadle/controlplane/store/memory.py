@@ -106,11 +106,19 @@ class MemoryStore(MemoryCore):
     async def workers(self, namespace: str) -> list[WorkerRecord]:
         return self.workers_now(namespace)
 
-    async def register(self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str]) -> None:
-        self.register_now(namespace, pool, workflows, steps)
+    async def register(
+        self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str], now_ms: int = 0
+    ) -> None:
+        self.register_now(namespace, pool, workflows, steps, now_ms)
 
     async def registry(self, namespace: str) -> Mapping[str, str]:
         return self.registry_now(namespace)
+
+    async def steps(self, namespace: str) -> Mapping[str, str]:
+        return self.steps_now(namespace)
+
+    async def versions(self, namespace: str) -> Mapping[str, int]:
+        return self.versions_now(namespace)
 
     async def pools(self) -> list[tuple[str, str]]:
         return self.pools_now()
@@ -127,8 +135,8 @@ class MemoryStore(MemoryCore):
     ) -> list[IndexEntry]:
         return self.index_now(name, shards, low=low, high=high, limit=limit, newest_first=newest_first)
 
-    async def count(self, name: str) -> int:
-        return self.count_now(name)
+    async def count(self, name: str, *, low: int = 0, high: int = 2**62) -> int:
+        return self.count_now(name, low=low, high=high)
 
     async def put_aside(self, shard: int, kind: str, data: bytes) -> bool:
         return self.put_aside_now(shard, kind, data)

@@ -34,6 +34,7 @@ from treadle.controlplane.store.port import (
 )
 from treadle.controlplane.store.worker_rules import RECORD_TTL_MS, apply_beat, close_record, open_record
 from treadle.protocol.ids import SHARDS, RunKey, worker_shard
+from treadle.protocol.tags import split_name
 from treadle.v1.state_pb2 import WorkerRecord
 
 __all__ = ("MemoryCore",)
@@ -301,15 +302,30 @@ class MemoryCore(MemoryCursors):
 
     # Catalog
 
-    def register_now(self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str]) -> None:
+    def register_now(
+        self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str], now_ms: int = 0
+    ) -> None:
         """See Catalog.register."""
-        del steps  # kept by Redis for people who look; nothing reads them
-        self._state.registry.setdefault(namespace, {}).update(dict.fromkeys(workflows, pool))
-        self._state.pools.add((namespace, pool))
+        state = self._state
+        state.registry.setdefault(namespace, {}).update(dict.fromkeys(workflows, pool))
+        state.steps.setdefault(namespace, {}).update(dict.fromkeys(steps, pool))
+        versions = state.versions.setdefault(namespace, {})
+        for name in workflows:
+            if split_name(name)[1]:
+                versions.setdefault(name, now_ms)
+        state.pools.add((namespace, pool))
 
     def registry_now(self, namespace: str) -> dict[str, str]:
         """See Catalog.registry."""
         return dict(self._state.registry.get(namespace, {}))
+
+    def steps_now(self, namespace: str) -> dict[str, str]:
+        """See Catalog.steps."""
+        return dict(self._state.steps.get(namespace, {}))
+
+    def versions_now(self, namespace: str) -> dict[str, int]:
+        """See Catalog.versions."""
+        return dict(self._state.versions.get(namespace, {}))
 
     def pools_now(self) -> list[tuple[str, str]]:
         """See Catalog.pools."""
@@ -335,9 +351,10 @@ class MemoryCore(MemoryCursors):
         found.sort(key=lambda entry: (entry.score, entry.member, entry.shard), reverse=newest_first)
         return found[:limit]
 
-    def count_now(self, name: str) -> int:
+    def count_now(self, name: str, *, low: int = 0, high: int = 2**62) -> int:
         """See Catalog.count."""
-        return sum(len(self._state.index.get((name, shard), {})) for shard in range(SHARDS))
+        parts = (self._state.index.get((name, shard), {}) for shard in range(SHARDS))
+        return sum(low <= score < high for part in parts for score in part.values())
 
     def put_aside_now(self, shard: int, kind: str, data: bytes) -> bool:
         """See Catalog.put_aside."""

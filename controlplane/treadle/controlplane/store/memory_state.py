@@ -48,6 +48,8 @@ class State:
         rounds: Shard -> its duty round.
         workers: Worker id -> record.
         registry: Namespace -> workflow -> pool.
+        steps: Namespace -> step -> pool.
+        versions: Namespace -> workflow with a version -> when it was first registered.
         pools: (namespace, pool) pairs.
         aside: (kind, shard) -> (time in ms, data), oldest first.
         traces: Shard -> (run, name of what it left or b"") with unexported history -> when it is due.
@@ -64,6 +66,8 @@ class State:
     rounds: dict[int, ShardRound] = field(default_factory=dict)
     workers: dict[str, WorkerRecord] = field(default_factory=dict)
     registry: dict[str, dict[str, str]] = field(default_factory=dict)
+    steps: dict[str, dict[str, str]] = field(default_factory=dict)
+    versions: dict[str, dict[str, int]] = field(default_factory=dict)
     pools: set[tuple[str, str]] = field(default_factory=set)
     aside: dict[tuple[str, int], list[tuple[int, bytes]]] = field(default_factory=dict)
     traces: dict[int, dict[tuple[RunKey, bytes], int]] = field(default_factory=dict)
@@ -82,6 +86,8 @@ class State:
             rounds=dict(self.rounds),
             workers=dict(self.workers),
             registry={namespace: dict(names) for namespace, names in self.registry.items()},
+            steps={namespace: dict(names) for namespace, names in self.steps.items()},
+            versions={namespace: dict(names) for namespace, names in self.versions.items()},
             pools=set(self.pools),
             aside={key: list(kept) for key, kept in self.aside.items()},
             traces={shard: dict(noted) for shard, noted in self.traces.items()},

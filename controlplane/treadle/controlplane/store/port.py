@@ -378,12 +378,23 @@ class WorkerStore(Protocol):
 class Catalog(Protocol):
     """What is registered, indexes, and what is kept aside."""
 
-    async def register(self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str]) -> None:
-        """Note that these names exist in this pool; kept for ever."""
+    async def register(
+        self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str], now_ms: int = 0
+    ) -> None:
+        """Note that these names exist in this pool; kept for ever. Of workflows with a version ("name@version") it is noted
+        when they first came."""
         ...
 
     async def registry(self, namespace: str) -> Mapping[str, str]:
         """Workflow -> pool where it was registered last."""
+        ...
+
+    async def steps(self, namespace: str) -> Mapping[str, str]:
+        """Step -> pool where it was registered last."""
+        ...
+
+    async def versions(self, namespace: str) -> Mapping[str, int]:
+        """Workflow with a version -> when it was first registered (ms)."""
         ...
 
     async def pools(self) -> list[tuple[str, str]]:
@@ -403,8 +414,8 @@ class Catalog(Protocol):
         """Members of one index over these shards with low <= score < high, merged by (score, member), at most `limit`."""
         ...
 
-    async def count(self, name: str) -> int:
-        """Members of an index over all shards."""
+    async def count(self, name: str, *, low: int = 0, high: int = 2**62) -> int:
+        """Members of an index over all shards with low <= score < high."""
         ...
 
     async def put_aside(self, shard: int, kind: str, data: bytes) -> bool:

@@ -10,6 +10,7 @@ from treadle.controlplane.store.limits import ASIDE_BYTES, ASIDE_TTL_MS
 from treadle.controlplane.store.port import IndexEntry
 from treadle.controlplane.store.redis_runs import RedisPart
 from treadle.protocol.ids import SHARDS
+from treadle.protocol.tags import split_name
 
 __all__ = ("RedisCatalog",)
 
@@ -17,19 +18,31 @@ __all__ = ("RedisCatalog",)
 class RedisCatalog(RedisPart):
     """The Catalog of Redis."""
 
-    async def register(self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str]) -> None:
+    async def register(
+        self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str], now_ms: int = 0
+    ) -> None:
         commands: list[tuple[Any, ...]] = [("SADD", self._keys.pools, f"{namespace}/{pool}")]
         for key, names in (("registry", workflows), ("steps", steps)):
             if names:
                 pairs = [part for name in names for part in (name, pool)]
                 commands.append(("HSET", self._keys.of_namespace(namespace, key), *pairs))
+        versions = self._keys.of_namespace(namespace, "versions")
+        commands += [("HSETNX", versions, name, now_ms) for name in workflows if split_name(name)[1]]
         await self._link.commands(commands)
 
     async def registry(self, namespace: str) -> Mapping[str, str]:
-        key = self._keys.of_namespace(namespace, "registry")
+        return await self._names(namespace, "registry")
+
+    async def steps(self, namespace: str) -> Mapping[str, str]:
+        return await self._names(namespace, "steps")
+
+    async def versions(self, namespace: str) -> Mapping[str, int]:
+        return {name: int(first) for name, first in (await self._names(namespace, "versions")).items()}
+
+    async def _names(self, namespace: str, key: str) -> dict[str, str]:
         with self._link.errors():
-            stored = await self._link.client.hgetall(key)
-        return {name.decode(): pool.decode() for name, pool in stored.items()}
+            stored = await self._link.client.hgetall(self._keys.of_namespace(namespace, key))
+        return {name.decode(): value.decode() for name, value in stored.items()}
 
     async def pools(self) -> list[tuple[str, str]]:
         with self._link.errors():
@@ -63,9 +76,11 @@ class RedisCatalog(RedisPart):
         found.sort(key=lambda entry: (entry.score, entry.member, entry.shard), reverse=newest_first)
         return found[:limit]
 
-    async def count(self, name: str) -> int:
+    async def count(self, name: str, *, low: int = 0, high: int = 2**62) -> int:
+        keys = [self._keys.of_shard(shard, f"i:{name}") for shard in range(SHARDS)]
+        whole = not low and high >= 2**62
         counts = await self._link.commands(
-            [("ZCARD", self._keys.of_shard(shard, f"i:{name}")) for shard in range(SHARDS)]
+            [("ZCARD", key) if whole else ("ZCOUNT", key, str(low), f"({high}") for key in keys]
         )
         return sum(counts)
 

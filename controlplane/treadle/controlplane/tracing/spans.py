@@ -117,9 +117,13 @@ class _Fold:
     def _run_started(self, body: Any) -> None:
         self.state.workflow, self.state.started_ms, self.state.begun_ms = body.workflow, self._now, self._now
         link = caller_link(body.caller, {a.LINK_TYPE: "continues" if body.part else "started_by"})
-        told = {a.INCARNATION: f"{self.facts.incarnation:016x}", a.TRIGGER: body.trigger}
+        told: dict[str, str | int | bool] = {a.INCARNATION: f"{self.facts.incarnation:016x}", a.TRIGGER: body.trigger}
         if body.HasField("occurrence"):
             told |= {a.SCHEDULE: body.occurrence.schedule_id, a.SCHEDULED_AT: body.occurrence.scheduled_ms}
+        if body.version:
+            told[a.VERSION] = body.version
+        for tag in body.tags:
+            told[f"{a.TAG}.{tag.key}"] = tag.value
         self._span(
             "anchor",
             f"run {body.workflow}",

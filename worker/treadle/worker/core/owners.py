@@ -118,6 +118,8 @@ class Owners:
         feed = self._cache.take(job.run_id, job.incarnation, run)
         if feed is None:
             feed = self._fresh(job, run)
+        elif run.HasField("before"):
+            feed.execution.passed(run.before.until, run.before.marks)
         owner.feed = feed
         feed.learn(run.events, run.length)
         missing = run.events[0].position > feed.fed + 1 if run.events else not (run.from_start or feed.fed)
@@ -147,6 +149,8 @@ class Owners:
             workflow=job.name,
             accepted_until=run.accepted_until,
             retried_at=run.retried_at,
+            passed_until=run.before.until,
+            marks=frozenset(run.before.marks),
         )
         return Feed(self._make, context, always_replay=self._shared.settings.always_replay)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from inspect import CORO_CREATED, getcoroutinestate
 from random import Random
@@ -33,6 +33,7 @@ from treadle.worker.loop.endings import CANCELLED_BY_ITSELF, ENDLESS, STUCK, rai
 from treadle.worker.loop.future import DurableTask
 from treadle.worker.loop.ledger import Ask, Kind, Ledger
 from treadle.worker.loop.mail import Mail
+from treadle.worker.loop.marks import Marks
 from treadle.worker.loop.port import Divergence, ExecutionFactory, Outcome, RunContext, Turn, Waits
 from treadle.worker.loop.redrive import past_of
 from treadle.worker.loop.waiting import StepFuture
@@ -69,6 +70,7 @@ class WorkflowExecution:
         self._loop = DurableLoop(self)  # type: ignore[abstract]  # the rest refuses
         self._variables = contextvars.Context()
         self.mail = Mail()
+        self.marks = Marks(context, self._ledger, self._loop)
         self._main: DurableTask | None = None
         self.fed = 0
         self.outcome: Outcome | None = None
@@ -100,6 +102,9 @@ class WorkflowExecution:
 
     def known_signals(self) -> list[str]:
         return self.mail.known
+
+    def passed(self, until: int, marks: Iterable[str]) -> None:
+        self.marks.learn(until, marks)
 
     def take(self) -> Turn:
         ended = self.outcome is not None or self._ledger.divergence is not None
@@ -208,6 +213,7 @@ class WorkflowExecution:
             self._ended = True
             self.outcome = Outcome(failure=failure_of(error))
             return
+        self.marks.tags = {tag.key: tag.value for tag in event.tags}
         self._main = self._loop.create_task(self._workflow.function(*args, **kwargs))
         self._loop.root = self._main
 
@@ -252,14 +258,7 @@ class WorkflowExecution:
         if ask is not None and ask.kind is Kind.LOCAL_STEP:
             self._ledger.call_again(ask, event.try_number)
 
-    def _step_completed(self, event: history.StepCompleted, position: int) -> None:
-        if event.local:
-            self._ledger.recorded(event.command_id, event.digest, position, None)
-        ask = self._ledger.settle(event.command_id, event)
-        if ask is not None:
-            deliver(ask, event)
-
-    def _step_failed(self, event: history.StepFailed, position: int) -> None:
+    def _step_ended(self, event: history.StepCompleted | history.StepFailed, position: int) -> None:
         if event.local:
             self._ledger.recorded(event.command_id, event.digest, position, None)
         ask = self._ledger.settle(event.command_id, event)
@@ -275,7 +274,7 @@ class WorkflowExecution:
         if ask is not None:
             deliver(ask, event)
 
-    def _step_cancel_requested(self, event: history.StepCancelRequested, _position: int) -> None:
+    def _cancel_known(self, event: history.StepCancelRequested | history.ChildCancelRequested, _position: int) -> None:
         ask = self._ledger.find(event.command_id)
         if ask is not None:
             ask.cancel_known = True
@@ -297,11 +296,6 @@ class WorkflowExecution:
     def _child_scheduled(self, event: history.ChildScheduled, position: int) -> None:
         self._ledger.recorded(event.command_id, event.digest, position, event.input.data, kind=Kind.CHILD)
 
-    def _child_cancel_requested(self, event: history.ChildCancelRequested, _position: int) -> None:
-        ask = self._ledger.find(event.command_id)
-        if ask is not None:
-            ask.cancel_known = True
-
     def _child_ended(self, event: history.ChildCompleted | history.ChildFailed, _position: int) -> None:
         ask = self._ledger.settle(event.command_id, event)
         if ask is not None:
@@ -310,11 +304,11 @@ class WorkflowExecution:
     def _signal_received(self, event: history.SignalReceived, _position: int) -> None:
         self.mail.deliver(event)
 
-    def _signal_answered(self, event: history.SignalAnswered, position: int) -> None:
+    def _noted(self, event: history.SignalAnswered | history.StatePublished | history.TagsSet, position: int) -> None:
         self._ledger.noted(event.command_id, event.digest, position)
 
-    def _state_published(self, event: history.StatePublished, position: int) -> None:
-        self._ledger.noted(event.command_id, event.digest, position)
+    def _change_marked(self, event: history.ChangeMarked, position: int) -> None:
+        self.marks.recorded(event, position)
 
     # what code asks for
 
@@ -387,7 +381,7 @@ class WorkflowExecution:
         ask.prepared = Command(
             schedule_child=ScheduleChild(
                 run_id=run_id,
-                workflow=workflow.name,
+                workflow=workflow.code,
                 pool=workflow.pool,
                 input=payload,
                 on_parent_close=on_parent_close,
@@ -473,12 +467,14 @@ _QUIET: Final[_Handlers] = {
     "attempt_started": WorkflowExecution._attempt_started,
     "attempt_failed": WorkflowExecution._attempt_failed,
     "step_retried": WorkflowExecution._step_retried,
-    "step_cancel_requested": WorkflowExecution._step_cancel_requested,
+    "step_cancel_requested": WorkflowExecution._cancel_known,
     "timer_started": WorkflowExecution._timer_started,
-    "signal_answered": WorkflowExecution._signal_answered,
-    "state_published": WorkflowExecution._state_published,
+    "signal_answered": WorkflowExecution._noted,
+    "state_published": WorkflowExecution._noted,
+    "change_marked": WorkflowExecution._change_marked,
+    "tags_set": WorkflowExecution._noted,
     "child_scheduled": WorkflowExecution._child_scheduled,
-    "child_cancel_requested": WorkflowExecution._child_cancel_requested,
+    "child_cancel_requested": WorkflowExecution._cancel_known,
 }
 """Events that only the ledger hears of: nothing gets ready to run by them."""
 
@@ -486,8 +482,8 @@ _HANDLERS: Final[_Handlers] = {
     "run_started": WorkflowExecution._run_started,
     "cancel_requested": WorkflowExecution._cancel,
     "run_timed_out": WorkflowExecution._timed_out,
-    "step_completed": WorkflowExecution._step_completed,
-    "step_failed": WorkflowExecution._step_failed,
+    "step_completed": WorkflowExecution._step_ended,
+    "step_failed": WorkflowExecution._step_ended,
     "step_cancelled": WorkflowExecution._step_cancelled,
     "timer_fired": WorkflowExecution._timer_fired,
     "timer_cancelled": WorkflowExecution._timer_cancelled,

@@ -8,7 +8,7 @@ Feeding is the same function live and in replay: exactly the next position, one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,10 +34,12 @@ class RunContext:
 
     Attributes:
         namespace, run_id, incarnation: The run.
-        workflow: Name of the workflow.
+        workflow: Name of the workflow, with its version if it has one ("billing@2").
         accepted_until: Recorded commands at or before this position need not be asked for, and may have another digest.
         retried_at: Position of the last RunRetried; the history before it counts only in part, and what counts of it need not
             be asked for. 0: there is none.
+        passed_until: Position up to which owners before had fed the code. Who replays a whole history gives its length.
+        marks: Marked changes whose new way the code took.
     """
 
     namespace: str
@@ -46,6 +48,8 @@ class RunContext:
     workflow: str
     accepted_until: int = 0
     retried_at: int = 0
+    passed_until: int = 0
+    marks: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)  # not frozen: one is made for each step
@@ -181,6 +185,10 @@ class Execution(Protocol):
 
     def known_signals(self) -> list[str]:
         """Ids of the signals and questions that were fed last, oldest first."""
+        ...
+
+    def passed(self, until: int, marks: Iterable[str]) -> None:
+        """Other owners had the run meanwhile, and fed its code up to `until`; see RunContext.marks."""
         ...
 
     def close(self) -> None:
