@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.kill, pytest.mark.redis, pytest.mark.rabbitmq]
 APP = Path(__file__).with_name("schedule_app.py")
 SCHEDULES = 8
 KILLS = 4
+DOWN_S = 4.0
 BEFORE_S = 0.03
 """How long before a whole second the victim dies in every other turn: then what is due is decided by it, or not."""
 
@@ -76,3 +77,33 @@ def test_each_occurrence_is_started_once_though_a_server_dies_when_it_is_due(
             assert run.created_at >= datetime.fromisoformat(at), "never early"
             (began,) = [event for event in house.history(id) if event.HasField("run_started")]
             assert began.run_started.trigger == "schedule"
+
+
+def test_what_came_due_while_no_server_was_there_is_caught_up_with_or_missed(
+    build: Build, request: pytest.FixtureRequest
+) -> None:
+    house = build("session", rabbit=request.getfixturevalue("rabbit"))
+    server = house.server()
+    house.worker("flows", app=APP)
+    house.ready()
+    house.client.schedules.create("short", "tick", {"name": "n"}, every="1s", overlap="allow", catch_up="1s")
+    house.client.schedules.create("long", "tick", {"name": "n"}, every="1s", overlap="allow", catch_up="1h")
+
+    def started(name: str) -> int:
+        return house.client.schedules.get(name).started_count
+
+    until("both have begun", lambda: min(started("short"), started("long")) >= 1, seconds=60)
+    server.kill()
+    down = time.monotonic() + DOWN_S
+    until("several occurrences have passed", lambda: time.monotonic() > down)
+    server.restart()
+    counts = {name: started(name) for name in ("short", "long")}
+    until("both go on", lambda: all(started(name) > counts[name] for name in counts), seconds=60)
+    for name in ("short", "long"):
+        schedule = house.client.schedules.pause(name)
+        until("their letters have been delivered", lambda s=schedule: len(runs_of(house, s)) >= s.started_count)  # type: ignore[misc]
+        due = {datetime.fromisoformat(id.removeprefix(f"{name}-")) for id in runs_of(house, schedule)}
+        assert not due & set(schedule.missed) and len(schedule.missed) == schedule.missed_count
+        both = sorted(due | set(schedule.missed))
+        assert all(later - one == timedelta(seconds=1) for one, later in pairwise(both)), both
+        assert bool(schedule.missed) == (name == "short")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
+from treadle.controlplane.counters import DecisionCounter
 from treadle.controlplane.machine import Decision, Env, Request, Settings, decide
 from treadle.controlplane.machine.decide import want
 from treadle.controlplane.machine.requests import ChildEnded, FireTimer, Reply
@@ -14,6 +15,7 @@ from treadle.controlplane.machine.schedule_requests import CreateSchedule, Sched
 from treadle.controlplane.machine.schedules import record_of
 from treadle.controlplane.store.memory import MemoryStore
 from treadle.controlplane.store.port import Outcome, Want
+from treadle.controlplane.telemetry import Metrics
 from treadle.protocol.errors import RequestError
 from treadle.v1.common_pb2 import FAILURE_KIND_ID_TAKEN, Failure, Payload
 from treadle.v1.schedule_pb2 import (
@@ -64,6 +66,7 @@ class ScheduleRig:
         self.rng = Random(7)
         self.posted: list[Letter] = []
         self.decision = Decision()
+        self.metrics = Metrics()
         if spec is not None:
             reply = self.ask(CreateSchedule("create", specified(spec), Payload(data=b"in"), paused))
             assert isinstance(reply, ScheduleReply), reply
@@ -81,6 +84,10 @@ class ScheduleRig:
         """When its timer is due; 0: it has none."""
         shard = self.store.snapshot().timers.get(RECORD.shard, {})
         return next((due for (run, _), due in shard.items() if run == RECORD), 0)
+
+    def counted(self, name: str) -> float:
+        """What a counter of the namespace has come to."""
+        return self.metrics.value(name, namespace="ns")
 
     def outbox(self) -> list[Letter]:
         entries = self.store.snapshot().outbox.get(RECORD.shard, {}).values()
@@ -110,6 +117,7 @@ class ScheduleRig:
         outcome = Outcome.OK if change is None else self.store.commit_now([change])[0].outcome
         if outcome is Outcome.OK:
             self.posted += decision.letters
+            DecisionCounter(self.metrics)(RECORD, decision)
         return outcome
 
     def batch(self, *requests: Request) -> list[Reply]:

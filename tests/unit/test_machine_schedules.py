@@ -94,6 +94,7 @@ def test_what_fell_due_while_nobody_was_there_is_missed_beyond_the_window() -> N
     rig.now += 5 * HOUR + 30_000
     rig.fire()
     assert rig.started() == [at(5)]
+    assert rig.counted("treadle.schedule.missed") == 4
     assert list(rig.record.missed) == [BEGIN + n * HOUR for n in (1, 2, 3, 4)] and rig.record.missed_count == 4
 
 

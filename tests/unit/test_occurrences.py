@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -279,3 +281,10 @@ def test_a_line_is_refused_with_its_field_or_gives_times(cron: str) -> None:
 def test_behind_the_end_of_the_calendar_there_is_nothing() -> None:
     end = int((datetime(9999, 12, 31, tzinfo=UTC) - timedelta(days=1)).timestamp() * 1000)
     assert after(ScheduleSpec(cron="@yearly"), end) == 0
+
+
+def test_without_cron_lines_cronsim_is_not_needed() -> None:
+    """Tests of users run on the machine, and have no server extra."""
+    code = "import sys; sys.modules['cronsim'] = None; import treadle.testing; print('fine')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "fine\n", done.stderr

@@ -18,7 +18,7 @@ from treadle.controlplane.machine.schedule_requests import (
     ScheduleRequest,
     UndeclareSchedule,
 )
-from treadle.protocol.errors import NotFound, RequestError, RunIdConflict
+from treadle.protocol.errors import NotFound, RequestError, RunIdConflict, Unavailable
 from treadle.v1.common_pb2 import Payload
 from treadle.v1.schedule_pb2 import (
     OCCURRENCE_CAUSE_BACKFILL,
@@ -38,6 +38,11 @@ def test_it_is_created_once() -> None:
     rig = ScheduleRig(hourly())
     again = rig.told(CreateSchedule("create", specified(hourly()), Payload()))
     assert again.head == rig.head
+    for n in range(20):
+        rig.told(change(f"c{n}", jitter_ms=n))
+    assert len(rig.head.request_ids) == 16
+    assert rig.told(CreateSchedule("create", specified(hourly()), Payload())).head == rig.head
+    assert rig.told(change("c19", jitter_ms=99)).head.schedule.spec.jitter_ms == 19
     refused = rig.refused(CreateSchedule("other", specified(hourly()), Payload()))
     assert isinstance(refused, RunIdConflict) and refused.reason == "SCHEDULE_EXISTS"
 
@@ -228,6 +233,16 @@ def test_a_delete_does_not_swallow_what_the_same_commit_starts() -> None:
     assert isinstance(rig.ask(DeleteSchedule("d")), ScheduleReply)
 
 
+def test_what_is_made_anew_is_not_lost_in_the_commit_that_deletes() -> None:
+    again = CreateSchedule("again", specified(hourly()), Payload())
+    for request in (again, declared()):
+        rig = ScheduleRig(hourly())
+        deleted, refused = rig.batch(DeleteSchedule("d"), request)
+        assert isinstance(deleted, ScheduleReply) and isinstance(refused, Unavailable)
+        rig.told(request)
+        assert rig.timer
+
+
 @pytest.mark.parametrize(
     "request_",
     [PauseSchedule(""), ResumeSchedule(), trigger(), change(overlap=1), BackfillSchedule("b", 1, 2, allow=True)],
@@ -275,6 +290,8 @@ def test_a_declaration_that_is_gone_stands_still_until_somebody_says() -> None:
     assert not rig.started()
     rig.told(declared())
     assert not orphaned(rig) and rig.timer > rig.now
+    rig.told(trigger())
+    assert rig.told(trigger("queued", OVERLAP_POLICY_QUEUE_ALL)).queued
     rig.ask(UndeclareSchedule())
     rig.told(ResumeSchedule())
     assert not rig.record.declared and rig.timer > rig.now, "from now on it is a person's"

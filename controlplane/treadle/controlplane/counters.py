@@ -55,6 +55,8 @@ class DecisionCounter:
         for reply in decision.replies:
             if isinstance(reply, ReportAnswer) and reply.answer in _REFUSED:
                 self._metrics.count("treadle.result.rejected", namespace=namespace, reason=_REFUSED[reply.answer])
+        if decision.missed:
+            self._metrics.count("treadle.schedule.missed", decision.missed, namespace=namespace)
         if decision.unknown:
             self._metrics.count("treadle.job.aside", len(decision.unknown), namespace=namespace, kind="unknown")
 

@@ -204,6 +204,8 @@ class Engine:
         change = decision.change
         if change is None:
             return
+        if decision.missed:
+            _log.warning("occurrences_missed", schedule=str(run), count=decision.missed)
         if change.timers_set:
             due = min(change.timers_set.values())
             if due < self.earliest_timer_ms:

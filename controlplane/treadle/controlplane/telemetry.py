@@ -43,6 +43,7 @@ METRICS: Final[Mapping[str, tuple[Kind, str, str]]] = {
     "treadle.lease.expired": ("counter", "{lease}", "Holders found lost."),
     "treadle.result.rejected": ("counter", "{report}", "Reports that were refused: stale, unknown or too late."),
     "treadle.job.aside": ("counter", "{job}", "Jobs and reports kept aside: unknown or garbage."),
+    "treadle.schedule.missed": ("counter", "{occurrence}", "Occurrences of schedules that nobody could start in time."),
     "treadle.commit.conflicts": ("gauge", "{commit}", "Commits decided again because the run had changed."),
     "treadle.outbox.size": ("gauge", "{entry}", "Entries in the outbox."),
     "treadle.projector.lag": ("gauge", "s", "How far the trace export is behind."),

@@ -5,6 +5,8 @@ All times are milliseconds since 1970. An occurrence is named by when it was due
 Clocks that are put forward or back, as cron of Debian has it: a fixed time that the day does not have (02:30 in spring)
 comes at the first instant behind the gap; one that the day has twice comes once, the first time. Lines whose minute or
 hour begins with `*` follow real time: nothing is made up for in spring, and the hour that comes twice counts twice.
+
+cronsim is imported where a cron line is read: the machine also runs in tests of users, who need no server for them.
 """
 
 from __future__ import annotations
@@ -16,9 +18,6 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 from zoneinfo import ZoneInfo
-
-from cronsim import CronSim, CronSimError
-from cronsim.cronsim import FIELD_NAMES
 
 from treadle.protocol.errors import FieldInvalid
 from treadle.protocol.ids import RunKey
@@ -139,6 +138,9 @@ def _check_cron(cron: str) -> None:
             field="cron",
             remedy="for seconds use every",
         )
+    from cronsim import CronSim, CronSimError
+    from cronsim.cronsim import FIELD_NAMES
+
     try:
         CronSim(line, datetime(2026, 1, 1, tzinfo=UTC))
     except CronSimError as error:
@@ -159,6 +161,8 @@ def after(spec: ScheduleSpec, ms: int) -> int:
         return (ms // spec.every_ms + 1) * spec.every_ms
     if not 0 <= ms < _LATEST_MS:
         return 0
+    from cronsim import CronSim
+
     zone = _zone(spec.timezone)
     try:
         for found in CronSim(_plain(spec.cron), datetime.fromtimestamp(ms / 1000, zone)):

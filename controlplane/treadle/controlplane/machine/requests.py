@@ -302,6 +302,7 @@ class Decision:
         claimed: (pool, kind, time of dispatch) of jobs that a claim was answered with GO for: their queues got so far.
         orphans: Command ids of timers of a run that is no more: remove them.
         owner_gone: (replica id, worker id, token) of an owner whose run was closed under it.
+        missed: Occurrences of a schedule that nobody could start in time.
     """
 
     change: Change | None = None
@@ -316,6 +317,7 @@ class Decision:
     unknown: list[int] = field(default_factory=list)
     owner_gone: tuple[str, str, bytes] | None = None
     orphans: list[str] = field(default_factory=list)
+    missed: int = 0
     claimed: list[tuple[str, JobKind.ValueType, int]] = field(default_factory=list)
 
 

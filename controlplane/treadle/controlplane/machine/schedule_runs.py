@@ -90,6 +90,7 @@ def advance(view: RunView) -> None:
     due = come_due(view.run, spec, record.next_ms, view.now, looks=LOOKS, starts=STARTS)
     record.next_ms = due.next_ms
     record.missed_count += due.missed_count
+    view.decision.missed += due.missed_count
     record.missed.extend(due.missed)
     del record.missed[:-MISSED_KEPT]
     for at in due.live:

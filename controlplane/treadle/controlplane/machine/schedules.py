@@ -60,6 +60,8 @@ def record_of(namespace: str, schedule_id: str) -> RunKey:
 def answer(view: RunView, request: Request) -> Reply:
     """Decide one request to the record of a schedule."""
     try:
+        if view.deleted and isinstance(request, CreateSchedule | DeclareSchedule):
+            raise _busy(view, "is deleted")
         if isinstance(request, CreateSchedule):
             return _create(view, request)
         if isinstance(request, DeclareSchedule):
@@ -123,11 +125,11 @@ def _reply(view: RunView, run_id: str = "", *, queued: bool = False, occurrences
 
 
 def _note_request(view: RunView, request_id: str) -> None:
-    """Note a mutating call, so that it is applied once."""
+    """Note a mutating call, so that it is applied once. The first made it: that one stays, however many follow."""
     view.dirty = True
     ids = view.head.request_ids
     ids.append(request_id)
-    del ids[:-_REQUEST_IDS]
+    del ids[1 : -_REQUEST_IDS + 1]
 
 
 # --- its life --------------------------------------------------------------------------------------------------------------
@@ -199,6 +201,8 @@ def _declare(view: RunView, request: DeclareSchedule) -> Reply:
     schedule_runs.advance(view)
     record.declared, record.orphaned = True, False
     _retime(view, spec)
+    schedule_runs.drain(view)
+    schedule_runs.wind(view)
     return _reply(view)
 
 
@@ -271,11 +275,7 @@ def _retime(view: RunView, spec: ScheduleSpec) -> None:
 def _delete(view: RunView, request: DeleteSchedule) -> None:
     """Open runs go on, and what was not started yet never is."""
     if view.decision.letters:
-        raise Unavailable(
-            f"schedule {view.head.schedule.schedule_id!r} starts runs at this moment, which must be committed first",
-            reason="VERSION_CONFLICT",
-            remedy="try again",
-        )
+        raise _busy(view, "starts runs")
     _note_request(view, request.request_id)
     view.deleted = True
     view.dirty = True
@@ -289,6 +289,12 @@ def _aim(view: RunView, base_ms: int) -> None:
 
 
 # --- what people ask -------------------------------------------------------------------------------------------------------
+def _busy(view: RunView, what: str) -> Unavailable:
+    """What the same commit does to the schedule must be committed first."""
+    name = view.head.schedule.schedule_id
+    return Unavailable(f"schedule {name!r} {what} at this moment", reason="VERSION_CONFLICT", remedy="try again")
+
+
 def _trigger(view: RunView, request: TriggerSchedule) -> ScheduleReply:
     """Start a run now. Its id is that of the request, so the same request starts one."""
     record = view.head.schedule
