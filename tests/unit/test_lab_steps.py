@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from treadle.protocol.errors import ConfigError, RunCancelled, RunFailed, StepError, StepTimedOut
+from treadle.protocol.errors import RunCancelled, RunFailed, StepError, StepTimedOut
 from treadle.testing import Lab
 from treadle.worker import Fatal, Retry, heartbeat, last_progress, progress, step, step_info, workflow
 
@@ -47,10 +47,28 @@ def test_async_steps_await_real_things_and_know_their_attempt(lab: Lab) -> None:
     assert lab.start(both, id="r").result() == ["knows 1 r"] * 3
 
 
-def test_an_async_step_inside_a_running_loop_is_told() -> None:
+@step
+def sync_over_async(text: str) -> str:
+    async def body() -> str:
+        await asyncio.sleep(0)
+        return text.upper()
+
+    return asyncio.run(body())
+
+
+@workflow
+async def mixed() -> list[str]:
+    return [await sync_over_async("a"), await knows()]
+
+
+def test_a_test_may_be_a_coroutine_itself() -> None:
     async def main() -> None:
-        with Lab() as lab, pytest.raises(ConfigError, match="plain `def`"):
-            lab.start(both).result()
+        before = asyncio.current_task()
+        with Lab() as lab:
+            assert lab.start(mixed, id="r").result() == ["A", "knows 1 r"]
+            assert lab.start(both, id="s").result() == ["knows 1 s"] * 3
+            await asyncio.sleep(0)
+        assert asyncio.current_task() is before
 
     asyncio.run(main())
 

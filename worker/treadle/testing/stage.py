@@ -10,7 +10,8 @@ import asyncio
 import contextvars
 import copy
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -30,10 +31,7 @@ __all__ = ("Attempt", "Stage")
 
 _PATIENCE_S: Final = 30.0
 """How long real awaiting may take, in real time."""
-_RUNS_ALREADY: Final = (
-    "a lab runs async steps on an event loop of its own, and this thread is running one: write the test as a plain `def`, "
-    "or have asyncio.to_thread call it"
-)
+_swap_current_task: Callable[[Any, Any], Any] | None = getattr(asyncio.tasks, "_swap_current_task", None)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -140,17 +138,14 @@ class Stage:
         context = contextvars.copy_context()
         context.run(STEP_INFO.set, attempt.info)
         if inspect.iscoroutinefunction(function):
-            if asyncio._get_running_loop() is not None:
-                error = ConfigError(_RUNS_ALREADY)
-                self._break(error)
-                running.end(failed(error, attempt.info, 0))
-                return
             step.function = self._watched_async(function, is_double)
             arguments = step.signature.decode_call(attempt.payload)  # its own: it may change them
             self._spawn(running, run_async(step, arguments, attempt.info, MAX_PAYLOAD_BYTES), context)
         else:
             step.function = self._watched(function, is_double)
-            running.end(context.run(run_sync, step, attempt.payload, attempt.info, MAX_PAYLOAD_BYTES))
+            with _loop_aside():
+                report = context.run(run_sync, step, attempt.payload, attempt.info, MAX_PAYLOAD_BYTES)
+            running.end(report)
 
     def cancel(self, key: object, reason: str) -> None:
         """Tell an attempt to end."""
@@ -211,7 +206,8 @@ class Stage:
         if loop is None or loop.is_running():
             return  # a step does this itself: the loop comes to it
         loop.call_soon(loop.stop)
-        loop.run_forever()
+        with _loop_aside():
+            loop.run_forever()
         if task.done() and task in self._tasks:
             self._ended(task)
 
@@ -231,9 +227,10 @@ class Stage:
             ConfigError: None has for half a minute.
         """
         assert self._loop is not None
-        done, _ = self._loop.run_until_complete(
-            asyncio.wait(self._tasks, timeout=_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
-        )
+        with _loop_aside():
+            done, _ = self._loop.run_until_complete(
+                asyncio.wait(self._tasks, timeout=_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+            )
         if not done:
             names = ", ".join(sorted({attempt.step.name for attempt in self._tasks.values()}))
             raise ConfigError(f"steps await something real for {_PATIENCE_S:g} s: {names}; replace them in the lab")
@@ -246,16 +243,37 @@ class Stage:
         if loop is None:
             return
         try:
-            for task, attempt in self._tasks.items():
-                if not attempt.info.cancel_reason:
-                    task.cancel("drain")
-            if self._tasks:
-                loop.run_until_complete(asyncio.wait(self._tasks, timeout=_PATIENCE_S))
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.run_until_complete(loop.shutdown_default_executor())
+            with _loop_aside():
+                self._end(loop)
         finally:
             self._tasks.clear()
             loop.close()
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        for task, attempt in self._tasks.items():
+            if not attempt.info.cancel_reason:
+                task.cancel("drain")
+        if self._tasks:
+            loop.run_until_complete(asyncio.wait(self._tasks, timeout=_PATIENCE_S))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+
+
+@contextmanager
+def _loop_aside() -> Iterator[None]:
+    """Put the loop of an `async def` test aside, while steps run as they do in a worker: on their own loop, or on none."""
+    outer = asyncio._get_running_loop()
+    if outer is None:
+        yield
+        return
+    task = _swap_current_task(outer, None) if _swap_current_task is not None else None
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(outer)
+        if _swap_current_task is not None and task is not None:
+            _swap_current_task(outer, task)
 
 
 def _limit(attempt: Attempt) -> Report | None:
