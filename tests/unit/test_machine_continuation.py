@@ -7,7 +7,7 @@ from tests.unit.machine_rig import RUN, Owner, Rig, schedule, sleep, value
 
 from treadle.controlplane.machine.requests import CancelRun, FireTimer, RunReply, SignalRun, TerminateRun
 from treadle.protocol.errors import RunClosed, Unavailable
-from treadle.v1.common_pb2 import ON_PARENT_CLOSE_CANCEL, OnParentClose, ParentRun
+from treadle.v1.common_pb2 import ON_PARENT_CLOSE_CANCEL, OnParentClose, ParentRun, Tag
 from treadle.v1.history_pb2 import SignalReceived
 from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RUN_STATE_CONTINUING, RUN_STATE_OPEN, RUN_STATE_QUEUED
 from treadle.v1.worker_service_pb2 import (
@@ -185,3 +185,30 @@ def test_the_run_is_never_without_a_next_look() -> None:
     assert rig.timers()[""] <= rig.now
     rig.fire()
     assert rig.timers()[""] > rig.now and rig.outbox(), f"a wake of {RUN} is on its way"
+
+
+def test_what_the_start_said_holds_for_all_parts() -> None:
+    rig = Rig()
+    request = rig.start_request()
+    request.workflow, request.tags, request.timeout_ms = "wf@2", [Tag(key="customer", value="42")], 60_000
+    rig.ask(request)
+    deadline = rig.head.deadline_ms
+    Owner(rig, rig.claim(rig.run_job()).grant, "A").say(continue_run=ContinueRun(input=value("next")))
+    rig.wait(1_000)
+    rig.fire()
+    head, started = rig.head, rig.last("run_started")
+    assert (head.workflow, head.version, head.deadline_ms) == ("wf", "2", deadline)
+    assert list(head.tags) == list(started.tags) == request.tags and started.version == "2"
+    assert "customer" in str(rig.indexes()), "it is still found by its tag"
+
+
+def test_a_run_of_a_schedule_still_tells_it_in_the_end() -> None:
+    rig = Rig()
+    request = rig.start_request()
+    request.parent = ParentRun(run_id="~schedule/nightly", incarnation=5, command_id="o1")
+    rig.ask(request)
+    rig.open().say(continue_run=ContinueRun(input=value("next")))
+    rig.fire()
+    assert not rig.last("run_started").HasField("parent"), "no run started it"
+    rig.open().say(complete=CompleteRun())
+    assert [letter.run_id for letter in rig.decision.letters] == ["~schedule/nightly"]

@@ -7,6 +7,7 @@ In between, which takes milliseconds, whoever asks anything of the run is told t
 
 from __future__ import annotations
 
+from treadle.protocol.ids import RECORD_MARK
 from treadle.v1.common_pb2 import Failure
 from treadle.v1.history_pb2 import RunContinued, RunFailed, RunStarted
 from treadle.v1.state_pb2 import RUN_OUTCOME_FAILED, RUN_STATE_CONTINUING, RUN_STATE_QUEUED, RunHead
@@ -82,7 +83,7 @@ def _next_part(view: RunView) -> None:
             trigger="continued",
             caller=caller,
             sampled=old.sampled,
-            parent=view.head.parent if old.HasField("parent") else None,
+            parent=None if old.parent.run_id.startswith(RECORD_MARK) or not old.HasField("parent") else old.parent,
             continued_from=old.incarnation,
             part=view.head.part,
         )

@@ -43,7 +43,7 @@ def said(view: RunView, request: Progressed) -> ReportAnswer:
 
 def _said(view: RunView, told: AttemptProgress) -> Answer.ValueType:
     row = view.row(told.command_id)
-    if view.closed or not view.exists or told.incarnation != view.head.incarnation or row is None:
+    if view.over or not view.exists or told.incarnation != view.head.incarnation or row is None:
         return ANSWER_SETTLED
     if row.state != COMMAND_STATE_HELD or row.local or row.holder.token != told.token:
         return ANSWER_LEASE_LOST
