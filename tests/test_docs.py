@@ -32,7 +32,7 @@ PAGES = {
         "charged 2",
         "failed: StepError: step charge failed: Fatal: order -1 does not exist",
     ],
-    "long-steps": sum(range(1000)),
+    "long-steps": [sum(range(1000)), "12: approved by Ada"],
 }
 """Page -> what its `main` returns."""
 

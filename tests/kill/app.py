@@ -16,10 +16,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from treadle.worker import (
+    Deferred,
     Retry,
     StepError,
     StepLost,
     continue_as_new,
+    defer,
     heartbeat,
     last_progress,
     progress,
@@ -376,3 +378,22 @@ async def load(n: int, gate: str) -> int:
 async def loading(n: int, gate: str) -> int:
     """A long step. Returns where its last attempt began."""
     return await load(n, gate)
+
+
+@step(pool="steps", retry=_QUICK)
+async def decide(n: int, gate: str) -> int:
+    """Writes its token to a file, waits for its gate, and leaves the rest to whoever reads the file."""
+    info = step_info()
+    async with noted():
+        path = Path(os.environ["KILL_GATES"]) / f"token-{info.run_id}-{info.attempt}"
+        path.with_suffix(".new").write_text(defer())
+        path.with_suffix(".new").rename(path)
+        if gate:
+            await opened(gate)
+    raise Deferred
+
+
+@workflow(pool="flows")
+async def deciding(n: int, gate: str) -> int:
+    """A step that somebody outside finishes."""
+    return await decide(n, gate)

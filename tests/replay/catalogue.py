@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from treadle.worker import (
+    Deferred,
     Fatal,
     Retry,
     StepError,
@@ -63,6 +64,24 @@ def cleanup(what: str) -> str:
 @step(pool="p", timeout="1m", retry=Retry(attempts=2))
 async def total(words: set[str]) -> int:
     return sum(map(len, words))
+
+
+@step(pool="p")
+async def approve(what: str) -> str:
+    raise Deferred
+
+
+@workflow
+async def approves(n: int) -> list[Any]:
+    """Steps that somebody outside finishes, beside others; and one that may be too late."""
+    first = asyncio.create_task(approve("first"))
+    found: list[Any] = [await double(n), await shout("meanwhile"), await first]
+    try:
+        async with asyncio.timeout(0.6):
+            found.append(await approve("second"))
+    except TimeoutError:
+        await cleanup("late")
+    return found
 
 
 @workflow
@@ -447,6 +466,7 @@ CATALOGUE: list[tuple[Any, tuple[Any, ...], Any]] = [
     (goes_on, (3,), None),
     (cancels, (1,), None),
     (goes_by_changes, (4,), [True, True, True, True, True]),
+    (approves, (3,), None),
 ]
 LETTERS: dict[str, list[tuple[int, str, bytes, bool]]] = {
     "goes_on": [(10, "a", b"1", False), (20, "a", b"2", False)],
@@ -456,6 +476,7 @@ LETTERS: dict[str, list[tuple[int, str, bytes, bool]]] = {
 REGISTRY = Registry().add(
     *(entry[0] for entry in CATALOGUE),
     double,
+    approve,
     careful,
     careful_here,
     careless,

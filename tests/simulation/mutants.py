@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from treadle.controlplane.machine import attempts, leases, owners, progress, runs
+from treadle.controlplane.machine import attempts, deferral, leases, owners, progress, runs
 from treadle.controlplane.machine.requests import Asked, CheckLease, Reported
 from treadle.controlplane.machine.view import RunView
 from treadle.controlplane.store.cache import RunCache
 from treadle.controlplane.store.port import Change, Committed, Outcome
 from treadle.v1.history_pb2 import HistoryEvent
-from treadle.v1.state_pb2 import COMMAND_STATE_HELD, RUN_STATE_PARKED, Holder
+from treadle.v1.state_pb2 import COMMAND_STATE_HELD, RUN_STATE_PARKED, CommandRow, Holder
 from treadle.v1.worker_service_pb2 import AttemptProgress, Grant, OwnerRequest, ReportAnswer
 from treadle.worker.core import feed
 from treadle.worker.core.core import WorkerCore
@@ -170,6 +170,20 @@ def _unsettled_twice() -> Iterator[None]:
         yield
 
 
+def _finished_while_a_later_attempt_begins() -> Patch:
+    return patch.object(deferral, "_may_begin", lambda view, row: None)
+
+
+def _tokens_are_of_their_attempt() -> Patch:
+    """Each attempt makes a token of its own, and those before are worth nothing."""
+
+    def unhold(row: CommandRow) -> None:
+        row.deferral_key = row.holder.token
+        row.ClearField("holder")
+
+    return patch.object(deferral, "unhold", unhold)
+
+
 def _progress_of_old_tokens_counts() -> Patch:
     original = progress._said
 
@@ -192,6 +206,8 @@ MUTANTS: dict[str, Callable[[], Patch]] = {
     "A5 a settled step is recorded again": _unsettled_twice,
     "A6 a check overlooks a new lease": _checks_overlook_a_new_lease,
     "A9 a lost at-most-once attempt runs again": _lost_charges_run_again,
+    "A11 a step is finished while a later attempt begins": _finished_while_a_later_attempt_begins,
+    "D all attempts of a try make one token": _tokens_are_of_their_attempt,
     "P progress of old tokens counts": _progress_of_old_tokens_counts,
     "R3 a parked run sleeps on": _parked_runs_sleep_on,
     "R5 close without having seen": _close_without_having_seen,

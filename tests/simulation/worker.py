@@ -34,8 +34,8 @@ from treadle.worker.loop.execution import execution_factory
 from treadle.worker.loop.port import Execution, RunContext, Turn
 
 from .broker import Connection
-from .long_steps import speaks
-from .workflows import EVERYTHING, STEPS
+from .long_steps import defers, speaks
+from .workflows import DEFERRED, EVERYTHING, STEPS
 
 if TYPE_CHECKING:
     from .replica import SimReplica
@@ -379,6 +379,8 @@ class SimWorker:
         self.world.ways["pushed" if attempt.pushed else "claimed"] += 1
         self.world.ambush(self)
         report = self._body(job.name, job.input, _REGISTRY.steps[job.name].at_most_once)
+        if report.result is not None and job.name in DEFERRED:
+            report = defers(self, attempt, int(report.result.data))
         duration = speaks(self, attempt) if job.heartbeat_ms else self._duration()
         self.later(duration, lambda: self.end_attempt(attempt.token, report))
 

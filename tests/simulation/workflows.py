@@ -263,6 +263,23 @@ async def load(n: int) -> int:
     return n * 3
 
 
+@step(pool="default", retry=QUICK)
+async def decide(n: int) -> int:
+    return n * 5
+
+
+@workflow
+async def decided(n: int) -> int:
+    """Steps that somebody outside finishes; what is waited for in vain is cancelled."""
+    task = asyncio.create_task(decide(n))
+    try:
+        async with asyncio.timeout(1):
+            await decide(n + 1)
+    except TimeoutError:
+        pass
+    return await add(await task, 1)
+
+
 @workflow
 async def loads(n: int) -> list[int]:
     """Steps that say how far they are, and fall silent."""
@@ -288,6 +305,7 @@ WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "asked": (asked, lambda n: n + 2),
     "families": (families, lambda n: [(n + 11) * 2, n + 1, 1]),
     "chapters": (chapters, lambda n: [n, 1, 2, 3]),
+    "decided": (decided, lambda n: 5 * n + 1),
     "loads": (loads, lambda n: [3 * n, 3 * n + 3]),
     "once_more": (once_more, lambda n: n + 1),
 }
@@ -301,8 +319,11 @@ LETTERS: dict[str, list[tuple[str, int, bool]]] = {
 """Workflow -> what one sender sends it, in order: (name, value, whether it is a question)."""
 
 STEPS: dict[str, Callable[..., Any]] = {
-    s.name: s.function for s in (add, double, local_add, charge, local_charge, load)
+    s.name: s.function for s in (add, double, local_add, charge, local_charge, load, decide)
 }
 """What the bodies compute; the simulation runs them at once and lets time pass."""
 
-EVERYTHING = (add, double, local_add, charge, local_charge, load, *(w for w, _ in WORKFLOWS.values()))
+DEFERRED = frozenset(("decide",))
+"""Steps whose result comes from outside."""
+
+EVERYTHING = (add, double, local_add, charge, local_charge, load, decide, *(w for w, _ in WORKFLOWS.values()))

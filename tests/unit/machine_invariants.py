@@ -11,6 +11,7 @@ from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.run_service_pb2 import RunStatus
 from treadle.v1.state_pb2 import (
     COMMAND_STATE_BACKOFF,
+    COMMAND_STATE_DEFERRED,
     COMMAND_STATE_HELD,
     COMMAND_STATE_QUARANTINED,
     COMMAND_STATE_QUEUED,
@@ -55,7 +56,7 @@ def check(rig: Rig, confirmed: Collection[str], *, left_over: bool) -> None:
     dispatched = {*rig.outbox(), *confirmed}
     _history(head, events)
     _settled_once(events, rows)
-    _rows(rows, inputs, dispatched)
+    _rows(head, rows, inputs, dispatched)
     _head(head, rows, dispatched)
     _timers(rig, head, rows, left_over=left_over)
     _indexes(rig, head, rows, left_over=left_over)
@@ -116,7 +117,7 @@ def _lease(holder: Holder) -> None:
     assert holder.lease_due_ms, "no holder without a lease"
 
 
-def _rows(rows: dict[str, CommandRow], inputs: set[str], dispatched: set[str]) -> None:
+def _rows(head: RunHead, rows: dict[str, CommandRow], inputs: set[str], dispatched: set[str]) -> None:
     pool_steps = {cid for cid, row in rows.items() if not row.local and row.state != COMMAND_STATE_TIMER}
     assert inputs == pool_steps, "an input for each open pool step, and no other"
     for command_id, row in rows.items():
@@ -131,6 +132,10 @@ def _rows(rows: dict[str, CommandRow], inputs: set[str], dispatched: set[str]) -
             assert row.due_ms <= row.queue_due_ms
         if row.state == COMMAND_STATE_QUEUED:
             assert row.dispatch_id in dispatched, "a queued try is in the outbox or with the broker"
+
+        progressed = command_id in head.progressing
+        assert progressed == bool(row.progress_number) or len(head.progressing) == 16, "what is shown, and no other"
+    assert set(head.progressing) <= rows.keys()
 
 
 def _head(head: RunHead, rows: dict[str, CommandRow], dispatched: set[str]) -> None:
@@ -173,7 +178,10 @@ def _timers(rig: Rig, head: RunHead, rows: dict[str, CommandRow], *, left_over: 
             assert timers[command_id] == row.timer_at_ms, "its entry"
             assert timers[command_id] <= row.due_ms
         else:
-            assert row.local and row.state == COMMAND_STATE_HELD, "only what its owner holds has no time of its own"
+            waits = row.state == COMMAND_STATE_DEFERRED
+            assert waits or (row.local and row.state == COMMAND_STATE_HELD), (
+                "what its owner holds, or who has its token"
+            )
             assert command_id not in timers
     if not left_over:
         assert timers.keys() == {"", *(cid for cid, row in rows.items() if row.due_ms)}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 
-from treadle.protocol.errors import RunCancelled, RunFailed, StepError, StepTimedOut
-from treadle.testing import Lab
-from treadle.worker import Fatal, Retry, heartbeat, last_progress, progress, step, step_info, workflow
+from treadle.protocol.errors import RunCancelled, RunFailed, StepError, StepSettled, StepTimedOut
+from treadle.testing import Lab, Stuck
+from treadle.testing.lab import START
+from treadle.worker import Deferred, Fatal, Retry, defer, heartbeat, last_progress, progress, step, step_info, workflow
 
 
 @pytest.fixture
@@ -184,3 +186,60 @@ def test_a_double_that_takes_long_misses_its_heartbeats(lab: Lab) -> None:
     with pytest.raises(RunFailed, match="nothing for longer than its heartbeat of 10 s"):
         run.result()
     assert [call.at.second for call in run.calls] == [0, 11, 23]
+
+
+INBOX: list[str] = []
+
+
+@step(pool="default", retry=Retry(attempts=2, initial="1s"))
+def approve(what: str) -> str:
+    INBOX.append(defer(timeout="7d"))
+    raise Deferred
+
+
+@workflow
+async def approval(what: str) -> str:
+    try:
+        return await approve(what)
+    except StepTimedOut as error:
+        return f"timed out after {error.attempts}"
+    except StepError as error:
+        return error.message
+
+
+def test_a_step_is_finished_from_outside(lab: Lab) -> None:
+    INBOX.clear()
+    run = lab.start(approval, "x")
+    lab.later("2d", lambda: lab.complete_step(INBOX[0], "fine"))
+    assert run.result() == "fine" and lab.now == START + timedelta(days=2)
+    with pytest.raises(StepSettled):
+        lab.fail_step(INBOX[0], "late")
+
+
+def test_a_step_that_nobody_finishes_is_tried_again_and_times_out(lab: Lab) -> None:
+    INBOX.clear()
+    assert lab.start(approval, "x").result() == "timed out after 2"
+    assert lab.now >= START + timedelta(days=14) and len(set(INBOX)) == 2
+
+
+def test_a_step_is_failed_from_outside(lab: Lab) -> None:
+    INBOX.clear()
+    run = lab.start(approval, "x")
+    lab.fail_step(INBOX[0], "no", final=True)
+    assert run.result() == "no"
+
+
+@step(pool="default")
+def waits_for_ever() -> None:
+    defer()
+    raise Deferred
+
+
+@workflow
+async def forgotten() -> None:
+    await waits_for_ever()
+
+
+def test_what_nobody_finishes_is_told(lab: Lab) -> None:
+    with pytest.raises(Stuck, match="step 'waits_for_ever' to be finished from outside: hand its token"):
+        lab.start(forgotten).result()

@@ -22,16 +22,19 @@ from treadle.controlplane.machine.requests import (
     CancelRun,
     Claimed,
     FireTimer,
+    Progressed,
     Registered,
     ReleaseSteps,
     Reply,
     Reported,
     Request,
     RetryRun,
+    SettleStep,
     TerminateRun,
 )
 from treadle.controlplane.store.port import Outcome
-from treadle.v1.common_pb2 import Failure
+from treadle.protocol.deferral import make_token, read_token
+from treadle.v1.common_pb2 import Failure, Payload
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_ALLOW_CLOSED, ConflictPolicy
 from treadle.v1.state_pb2 import (
@@ -48,6 +51,7 @@ from treadle.v1.state_pb2 import (
     CommandRow,
 )
 from treadle.v1.worker_service_pb2 import (
+    AttemptProgress,
     AttemptReport,
     CancelCommand,
     ClaimItem,
@@ -320,6 +324,42 @@ class Anything(RuleBasedStateMachine):
     def report(self, index: int, kind: ReportKind.ValueType, final: bool, elsewhere: int, later: bool) -> None:
         command_id, token, incarnation = pick(self.tokens, index)
         self.tell((command_id, token, incarnation + elsewhere), kind, final=final, later=later)
+
+    @precondition(lambda self: self.tokens)
+    @rule(index=st.one_of(st.integers(0, 2), PICK), number=st.integers(1, 5), says=st.booleans(), later=LATER)
+    def progress(self, index: int, number: int, says: bool, later: bool) -> None:
+        command_id, token, incarnation = pick(self.tokens, index)
+        told = AttemptProgress(
+            run_id=RUN.run_id, incarnation=incarnation, command_id=command_id, token=token, number=number
+        )
+        if says:
+            told.value.data = b"%d" % number
+        self.put(Progressed(told), later)
+
+    @precondition(lambda self: self.rows())
+    @rule(
+        index=PICK,
+        request_id=REQUEST_IDS,
+        fails=st.booleans(),
+        final=st.booleans(),
+        of_try=st.sampled_from((0, 0, 0, -1, 1)),
+        later=LATER,
+    )
+    def finish_from_outside(
+        self, index: int, request_id: str, fails: bool, final: bool, of_try: int, later: bool
+    ) -> None:
+        row = pick(self.rows(), index)
+        token = make_token(
+            row.deferral_key or row.holder.token,
+            namespace="ns",
+            run_id=RUN.run_id,
+            incarnation=self.rig.head.incarnation,
+            command_id=row.command_id,
+            try_number=max(row.try_number + of_try, 0),
+        )
+        failure = Failure(type="Rejected", final=final) if fails else None
+        result = None if fails else Payload(data=b"1")
+        self.put(SettleStep(read_token(token), request_id, result, failure), later)
 
     # --- owners ----------------------------------------------------------------------------------------------------------
     def command(self, kind: str, index: int) -> Command:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Coroutine
 from itertools import pairwise
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from treadle.protocol.deferral import read_token
 from treadle.protocol.errors import ConfigError, PayloadError
 from treadle.v1.common_pb2 import FAILURE_KIND_HEARTBEAT_MISSED, Payload
-from treadle.worker import heartbeat, last_progress, progress, step
+from treadle.v1.job_pb2 import Job
+from treadle.worker import defer, heartbeat, last_progress, progress, step
 from treadle.worker.app import Registry, load_app
-from treadle.worker.core.port import Report
+from treadle.worker.core.port import Attempt, Report
 from treadle.worker.current import StepInfo
 from treadle.worker.executors import Call, Executors
 from treadle.worker.pulse import Pulse, interval_s
@@ -23,7 +26,7 @@ from treadle.worker.pulse import Pulse, interval_s
 APP = """
 import asyncio, sys, threading, time
 from dataclasses import dataclass
-from treadle.worker import heartbeat, last_progress, progress, step, step_info
+from treadle.worker import Deferred, defer, heartbeat, last_progress, progress, step, step_info
 
 CUT = {}
 
@@ -99,11 +102,39 @@ def often() -> int:
             time.sleep(0)
     return said
 
+def defers(timeout):
+    token = defer(timeout=timeout)
+    progress(token)
+    raise Deferred
+
+@step
+async def defers_in_loop() -> int:
+    defers("7d")
+
+@step
+def defers_in_thread() -> int:
+    defers(None)
+
+@step(executor="process")
+def defers_in_process() -> int:
+    defers("1m")
+
+@step
+async def asks_and_returns() -> str:
+    return defer()
+
+@step
+async def has_no_token() -> None:
+    raise Deferred
+
 @step
 async def counts(n: int) -> None:
     for k in range(n):
         progress(k)
 """
+
+
+JOB = Job(namespace="ns", run_id="r", incarnation=7, command_id="0/s#1", try_number=2)
 
 
 class Rig:
@@ -113,7 +144,7 @@ class Rig:
         self.executors, self.registry, self.path = executors, registry, path
         self.said: list[tuple[float, bytes | None]] = []
 
-    async def run(self, name: str, *args: Any, before: Payload | None = None) -> Report:
+    async def run(self, name: str, *args: Any, before: Payload | None = None, local: bool = False) -> Report:
         step = self.registry.steps[name]
         end: asyncio.Future[Report | None] = asyncio.get_running_loop().create_future()
         call = Call(
@@ -123,7 +154,7 @@ class Rig:
             may_start=lambda: True,
             ended=end.set_result,
             heartbeat_ms=step.heartbeat_ms,
-            progress=before,
+            attempt=None if local else Attempt(b"t", JOB, 1, False, "", progress=before, deferral_key=b"key"),
             said=lambda call, data: self.said.append((time.monotonic(), data)),
         )
         self.executors.start(call)
@@ -241,6 +272,44 @@ def test_a_loop_that_was_held_up_looks_once_more() -> None:
         pulse.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("name", "wait_ms"), [("loop", 604_800_000), ("thread", 0), ("process", 60_000)])
+def test_a_step_ends_without_an_outcome_and_its_token_is_good(play: Play, name: str, wait_ms: int) -> None:
+    async def body(rig: Rig) -> None:
+        report = await rig.run(f"defers_in_{name}")
+        assert (report.kind, report.deferred_ms, report.failure) == ("deferred", wait_ms, None)
+        token = read_token(json.loads(rig.said[-1][1] or b""))
+        assert (token.run_id, token.incarnation, token.command_id, token.try_number) == ("r", 7, "0/s#1", 2)
+        assert token.is_signed(b"key", "ns") and not token.is_signed(b"key", "other")
+
+    play(body)
+
+
+def test_who_has_a_token_need_not_defer(play: Play) -> None:
+    async def body(rig: Rig) -> None:
+        assert rig.value("asks_and_returns", await rig.run("asks_and_returns")).startswith("tds_")
+
+    play(body)
+
+
+@pytest.mark.parametrize(
+    ("name", "local", "why"), [("has_no_token", False, "without a token"), ("asks_and_returns", True, "pool")]
+)
+def test_what_nobody_could_finish_is_not_deferred(play: Play, name: str, local: bool, why: str) -> None:
+    async def body(rig: Rig) -> None:
+        report = await rig.run(name, local=local)
+        assert report.kind == "failed" and report.failure is not None
+        assert report.failure.type == "ConfigError" and why in report.failure.message
+
+    play(body)
+
+
+def test_a_plain_call_has_no_token() -> None:
+    with pytest.raises(ConfigError, match="there is no attempt here"):
+        defer()
+    with pytest.raises(ConfigError, match="give more than 0"):
+        defer(timeout=0)
 
 
 def test_a_plain_call_says_nothing_to_nobody() -> None:

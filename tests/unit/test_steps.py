@@ -56,6 +56,8 @@ def test_public_names() -> None:
         "progress",
         "heartbeat",
         "last_progress",
+        "defer",
+        "Deferred",
         "now",
         "random",
         "uuid4",

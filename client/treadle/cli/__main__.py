@@ -44,6 +44,8 @@ _RUN_COMMANDS = {
     "replay": ("run_replay:replay", "Execute local code over recorded histories."),
 }
 _STEP_COMMANDS = {
+    "complete": ("step_finish:complete", "Give a step that was deferred its result."),
+    "fail": ("step_finish:fail", "Let a step that was deferred fail."),
     "quarantined": ("steps:quarantined", "List steps that killed too many workers."),
 }
 _SCHEDULE_COMMANDS = {
@@ -85,7 +87,9 @@ def app() -> App:
     for name, (where, line) in _SCHEDULE_COMMANDS.items():
         schedules.command(f"{_HERE}.{where}", name=name, help=line)
     root.command(schedules)
-    steps = App(name="steps", help="Look at steps of all runs.", help_format="plaintext")
+    steps = App(
+        name=("steps", "step"), help="Finish steps from outside; look at those of all runs.", help_format="plaintext"
+    )
     for name, (where, line) in _STEP_COMMANDS.items():
         steps.command(f"{_HERE}.{where}", name=name, help=line)
     root.command(steps)

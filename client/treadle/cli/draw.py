@@ -25,6 +25,7 @@ STYLES: Final = {
     "quarantined": "red",
     "needs-attention": "red",
     "waiting": "yellow",
+    "deferred": "yellow",
     "running": "cyan",
     "cancelled": "dim",
     "terminated": "dim",
@@ -124,6 +125,9 @@ def _step_row(step: StepView, now: int) -> Row:
         note = f"next try in {duration_text(max(step.due_ms - now, 0))}"
     elif step.state == "sleeping" and step.due_ms is not None:
         note = f"until in {duration_text(max(step.due_ms - now, 0))}"
+    elif step.state == "deferred":
+        left = f", fails in {duration_text(max(step.due_ms - now, 0))}" if step.due_ms is not None else ""
+        note = f"waits to be finished from outside{left}"
     elif step.kind == "child" and step.state == "failed" and step.error is not None:
         note = f"{step.run_id} · {failure_text(step.error)}"
     elif step.kind == "child":

@@ -32,6 +32,7 @@ from treadle.protocol.errors import (
     RunIdConflict,
     RunTerminated,
     RunTimedOut,
+    StepSettled,
     TreadleError,
     Unavailable,
 )
@@ -72,6 +73,7 @@ __all__ = (
     "RunIdConflict",
     "RunTerminated",
     "RunTimedOut",
+    "StepSettled",
     "TreadleError",
     "Unavailable",
 )

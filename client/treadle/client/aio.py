@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 import grpc
 
+from treadle.client import deferred
 from treadle.client.calls import OnConflict, P, Tags, WorkflowLike, start_request
 from treadle.client.config import CALL_TIMEOUT_S, DEFAULT_TARGET, Tls, auth_metadata, open_channel
 from treadle.client.runs import RunHandle
@@ -33,11 +34,13 @@ from treadle.v1.pool_service_pb2_grpc import PoolServiceStub
 from treadle.v1.run_service_pb2 import CountRunsRequest, ListQuarantinedStepsRequest, ListRunsRequest, QuarantinedStep
 from treadle.v1.run_service_pb2_grpc import RunServiceStub
 from treadle.v1.schedule_service_pb2_grpc import ScheduleServiceStub
+from treadle.v1.step_service_pb2_grpc import StepServiceStub
 
 if TYPE_CHECKING:
     from treadle.v1.pool_service_pb2_grpc import PoolServiceAsyncStub
     from treadle.v1.run_service_pb2_grpc import RunServiceAsyncStub
     from treadle.v1.schedule_service_pb2_grpc import ScheduleServiceAsyncStub
+    from treadle.v1.step_service_pb2_grpc import StepServiceAsyncStub
 
 __all__ = ("Client",)
 
@@ -334,6 +337,51 @@ class Client:
         answer = await self.call(self.pool_stub.CheckHealth, CheckHealthRequest())
         return tuple(answer.checks)
 
+    async def complete_step(self, token: str, value: Any = None, *, request_id: str | None = None) -> str:
+        """Finish a step that was deferred: it returns `value` to its workflow. Once: the first outcome stands.
+
+        Args:
+            token: What the step made with `defer`.
+            value: Any JSON-like value, dataclass or model that fits the step's return type.
+            request_id: The same call again under the same id changes nothing; None: one is made.
+
+        Returns:
+            The id of the run.
+
+        Raises:
+            StepSettled: It has its outcome, or the try that made the token is over.
+            Refused: The token is forged, or of another namespace; or this client may not finish steps.
+            FieldInvalid: It is no token.
+            NotFound: The run is gone.
+            PayloadError: The value cannot be encoded.
+            Unavailable: The control plane does not answer.
+        """
+        return await deferred.complete(self, token, value, request_id)
+
+    async def fail_step(
+        self, token: str, error: str | BaseException, *, final: bool = False, request_id: str | None = None
+    ) -> str:
+        """Let a step that was deferred fail: as if it had raised `error`, so it is retried as its policy says.
+
+        Args:
+            token: What the step made with `defer`.
+            error: Why: a text, or an error, of which class name and message are kept.
+            final: True: no retry can help. An error of class `Fatal` says so itself.
+            request_id: The same call again under the same id changes nothing; None: one is made.
+
+        Returns:
+            The id of the run.
+
+        Raises:
+            StepSettled, Refused, FieldInvalid, NotFound, Unavailable: As `complete_step`.
+        """
+        return await deferred.fail(self, token, error, final=final, request_id=request_id)
+
+    @property
+    def step_stub(self) -> StepServiceAsyncStub:
+        """StepService on this client's channel."""
+        return self._open().steps
+
     @property
     def schedules(self) -> Schedules:
         """The schedules of the namespace."""
@@ -391,7 +439,8 @@ class Client:
             channel = open_channel(self.target, tls=self._tls, insecure=self._insecure)
             runs = RunServiceStub(channel)
             stream = RunStream(runs, target=self.target, namespace=self.namespace, metadata=self.metadata)
-            self._link = _Link(channel, runs, PoolServiceStub(channel), ScheduleServiceStub(channel), stream)
+            steps, schedules = StepServiceStub(channel), ScheduleServiceStub(channel)
+            self._link = _Link(channel, runs, PoolServiceStub(channel), steps, schedules, stream)
         return self._link
 
 
@@ -399,5 +448,6 @@ class _Link(NamedTuple):
     channel: grpc.aio.Channel
     runs: RunServiceAsyncStub
     pools: PoolServiceAsyncStub
+    steps: StepServiceAsyncStub
     schedules: ScheduleServiceAsyncStub
     stream: RunStream

@@ -33,6 +33,7 @@ MARKS: Final[dict[str, str]] = {
     "abandoned": "⊘",
     "terminated": "⊘",
     "needs-attention": "⚠",
+    "deferred": "◷",
     "lost": "⚡",
     "released": "↩",
 }
@@ -99,7 +100,10 @@ def _step_line(kind: str, event: HistoryEvent, step: StepView) -> tuple[str, str
     match kind:
         case "step_completed":
             took = step.attempts[-1].duration_ms or 0
-            return MARKS["completed"], again + duration_text(took)
+            outside = " · from outside" if event.step_completed.from_outside else ""
+            return MARKS["completed"], again + duration_text(took) + outside
+        case "step_deferred":
+            return MARKS["deferred"], "waits to be finished from outside"
         case "attempt_failed":
             wait = duration_text(max(event.attempt_failed.retry_at_ms - event.time_ms, 0))
             error = failure_text(event.attempt_failed.failure)

@@ -27,6 +27,7 @@ from treadle.protocol.errors import (
     RequestError,
     RunClosed,
     RunIdConflict,
+    StepSettled,
     TreadleError,
     Unavailable,
 )
@@ -59,6 +60,7 @@ _CODE_OF_REASON: Final = {
     "TOKEN_INVALID": "UNAUTHENTICATED",
     "SCHEDULE_BUSY": "FAILED_PRECONDITION",
     "SCHEDULE_DECLARED": "FAILED_PRECONDITION",
+    "STEP_TOKEN_INVALID": "PERMISSION_DENIED",
 }
 
 # A status that names no reason of ours (a proxy's, or gRPC's own) is read by its code.
@@ -76,6 +78,7 @@ _BY_CODE: Final[dict[str, type[RequestError]]] = {
 # These codes stand for more than one situation: only the reason tells.
 _BY_REASON: Final[dict[str, type[RequestError]]] = {
     "RUN_CLOSED": RunClosed,
+    "STEP_SETTLED": StepSettled,
     "LEASE_LOST": LeaseLost,
     "SCHEDULE_BUSY": Refused,
     "SCHEDULE_DECLARED": Refused,

@@ -9,13 +9,14 @@ from treadle.v1.common_pb2 import Failure
 
 __all__ = ("AttemptOutcome", "AttemptView", "StepKind", "StepState", "StepView")
 
-AttemptOutcome = Literal["running", "completed", "failed", "lost", "released", "cancelled"]
+AttemptOutcome = Literal["running", "completed", "failed", "lost", "released", "cancelled", "deferred"]
 StepState = Literal[
     "queued",
     "running",
     "retrying",
     "waiting",
     "quarantined",
+    "deferred",
     "sleeping",
     "completed",
     "failed",
@@ -69,9 +70,9 @@ class StepView:
         pool: Pool of a pool step.
         start_ms: When it was asked for, or first seen.
         state: How it stands. "retrying": waits for its next try; "waiting": no worker has the step; "quarantined": it
-            killed too many workers; "abandoned": the run was closed before.
+            killed too many workers; "deferred": somebody outside finishes it; "abandoned": the run was closed before.
         end_ms: When it had its outcome.
-        due_ms: "retrying": when the next try is due; "sleeping": when it is over.
+        due_ms: "retrying": when the next try is due; "sleeping": when it is over; "deferred": when the try fails.
         attempts: In order.
         reason: Why it waits, in words.
         error: What the workflow sees of a failed step, or what the last attempt raised.

@@ -383,6 +383,16 @@ class SyncClient:
         """See Client.quarantined."""
         return self._thread.run(self._client.quarantined())
 
+    def complete_step(self, token: str, value: Any = None, *, request_id: str | None = None) -> str:
+        """See Client.complete_step."""
+        return self._thread.run(self._client.complete_step(token, value, request_id=request_id))
+
+    def fail_step(
+        self, token: str, error: str | BaseException, *, final: bool = False, request_id: str | None = None
+    ) -> str:
+        """See Client.fail_step."""
+        return self._thread.run(self._client.fail_step(token, error, final=final, request_id=request_id))
+
     def check_health(self) -> tuple[Check, ...]:
         """See Client.check_health."""
         return self._thread.run(self._client.check_health())

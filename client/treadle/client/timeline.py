@@ -47,6 +47,7 @@ from treadle.v1.history_pb2 import (
     StepCancelled,
     StepCancelRequested,
     StepCompleted,
+    StepDeferred,
     StepFailed,
     StepQuarantined,
     StepRetried,
@@ -268,6 +269,11 @@ class Timeline:
     def _step_unquarantined(self, body: StepUnquarantined) -> None:
         step = self._step(body, self.now_ms)
         step.state, step.reason = "queued", ""
+
+    def _step_deferred(self, body: StepDeferred) -> None:
+        step = self._step(body, self.now_ms)
+        self._end(step, "deferred")
+        step.state, step.due_ms = "deferred", body.due_ms or None
 
     def _step_cancel_requested(self, body: StepCancelRequested) -> None:
         self._step(body, self.now_ms).cancelling = True

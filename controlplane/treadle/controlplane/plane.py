@@ -11,6 +11,7 @@ from treadle.controlplane.api.pool_service import PoolService
 from treadle.controlplane.api.run_service import RunService
 from treadle.controlplane.api.schedule_service import ScheduleService
 from treadle.controlplane.api.server import ApiServer
+from treadle.controlplane.api.step_service import StepService
 from treadle.controlplane.broker.port import Broker
 from treadle.controlplane.config import ServerConfig
 from treadle.controlplane.counters import DecisionCounter
@@ -102,6 +103,7 @@ class ControlPlane:
             runs=self.runs,
             pools=PoolService(store, broker, outbox_max=config.outbox_max, unroutable=self._is_unroutable),
             schedules=ScheduleService(self.engine, store, outbox_max=config.outbox_max),
+            steps=StepService(self.engine, max_payload_bytes=config.max_payload_bytes),
             workers=self._workers,
             metrics=self._metrics,
         )

@@ -9,6 +9,7 @@
     │   ├── NotFound             NOT_FOUND / RUN_NOT_FOUND, WORKFLOW_NOT_FOUND
     │   ├── RunIdConflict        ALREADY_EXISTS / RUN_ID_CONFLICT
     │   ├── RunClosed            FAILED_PRECONDITION / RUN_CLOSED
+    │   ├── StepSettled          FAILED_PRECONDITION / STEP_SETTLED
     │   ├── LeaseLost            ABORTED / LEASE_LOST
     │   ├── Refused              RESOURCE_EXHAUSTED or PERMISSION_DENIED; back off, or ask for the right
     │   └── Unavailable          UNAVAILABLE / DEPENDENCY_DOWN: try again later
@@ -33,6 +34,7 @@ Raised by user code inside steps, to steer retries (not caught by `except Treadl
 
     Fatal                        no retry can help
     RetryAfter                   try again after this delay, whatever the policy says
+    Deferred                     somebody outside finishes the step, by the token of `defer`
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ __all__ = (
     "AttemptTimedOut",
     "CompensationFailed",
     "ConfigError",
+    "Deferred",
     "Fatal",
     "FieldInvalid",
     "HeartbeatMissed",
@@ -73,6 +76,7 @@ __all__ = (
     "StepCancelled",
     "StepError",
     "StepLost",
+    "StepSettled",
     "StepTimedOut",
     "TreadleError",
     "Unavailable",
@@ -142,6 +146,13 @@ class RunClosed(RequestError):
 
     code = "FAILED_PRECONDITION"
     reason = "RUN_CLOSED"
+
+
+class StepSettled(RequestError):
+    """A step that was to be finished from outside has its outcome, or its try is over."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "STEP_SETTLED"
 
 
 class LeaseLost(RequestError):
@@ -285,6 +296,10 @@ class ResultTimeout(TreadleError, TimeoutError):
 
 class Fatal(Exception):
     """Raise in a step: no retry can help."""
+
+
+class Deferred(Exception):
+    """Raise in a step, after `defer`: the attempt ends without an outcome, and somebody outside finishes the step."""
 
 
 @dataclass

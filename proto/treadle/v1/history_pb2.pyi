@@ -59,6 +59,7 @@ class HistoryEvent(_message.Message):
     STEP_FAILED_FIELD_NUMBER: _builtins.int
     STEP_CANCELLED_FIELD_NUMBER: _builtins.int
     STEP_UNQUARANTINED_FIELD_NUMBER: _builtins.int
+    STEP_DEFERRED_FIELD_NUMBER: _builtins.int
     TIMER_STARTED_FIELD_NUMBER: _builtins.int
     TIMER_FIRED_FIELD_NUMBER: _builtins.int
     TIMER_CANCELLED_FIELD_NUMBER: _builtins.int
@@ -198,6 +199,10 @@ class HistoryEvent(_message.Message):
         """A person let a quarantined step go on."""
 
     @_builtins.property
+    def step_deferred(self) -> Global___StepDeferred:
+        """An attempt ended without an outcome: somebody outside has a token and finishes the step."""
+
+    @_builtins.property
     def timer_started(self) -> Global___TimerStarted:
         """The workflow started a sleep or timeout."""
 
@@ -281,6 +286,7 @@ class HistoryEvent(_message.Message):
         step_failed: Global___StepFailed | None = ...,
         step_cancelled: Global___StepCancelled | None = ...,
         step_unquarantined: Global___StepUnquarantined | None = ...,
+        step_deferred: Global___StepDeferred | None = ...,
         timer_started: Global___TimerStarted | None = ...,
         timer_fired: Global___TimerFired | None = ...,
         timer_cancelled: Global___TimerCancelled | None = ...,
@@ -294,11 +300,11 @@ class HistoryEvent(_message.Message):
         change_marked: Global___ChangeMarked | None = ...,
         tags_set: Global___TagsSet | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "change_marked", b"change_marked", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_retried", b"run_retried", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_unquarantined", b"step_unquarantined", "step_waiting", b"step_waiting", "tags_set", b"tags_set", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "change_marked", b"change_marked", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_retried", b"run_retried", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_deferred", b"step_deferred", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_unquarantined", b"step_unquarantined", "step_waiting", b"step_waiting", "tags_set", b"tags_set", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "change_marked", b"change_marked", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "position", b"position", "revision", b"revision", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_retried", b"run_retried", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_unquarantined", b"step_unquarantined", "step_waiting", b"step_waiting", "tags_set", b"tags_set", "time_ms", b"time_ms", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "change_marked", b"change_marked", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "position", b"position", "revision", b"revision", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_retried", b"run_retried", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_deferred", b"step_deferred", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_unquarantined", b"step_unquarantined", "step_waiting", b"step_waiting", "tags_set", b"tags_set", "time_ms", b"time_ms", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["run_started", "run_opened", "run_parked", "run_released", "run_owner_lost", "run_diverged", "run_halted", "run_accepted", "run_waiting", "cancel_requested", "run_completed", "run_failed", "run_cancelled", "run_terminated", "run_continued", "run_timed_out", "run_retried", "step_scheduled", "attempt_started", "attempt_failed", "attempt_lost", "attempt_released", "step_retried", "step_waiting", "step_quarantined", "step_cancel_requested", "step_completed", "step_failed", "step_cancelled", "step_unquarantined", "timer_started", "timer_fired", "timer_cancelled", "signal_received", "signal_answered", "state_published", "child_scheduled", "child_cancel_requested", "child_completed", "child_failed", "change_marked", "tags_set"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["run_started", "run_opened", "run_parked", "run_released", "run_owner_lost", "run_diverged", "run_halted", "run_accepted", "run_waiting", "cancel_requested", "run_completed", "run_failed", "run_cancelled", "run_terminated", "run_continued", "run_timed_out", "run_retried", "step_scheduled", "attempt_started", "attempt_failed", "attempt_lost", "attempt_released", "step_retried", "step_waiting", "step_quarantined", "step_cancel_requested", "step_completed", "step_failed", "step_cancelled", "step_unquarantined", "step_deferred", "timer_started", "timer_fired", "timer_cancelled", "signal_received", "signal_answered", "state_published", "child_scheduled", "child_cancel_requested", "child_completed", "child_failed", "change_marked", "tags_set"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -962,6 +968,7 @@ class AttemptFailed(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     LOCAL_FIELD_NUMBER: _builtins.int
     DURATION_MS_FIELD_NUMBER: _builtins.int
+    FROM_OUTSIDE_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The step."""
     attempt: _builtins.int
@@ -978,6 +985,8 @@ class AttemptFailed(_message.Message):
     """True for a local step."""
     duration_ms: _builtins.int
     """How long user code ran, in milliseconds."""
+    from_outside: _builtins.bool
+    """True: somebody outside failed it, by a token."""
     @_builtins.property
     def failure(self) -> _common_pb2.Failure:
         """What it raised."""
@@ -994,10 +1003,11 @@ class AttemptFailed(_message.Message):
         digest: _builtins.int = ...,
         local: _builtins.bool = ...,
         duration_ms: _builtins.int = ...,
+        from_outside: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command_id", b"command_id", "digest", b"digest", "duration_ms", b"duration_ms", "failure", b"failure", "local", b"local", "name", b"name", "retry_at_ms", b"retry_at_ms", "try_number", b"try_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command_id", b"command_id", "digest", b"digest", "duration_ms", b"duration_ms", "failure", b"failure", "from_outside", b"from_outside", "local", b"local", "name", b"name", "retry_at_ms", b"retry_at_ms", "try_number", b"try_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1215,6 +1225,7 @@ class StepCompleted(_message.Message):
     LOCAL_FIELD_NUMBER: _builtins.int
     DURATION_MS_FIELD_NUMBER: _builtins.int
     ENDED_MS_FIELD_NUMBER: _builtins.int
+    FROM_OUTSIDE_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The step."""
     attempt: _builtins.int
@@ -1231,6 +1242,8 @@ class StepCompleted(_message.Message):
     """Local steps whose result the code was fed before this event: the time it was told, in milliseconds since 1970. 0: that of
     the event.
     """
+    from_outside: _builtins.bool
+    """True: somebody outside finished it, by a token."""
     @_builtins.property
     def result(self) -> _common_pb2.Payload:
         """Encoded result."""
@@ -1246,10 +1259,11 @@ class StepCompleted(_message.Message):
         local: _builtins.bool = ...,
         duration_ms: _builtins.int = ...,
         ended_ms: _builtins.int = ...,
+        from_outside: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command_id", b"command_id", "digest", b"digest", "duration_ms", b"duration_ms", "ended_ms", b"ended_ms", "local", b"local", "name", b"name", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command_id", b"command_id", "digest", b"digest", "duration_ms", b"duration_ms", "ended_ms", b"ended_ms", "from_outside", b"from_outside", "local", b"local", "name", b"name", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1268,6 +1282,7 @@ class StepFailed(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     LOCAL_FIELD_NUMBER: _builtins.int
     DURATION_MS_FIELD_NUMBER: _builtins.int
+    FROM_OUTSIDE_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The step."""
     attempt: _builtins.int
@@ -1280,6 +1295,8 @@ class StepFailed(_message.Message):
     """True for a local step."""
     duration_ms: _builtins.int
     """How long user code of the last attempt ran, in milliseconds."""
+    from_outside: _builtins.bool
+    """True: somebody outside failed it, by a token."""
     @_builtins.property
     def failure(self) -> _common_pb2.Failure:
         """What the workflow sees, `attempts` set."""
@@ -1294,10 +1311,11 @@ class StepFailed(_message.Message):
         digest: _builtins.int = ...,
         local: _builtins.bool = ...,
         duration_ms: _builtins.int = ...,
+        from_outside: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command_id", b"command_id", "digest", b"digest", "duration_ms", b"duration_ms", "failure", b"failure", "local", b"local", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command_id", b"command_id", "digest", b"digest", "duration_ms", b"duration_ms", "failure", b"failure", "from_outside", b"from_outside", "local", b"local", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1340,6 +1358,36 @@ class StepCancelled(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepCancelled: _TypeAlias = StepCancelled  # noqa: Y015
+
+@_typing.final
+class StepDeferred(_message.Message):
+    """An attempt ended without an outcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    DUE_MS_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """The step."""
+    attempt: _builtins.int
+    """Which attempt."""
+    due_ms: _builtins.int
+    """When the try fails if nobody has finished the step (milliseconds since 1970); 0: never."""
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        due_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command_id", b"command_id", "due_ms", b"due_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepDeferred: _TypeAlias = StepDeferred  # noqa: Y015
 
 @_typing.final
 class TimerStarted(_message.Message):

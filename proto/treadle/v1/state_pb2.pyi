@@ -124,6 +124,8 @@ class _CommandStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CommandS
     """A timer that has not fired."""
     COMMAND_STATE_CHILD: _CommandState.ValueType  # 7
     """A child run that has not closed."""
+    COMMAND_STATE_DEFERRED: _CommandState.ValueType  # 8
+    """A step whose attempt ended without an outcome: somebody outside has a token and finishes it."""
 
 class CommandState(_CommandState, metaclass=_CommandStateEnumTypeWrapper):
     """State of an open command."""
@@ -144,6 +146,8 @@ COMMAND_STATE_TIMER: CommandState.ValueType  # 6
 """A timer that has not fired."""
 COMMAND_STATE_CHILD: CommandState.ValueType  # 7
 """A child run that has not closed."""
+COMMAND_STATE_DEFERRED: CommandState.ValueType  # 8
+"""A step whose attempt ended without an outcome: somebody outside has a token and finishes it."""
 Global___CommandState: _TypeAlias = CommandState  # noqa: Y015
 
 @_typing.final
@@ -522,6 +526,8 @@ class CommandRow(_message.Message):
     REDONE_FIELD_NUMBER: _builtins.int
     RETRY_NUMBER_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
+    DEFERRAL_KEY_FIELD_NUMBER: _builtins.int
+    DEFERRED_MS_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The command."""
     state: Global___CommandState.ValueType
@@ -592,6 +598,10 @@ class CommandRow(_message.Message):
     """Number of the retry by which the step runs again although it had been done; 0: none."""
     retry_number: _builtins.int
     """`child`: how often this run had been continued when it asked for the child."""
+    deferral_key: _builtins.bytes
+    """What tokens for finishing the step from outside are made with: the token of its first attempt, kept when that is over."""
+    deferred_ms: _builtins.int
+    """`deferred`: since when (ms)."""
     @_builtins.property
     def holder(self) -> Global___Holder:
         """`held`: by whom."""
@@ -655,10 +665,12 @@ class CommandRow(_message.Message):
         redone: _builtins.int = ...,
         retry_number: _builtins.int = ...,
         failures: _abc.Iterable[_builtins.int] | None = ...,
+        deferral_key: _builtins.bytes = ...,
+        deferred_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "last_failure", b"last_failure", "progress", b"progress", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "child_run_id", b"child_run_id", "command_id", b"command_id", "deadline_ms", b"deadline_ms", "digest", b"digest", "dispatch_id", b"dispatch_id", "due_ms", b"due_ms", "failures", b"failures", "heard_ms", b"heard_ms", "heartbeat_ms", b"heartbeat_ms", "holder", b"holder", "input_bytes", b"input_bytes", "last_failure", b"last_failure", "local", b"local", "lost_count", b"lost_count", "name", b"name", "on_cancel", b"on_cancel", "on_parent_close", b"on_parent_close", "pool", b"pool", "progress", b"progress", "progress_ms", b"progress_ms", "progress_number", b"progress_number", "queue_due_ms", b"queue_due_ms", "queue_timeout_ms", b"queue_timeout_ms", "queued_ms", b"queued_ms", "redone", b"redone", "retry", b"retry", "retry_number", b"retry_number", "started_ms", b"started_ms", "state", b"state", "step_ms", b"step_ms", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "total_timeout_ms", b"total_timeout_ms", "tries_before", b"tries_before", "try_number", b"try_number", "waiting_noted", b"waiting_noted", "watch_step_ms", b"watch_step_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "child_run_id", b"child_run_id", "command_id", b"command_id", "deadline_ms", b"deadline_ms", "deferral_key", b"deferral_key", "deferred_ms", b"deferred_ms", "digest", b"digest", "dispatch_id", b"dispatch_id", "due_ms", b"due_ms", "failures", b"failures", "heard_ms", b"heard_ms", "heartbeat_ms", b"heartbeat_ms", "holder", b"holder", "input_bytes", b"input_bytes", "last_failure", b"last_failure", "local", b"local", "lost_count", b"lost_count", "name", b"name", "on_cancel", b"on_cancel", "on_parent_close", b"on_parent_close", "pool", b"pool", "progress", b"progress", "progress_ms", b"progress_ms", "progress_number", b"progress_number", "queue_due_ms", b"queue_due_ms", "queue_timeout_ms", b"queue_timeout_ms", "queued_ms", b"queued_ms", "redone", b"redone", "retry", b"retry", "retry_number", b"retry_number", "started_ms", b"started_ms", "state", b"state", "step_ms", b"step_ms", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "total_timeout_ms", b"total_timeout_ms", "tries_before", b"tries_before", "try_number", b"try_number", "waiting_noted", b"waiting_noted", "watch_step_ms", b"watch_step_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

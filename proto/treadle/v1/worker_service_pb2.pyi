@@ -104,6 +104,8 @@ class _ReportKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReportKind
     """A started at-most-once attempt was cut off by a drain."""
     REPORT_KIND_CANCELLED: _ReportKind.ValueType  # 5
     """It was cut off because its cancellation was asked for."""
+    REPORT_KIND_DEFERRED: _ReportKind.ValueType  # 6
+    """It ended without an outcome: somebody outside has a token and finishes the step."""
 
 class ReportKind(_ReportKind, metaclass=_ReportKindEnumTypeWrapper):
     """Outcome of an attempt."""
@@ -120,6 +122,8 @@ REPORT_KIND_LOST: ReportKind.ValueType  # 4
 """A started at-most-once attempt was cut off by a drain."""
 REPORT_KIND_CANCELLED: ReportKind.ValueType  # 5
 """It was cut off because its cancellation was asked for."""
+REPORT_KIND_DEFERRED: ReportKind.ValueType  # 6
+"""It ended without an outcome: somebody outside has a token and finishes the step."""
 Global___ReportKind: _TypeAlias = ReportKind  # noqa: Y015
 
 class _Answer:
@@ -557,6 +561,7 @@ class Grant(_message.Message):
     PUSH_NUMBER_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     LEFT_MS_FIELD_NUMBER: _builtins.int
+    DEFERRAL_KEY_FIELD_NUMBER: _builtins.int
     token: _builtins.bytes
     """Fences everything older. 16 bytes."""
     claim_id: _builtins.int
@@ -571,6 +576,8 @@ class Grant(_message.Message):
     """Pushed grants of a session are numbered from 1; 0 for answers to claims."""
     left_ms: _builtins.int
     """Step jobs: how much is left of the step's total timeout (ms), at least 1; 0 means no limit."""
+    deferral_key: _builtins.bytes
+    """Step jobs, from the second attempt on: what the tokens of `defer` are made with. The first attempt uses its own token."""
     @_builtins.property
     def job(self) -> _job_pb2.Job:
         """The job: whole when pushed to a credit; otherwise only what the delivery did not bring."""
@@ -601,10 +608,11 @@ class Grant(_message.Message):
         push_number: _builtins.int = ...,
         progress: _common_pb2.Payload | None = ...,
         left_ms: _builtins.int = ...,
+        deferral_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "progress", b"progress", "run", b"run", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "attempt", b"attempt", "claim_id", b"claim_id", "job", b"job", "left_ms", b"left_ms", "progress", b"progress", "push_number", b"push_number", "run", b"run", "sent_ms", b"sent_ms", "token", b"token", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "attempt", b"attempt", "claim_id", b"claim_id", "deferral_key", b"deferral_key", "job", b"job", "left_ms", b"left_ms", "progress", b"progress", "push_number", b"push_number", "run", b"run", "sent_ms", b"sent_ms", "token", b"token", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -702,6 +710,7 @@ class AttemptReport(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     PROGRESS_NUMBER_FIELD_NUMBER: _builtins.int
+    DEFERRED_FOR_MS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     incarnation: _builtins.int
@@ -720,6 +729,8 @@ class AttemptReport(_message.Message):
     """RELEASED: why."""
     progress_number: _builtins.int
     """The number it was said under; see AttemptProgress."""
+    deferred_for_ms: _builtins.int
+    """DEFERRED: how long to wait for whoever has the token (ms); 0: as long as the step's timeout says, or for ever."""
     @_builtins.property
     def result(self) -> _common_pb2.Payload:
         """COMPLETED: encoded result."""
@@ -747,10 +758,11 @@ class AttemptReport(_message.Message):
         reason: _builtins.str = ...,
         progress: _common_pb2.Payload | None = ...,
         progress_number: _builtins.int = ...,
+        deferred_for_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "progress", b"progress", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "duration_ms", b"duration_ms", "failure", b"failure", "incarnation", b"incarnation", "kind", b"kind", "progress", b"progress", "progress_number", b"progress_number", "reason", b"reason", "result", b"result", "retry_after_ms", b"retry_after_ms", "run_id", b"run_id", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "deferred_for_ms", b"deferred_for_ms", "duration_ms", b"duration_ms", "failure", b"failure", "incarnation", b"incarnation", "kind", b"kind", "progress", b"progress", "progress_number", b"progress_number", "reason", b"reason", "result", b"result", "retry_after_ms", b"retry_after_ms", "run_id", b"run_id", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

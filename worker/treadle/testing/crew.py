@@ -7,6 +7,7 @@ from random import Random
 from typing import Any, Final
 
 from treadle.controlplane.replica import Session
+from treadle.protocol.deferral import make_token
 from treadle.v1.worker_service_pb2 import (
     LANE_SESSION,
     Command,
@@ -228,6 +229,14 @@ class Member:
                 heartbeat_ms=job.heartbeat_ms,
                 progress=attempt.progress,
                 said=lambda data: core.progressed(token, attempt.number, data),
+                deferral=make_token(
+                    attempt.deferral_key,
+                    namespace=job.namespace,
+                    run_id=job.run_id,
+                    incarnation=job.incarnation,
+                    command_id=job.command_id,
+                    try_number=job.try_number,
+                ),
             ),
         )
 

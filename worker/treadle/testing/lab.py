@@ -7,14 +7,17 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, TypeVar, overload
 
-from treadle.controlplane.machine.requests import StartRun
+from treadle.controlplane.machine.requests import SettleStep, StartRun
 from treadle.controlplane.machine.schedule_requests import DeclareSchedule
 from treadle.controlplane.machine.schedules import record_of
+from treadle.protocol.deferral import read_token
 from treadle.protocol.durations import Duration, to_ms
 from treadle.protocol.errors import ConfigError
+from treadle.protocol.failures import failure_of
 from treadle.protocol.ids import RunKey, check_run_id
+from treadle.protocol.payloads import encode
 from treadle.protocol.tags import code_name
-from treadle.v1.common_pb2 import TraceContext
+from treadle.v1.common_pb2 import Failure, Payload, TraceContext
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_REJECT
 from treadle.v1.schedule_pb2 import ScheduleSpec
 from treadle.worker.loop import guard
@@ -254,6 +257,35 @@ class Lab:
     def calls(self, step: Step[..., Any] | None = None) -> list[Call]:
         """Return every attempt that began, in order; with `step`, those of this step."""
         return [call for call in self._house.stage.calls if step is None or call.step == step.name]
+
+    # --- steps that are finished from outside -------------------------------------------------------------------------
+    def complete_step(self, token: str, value: Any = None, *, request_id: str | None = None) -> None:
+        """Finish a step that was deferred, as `Client.complete_step` does.
+
+        Raises:
+            StepSettled: It has its outcome, or the try that made the token is over.
+            FieldInvalid: It is no token.
+            PayloadError: The value cannot be encoded.
+        """
+        self._finish(token, request_id, encode(value, what="result of the step"), None)
+
+    def fail_step(
+        self, token: str, error: str | BaseException, *, final: bool = False, request_id: str | None = None
+    ) -> None:
+        """Let a step that was deferred fail, as `Client.fail_step` does.
+
+        Raises:
+            StepSettled: It has its outcome, or the try that made the token is over.
+            FieldInvalid: It is no token.
+        """
+        failure = Failure(type="StepError", message=error) if isinstance(error, str) else failure_of(error)
+        failure.final = failure.final or final
+        self._finish(token, request_id, None, failure)
+
+    def _finish(self, token: str, request_id: str | None, result: Payload | None, failure: Failure | None) -> None:
+        read = read_token(token)
+        asked = SettleStep(read, request_id or self._house.new_id("finish"), result, failure)
+        self._house.request(RunKey(NAMESPACE, read.run_id), asked)
 
     # --- time --------------------------------------------------------------------------------------------------------
     @property

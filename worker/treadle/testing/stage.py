@@ -49,6 +49,7 @@ class Attempt:
         heartbeat_ms: Longest silence; 0: no limit. Doubles are silent.
         progress: What an attempt before this one said last of how far it was.
         said: Told what the code says of that; None: that it goes on.
+        deferral: The token that finishes the step from outside; "" for a local step.
     """
 
     step: Step[..., Any]
@@ -61,6 +62,7 @@ class Attempt:
     heartbeat_ms: int = 0
     progress: Payload | None = None
     said: Callable[[bytes | None], None] = lambda data: None
+    deferral: str = ""
 
 
 class Stage:
@@ -294,6 +296,7 @@ class _Running:
 
     Attributes:
         last: What its code, or an attempt before it, said last of how far it is.
+        deferral, deferred_ms: See Saying.
     """
 
     def __init__(self, attempt: Attempt, forget: Callable[[], object]) -> None:
@@ -301,6 +304,8 @@ class _Running:
         self.task: asyncio.Task[None] | None = None
         self.over = False
         self.last = attempt.progress
+        self.deferral = attempt.deferral
+        self.deferred_ms: int | None = None
         self._forget = forget
         attempt.info.live = self
 

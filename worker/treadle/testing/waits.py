@@ -7,6 +7,7 @@ from collections.abc import Callable
 from treadle.protocol.ids import RunKey
 from treadle.v1.state_pb2 import (
     COMMAND_STATE_CHILD,
+    COMMAND_STATE_DEFERRED,
     COMMAND_STATE_HELD,
     COMMAND_STATE_TIMER,
     CommandRow,
@@ -47,5 +48,7 @@ def _row(row: CommandRow) -> str:
         return f"child {row.child_run_id!r} of workflow {row.name!r}"
     if row.state == COMMAND_STATE_HELD:
         return f"step {row.name!r}, which hangs"
+    if row.state == COMMAND_STATE_DEFERRED:
+        return f"step {row.name!r} to be finished from outside: hand its token to lab.complete_step"
     state = CommandState.Name(row.state).removeprefix("COMMAND_STATE_").lower()
     return f"{row.name or 'command'} {row.command_id!r} ({state})"

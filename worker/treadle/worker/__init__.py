@@ -6,6 +6,7 @@ from treadle.protocol.errors import (
     AttemptTimedOut,
     CompensationFailed,
     ConfigError,
+    Deferred,
     Fatal,
     HeartbeatMissed,
     MapFailed,
@@ -31,7 +32,7 @@ from treadle.worker.child_runs import ChildRun, start_child
 from treadle.worker.continuation import continue_as_new
 from treadle.worker.current import StepInfo, now, random, sleep_until, step_info, uuid4
 from treadle.worker.hooks import FailedRun, RaisedError
-from treadle.worker.long_steps import heartbeat, last_progress, progress
+from treadle.worker.long_steps import defer, heartbeat, last_progress, progress
 from treadle.worker.saga import Saga
 from treadle.worker.signals import Question, publish_state, receive, receive_question
 from treadle.worker.steps import Step, step
@@ -52,6 +53,8 @@ __all__ = (
     "progress",
     "heartbeat",
     "last_progress",
+    "defer",
+    "Deferred",
     # inside workflows
     "now",
     "random",

@@ -100,9 +100,8 @@ class Attempts:
             left_ms=attempt.left_ms,
             alone=attempt.alone,
             facts=self._facts_of(attempt) if self._executors.spans.enabled else self._facts,
-            token=token,
+            attempt=attempt,
             heartbeat_ms=job.heartbeat_ms,
-            progress=attempt.progress,
             said=self._said,
         )
         running = self._executors.start(call)
@@ -156,7 +155,8 @@ class Attempts:
             running = self._local_steps[key] = begun
 
     def _progressed(self, call: Call, data: bytes | None) -> None:
-        self._core.progressed(call.token, call.info.attempt, data)
+        if call.attempt is not None:
+            self._core.progressed(call.attempt.token, call.attempt.number, data)
         self._changed()
 
     def cancel(self, token: bytes, reason: str) -> None:

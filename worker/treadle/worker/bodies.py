@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from treadle.protocol.durations import in_words, to_ms
-from treadle.protocol.errors import ConfigError, RetryAfter
+from treadle.protocol.errors import ConfigError, Deferred, RetryAfter
 from treadle.protocol.failures import failure_of
 from treadle.v1.common_pb2 import (
     FAILURE_KIND_CRASHED,
@@ -56,6 +56,13 @@ async def run_async(step: Step[..., Any], arguments: Arguments, info: StepInfo, 
 
 def failed(error: BaseException, info: StepInfo, duration_ms: int) -> Report:
     """How an attempt ended that raised."""
+    if isinstance(error, Deferred):
+        saying = info.saying()
+        if saying is not None and saying.deferred_ms is not None:
+            return Report("deferred", duration_ms=duration_ms, deferred_ms=saying.deferred_ms)
+        error = ConfigError(
+            "the step raised Deferred without a token: call defer() first, and hand its token to somebody"
+        )
     if info.cancel_reason:
         return cut_off(info.cancel_reason, duration_ms)
     retry_after_ms = 0

@@ -70,7 +70,7 @@ class Child:
 
     def _run(self, run: Run) -> Report:
         self._info = run.info
-        self._pulse.begin(run.progress)
+        self._pulse.begin(run.progress, run.deferral)
         run.info.live = self._pulse
         STEP_INFO.set(run.info)
         try:

@@ -23,6 +23,8 @@ class ChildPulse:
 
     def __init__(self, send: Callable[[Said], None]) -> None:
         self.last: Payload | None = None
+        self.deferral = ""
+        self.deferred_ms: int | None = None
         self._send = send
         self._wanted = threading.Event()
         self._lock = threading.Lock()
@@ -33,8 +35,9 @@ class ChildPulse:
         """See Live."""
         return self
 
-    def begin(self, last: bytes | None) -> None:
-        """An attempt begins; `last`: what one before it said last, a Payload in binary form."""
+    def begin(self, last: bytes | None, deferral: str) -> None:
+        """An attempt begins; see Run."""
+        self.deferral, self.deferred_ms = deferral, None
         self.last = None if last is None else Payload.FromString(last)
         self._dirty = self._beaten = False
         self._open = True

@@ -18,13 +18,15 @@ HEADER_BYTES: Final = 4
 
 class Run(msgspec.Struct, tag="run", frozen=True):
     """Run one attempt. `payload`: a Payload in binary form; `info`: what the step may know, under the span of the worker;
-    `limit`: of the result's bytes; `progress`: what an attempt before it said last, a Payload in binary form."""
+    `limit`: of the result's bytes; `progress`: what an attempt before it said last, a Payload in binary form; `deferral`: the
+    token that finishes the step from outside."""
 
     step: str
     payload: bytes
     info: StepInfo
     limit: int
     progress: bytes | None = None
+    deferral: str = ""
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
@@ -53,6 +55,7 @@ class Ended(msgspec.Struct, tag="ended", frozen=True):
     failure: bytes | None = None
     retry_after_ms: int = 0
     duration_ms: int = 0
+    deferred_ms: int = 0
 
     @classmethod
     def of(cls, report: Report) -> Ended:
@@ -62,6 +65,7 @@ class Ended(msgspec.Struct, tag="ended", frozen=True):
             failure=None if report.failure is None else report.failure.SerializeToString(),
             retry_after_ms=report.retry_after_ms,
             duration_ms=report.duration_ms,
+            deferred_ms=report.deferred_ms,
         )
 
     def report(self) -> Report:
@@ -71,6 +75,7 @@ class Ended(msgspec.Struct, tag="ended", frozen=True):
             failure=None if self.failure is None else Failure.FromString(self.failure),
             retry_after_ms=self.retry_after_ms,
             duration_ms=self.duration_ms,
+            deferred_ms=self.deferred_ms,
         )
 
 

@@ -33,7 +33,7 @@ from treadle.worker.bodies import (
 )
 from treadle.worker.child_wire import Run, Said
 from treadle.worker.children import Child, ChildDied, Children
-from treadle.worker.core.port import Report
+from treadle.worker.core.port import Attempt, Report
 from treadle.worker.current import STEP_INFO, StepInfo
 from treadle.worker.pulse import Pulse
 from treadle.worker.spans import SpanFacts, Spans
@@ -68,9 +68,8 @@ class Call:
         may_start: Asked as the last thing before user code.
         ended: Told the end, on the event loop, once; None: `may_start` said no, or it was cut off before.
         facts: For its span.
-        token: Of the attempt; for a local step, of the owner.
+        attempt: Of a pool step: what was granted.
         heartbeat_ms: Longest silence; 0: no limit.
-        progress: What an attempt before this one said last of how far it was.
         said: Told what the code says of its progress (None: that it goes on), on the event loop, before `ended`.
     """
 
@@ -84,9 +83,8 @@ class Call:
     alone: bool = False
     local: bool = False
     facts: SpanFacts = _NO_FACTS
-    token: bytes = b""
+    attempt: Attempt | None = None
     heartbeat_ms: int = 0
-    progress: Payload | None = None
     said: Callable[[Call, bytes | None], None] | None = None
 
 
@@ -149,7 +147,7 @@ class Running:
             with _LOCK:
                 if self._pulse is None:
                     call = self.call
-                    self._pulse = Pulse(self.loop, call.heartbeat_ms, call.progress, self._said, self._miss)
+                    self._pulse = Pulse(self.loop, call.heartbeat_ms, call.attempt, self._said, self._miss)
         return self._pulse
 
     def _said(self, data: bytes | None) -> None:
@@ -439,12 +437,14 @@ class Executors:
     async def _ask(self, child: Child, running: Running) -> Report:
         call = running.call
         began = time.perf_counter()
+        saying = running.saying()
         run = Run(
             step=call.step.name,
             payload=call.payload.SerializeToString(),
             info=self._info_for_child(call.info),
             limit=self.max_payload_bytes,
-            progress=None if call.progress is None else call.progress.SerializeToString(),
+            progress=None if saying.last is None else saying.last.SerializeToString(),
+            deferral=saying.deferral,
         )
         try:
             return (await child.run(run, running.heard)).report()

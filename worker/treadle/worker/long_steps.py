@@ -1,16 +1,17 @@
-"""What a long step says while it runs: how far it is, for the attempt after it and for whoever looks, and that it goes on."""
+"""What a long step says while it runs: how far it is, that it goes on, and that somebody outside will finish it."""
 
 from __future__ import annotations
 
 from typing import Any, Final, TypeVar, overload
 
+from treadle.protocol.durations import Duration, to_ms
 from treadle.protocol.errors import ConfigError
 from treadle.protocol.payloads import decode, encode_bytes
 from treadle.protocol.topology import MAX_PROGRESS_BYTES
 from treadle.worker.current import STEP_INFO, current_execution
 from treadle.worker.pulse import Saying
 
-__all__ = ("heartbeat", "last_progress", "progress")
+__all__ = ("defer", "heartbeat", "last_progress", "progress")
 
 T = TypeVar("T")
 
@@ -64,6 +65,36 @@ def last_progress(type: Any = Any, /) -> Any:
     if saying is None or saying.last is None:
         return None
     return decode(saying.last, type, what=_WHAT)
+
+
+def defer(*, timeout: Duration | None = None) -> str:
+    """Return a token by which somebody outside finishes the step; hand it on, then `raise Deferred`.
+
+    The attempt ends then and holds no worker. `Client.complete_step(token, value)` gives the step its result, and
+    `Client.fail_step` an error, once. All attempts of a try make the same token, and it may be used before the attempt has
+    ended. A step that returns, or raises something else, ends as if it had not been called.
+
+    Args:
+        timeout: How long to wait for it, from the end of the attempt ("7d"); then the try has failed with a timeout.
+            Default: the step's `timeout=` counts on, if it has one.
+
+    Returns:
+        A secret that begins with "tds_": who has it, and may call the control plane, can finish the step.
+
+    Raises:
+        ConfigError: It is called outside a step, or in one without `pool=`; or the timeout is none.
+    """
+    wait_ms = 0 if timeout is None else to_ms(timeout, name="defer: timeout")
+    if timeout is not None and not wait_ms:
+        raise ConfigError(f"defer: timeout {timeout!r}: give more than 0, or leave it out")
+    saying = _saying("defer")
+    if saying is None:
+        raise ConfigError("defer(): call it inside a @step that a worker runs; there is no attempt here")
+    token = saying.deferral
+    if not token:
+        raise ConfigError('defer(): give the step a pool, as in @step(pool="default"): local steps are not deferred')
+    saying.deferred_ms = wait_ms
+    return token
 
 
 def _saying(what: str) -> Saying | None:

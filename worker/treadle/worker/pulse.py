@@ -10,9 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
+from treadle.protocol.deferral import make_token
 from treadle.v1.common_pb2 import Payload
+
+if TYPE_CHECKING:
+    from treadle.worker.core.port import Attempt
 
 __all__ = ("Pulse", "Saying", "interval_s")
 
@@ -26,9 +30,15 @@ class Saying(Protocol):
 
     Attributes:
         last: What the code, or an attempt before it, said last; None: nothing.
+        deferral: The token that finishes the step from outside; "" where there can be none.
+        deferred_ms: Set when the code has asked for that token: how long it is waited for; 0: as the step's timeout says.
     """
 
     last: Payload | None
+    deferred_ms: int | None
+
+    @property
+    def deferral(self) -> str: ...
 
     def say(self, data: bytes) -> None:
         """Say how far it is. Counts as a heartbeat."""
@@ -50,13 +60,14 @@ class Pulse:
     Args:
         loop: The event loop of the worker.
         heartbeat_ms: Longest silence; 0: no limit.
-        last: What an attempt before this one said last.
+        attempt: What was granted, with what an attempt before it said last; None: a local step.
         tell: Told the newest value; None: only that the code goes on.
         missed: Called once when the silence has been too long.
     """
 
     __slots__ = (
         "_armed",
+        "_attempt",
         "_beaten",
         "_dirty",
         "_every",
@@ -69,6 +80,7 @@ class Pulse:
         "_ticking",
         "_told",
         "_watching",
+        "deferred_ms",
         "last",
     )
 
@@ -76,11 +88,13 @@ class Pulse:
         self,
         loop: asyncio.AbstractEventLoop,
         heartbeat_ms: int,
-        last: Payload | None,
+        attempt: Attempt | None,
         tell: Callable[[bytes | None], None],
         missed: Callable[[], None],
     ) -> None:
-        self.last = last
+        self._attempt = attempt
+        self.last = None if attempt is None else attempt.progress
+        self.deferred_ms: int | None = None
         self._loop = loop
         self._heartbeat_s = heartbeat_ms / 1000
         self._every = interval_s(heartbeat_ms)
@@ -92,6 +106,20 @@ class Pulse:
         self._ticking: asyncio.TimerHandle | None = None
         self._watching: asyncio.TimerHandle | None = None
         self._look_at = 0.0
+
+    @property
+    def deferral(self) -> str:
+        if self._attempt is None:
+            return ""
+        job = self._attempt.job
+        return make_token(
+            self._attempt.deferral_key,
+            namespace=job.namespace,
+            run_id=job.run_id,
+            incarnation=job.incarnation,
+            command_id=job.command_id,
+            try_number=job.try_number,
+        )
 
     # --- any thread ------------------------------------------------------------------------------------------------
     def say(self, data: bytes) -> None:

@@ -5,7 +5,8 @@ ISO date or time (UTC) or `never`. Empty lines and lines that begin with `#` are
 `tdl_<key id>_<secret>` and come as the metadata `authorization: Bearer <token>`. The file is read again when it changes.
 
     viewer          reads runs, pools and schedules
-    client          starts, reads and cancels runs, also by triggering a schedule
+    client          starts, reads and cancels runs, also by triggering a schedule; finishes deferred
+                    steps whose token it has
     operator        all of that, terminates, lets stopped, closed and quarantined work go on, and creates and steers schedules
     worker:<pool>   is a worker of that pool, and nothing else
     admin           everything
@@ -55,7 +56,13 @@ _READS: Final = frozenset(
 )
 _STARTS: Final = frozenset(
     f"/treadle.v1.RunService/{method}" for method in ("StartRun", "CancelRun", "SignalRun", "AskRun")
-) | frozenset({"/treadle.v1.ScheduleService/TriggerSchedule"})
+) | frozenset(
+    {
+        "/treadle.v1.ScheduleService/TriggerSchedule",
+        "/treadle.v1.StepService/CompleteStep",
+        "/treadle.v1.StepService/FailStep",
+    }
+)
 _STEERS: Final = frozenset(
     f"/treadle.v1.RunService/{method}" for method in ("TerminateRun", "AcceptRun", "RetryRun", "ReleaseStep")
 ) | frozenset(

@@ -17,10 +17,11 @@ from treadle.controlplane.api.errors import DeadlineGuard, ErrorInterceptor, Gua
 from treadle.controlplane.config import ServerConfig, split_address
 from treadle.controlplane.telemetry import Metrics
 from treadle.protocol.errors import ConfigError
-from treadle.v1 import pool_service_pb2, run_service_pb2, schedule_service_pb2, worker_service_pb2
+from treadle.v1 import pool_service_pb2, run_service_pb2, schedule_service_pb2, step_service_pb2, worker_service_pb2
 from treadle.v1.pool_service_pb2_grpc import PoolServiceServicer, add_PoolServiceServicer_to_server
 from treadle.v1.run_service_pb2_grpc import RunServiceServicer, add_RunServiceServicer_to_server
 from treadle.v1.schedule_service_pb2_grpc import ScheduleServiceServicer, add_ScheduleServiceServicer_to_server
+from treadle.v1.step_service_pb2_grpc import StepServiceServicer, add_StepServiceServicer_to_server
 from treadle.v1.worker_service_pb2_grpc import WorkerServiceServicer, add_WorkerServiceServicer_to_server
 
 __all__ = ("MESSAGE_BYTES", "ApiServer")
@@ -48,7 +49,7 @@ class ApiServer:
 
     Args:
         config: Address, TLS, tokens.
-        runs, pools, schedules: The services for clients.
+        runs, pools, schedules, steps: The services for clients.
         workers: The service for workers; None: clients only.
         metrics: Counts calls.
 
@@ -63,6 +64,7 @@ class ApiServer:
         runs: RunServiceServicer,
         pools: PoolServiceServicer,
         schedules: ScheduleServiceServicer | None = None,
+        steps: StepServiceServicer | None = None,
         workers: WorkerServiceServicer | None = None,
         metrics: Metrics | None = None,
     ) -> None:
@@ -80,6 +82,9 @@ class ApiServer:
         if schedules is not None:
             add_ScheduleServiceServicer_to_server(schedules, self._server)
             self._names.append(schedule_service_pb2.DESCRIPTOR.services_by_name["ScheduleService"].full_name)
+        if steps is not None:
+            add_StepServiceServicer_to_server(steps, self._server)
+            self._names.append(step_service_pb2.DESCRIPTOR.services_by_name["StepService"].full_name)
         if workers is not None:
             add_WorkerServiceServicer_to_server(workers, self._server)
             self._names.append(worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name)

@@ -39,6 +39,7 @@ from treadle.v1.worker_service_pb2 import (
     ANSWER_UNKNOWN,
     REPORT_KIND_CANCELLED,
     REPORT_KIND_COMPLETED,
+    REPORT_KIND_DEFERRED,
     REPORT_KIND_FAILED,
     REPORT_KIND_LOST,
     REPORT_KIND_RELEASED,
@@ -56,7 +57,7 @@ from treadle.v1.worker_service_pb2 import (
     Verdict,
 )
 
-from . import deadlines, progress
+from . import deadlines, deferral, progress
 from .env import Credit
 from .requests import Claimed, PushedGrant, Reported
 from .view import RunView
@@ -121,7 +122,8 @@ def dispatch(view: RunView, row: CommandRow) -> None:
     if limited:
         deadlines.queued(row, view.now)
     row.state = COMMAND_STATE_QUEUED
-    row.ClearField("holder")
+    if row.HasField("holder"):
+        deferral.unhold(row)
     row.queued_ms = view.now
     row.watch_step_ms = view.env.settings.watch_ms
     row.due_ms = view.now + row.watch_step_ms
@@ -194,6 +196,8 @@ def _grant(view: RunView, row: CommandRow, alone: bool) -> Grant:
     progress.began(view, row, grant)
     if row.deadline_ms:
         grant.left_ms = deadlines.left_ms(row, view.now)
+    if row.deferral_key:
+        grant.deferral_key = row.deferral_key
     return grant
 
 
@@ -294,6 +298,8 @@ def _apply(view: RunView, row: CommandRow, told: AttemptReport) -> None:
         settle_cancelled(view, row)
     elif told.kind == REPORT_KIND_FAILED:
         fail_try(view, row, told.failure, told.retry_after_ms, told.duration_ms)
+    elif told.kind == REPORT_KIND_DEFERRED:
+        deferral.defer(view, row, told)
     elif told.kind == REPORT_KIND_LOST:
         lost = Failure(kind=FAILURE_KIND_LOST, type="Lost", message=f"cut off: {told.reason or 'drain'}")
         settle_failed(view, row, lost, told.duration_ms)
@@ -343,7 +349,8 @@ def fail_try(view: RunView, row: CommandRow, failure: Failure, retry_after_ms: i
     head.trouble = f"try {row.try_number} of step {row.name!r} failed: {failure.type}: {failure.message}"[:_WORDS]
     row.try_number += 1
     row.state = COMMAND_STATE_BACKOFF
-    row.ClearField("holder")
+    if row.HasField("holder"):
+        deferral.unhold(row)
     row.due_ms = retry_at
     row.last_failure.CopyFrom(Failure(kind=failure.kind, type=failure.type, message=failure.message))
     view.put(row)

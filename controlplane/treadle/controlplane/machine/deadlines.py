@@ -18,6 +18,7 @@ from treadle.v1.common_pb2 import (
 from treadle.v1.history_pb2 import RunFailed, RunTimedOut, StepScheduled
 from treadle.v1.state_pb2 import (
     COMMAND_STATE_BACKOFF,
+    COMMAND_STATE_DEFERRED,
     COMMAND_STATE_QUARANTINED,
     COMMAND_STATE_QUEUED,
     COMMAND_STATE_WAITING,
@@ -52,7 +53,7 @@ __all__ = (
 
 _QUEUES = (COMMAND_STATE_QUEUED, COMMAND_STATE_WAITING)
 _OVER = (RUN_STATE_CLOSED, RUN_STATE_CONTINUING, RUN_STATE_RECORD)
-_UNHELD = (*_QUEUES, COMMAND_STATE_BACKOFF, COMMAND_STATE_QUARANTINED)
+_UNHELD = (*_QUEUES, COMMAND_STATE_BACKOFF, COMMAND_STATE_QUARANTINED, COMMAND_STATE_DEFERRED)
 
 
 # --- steps ---------------------------------------------------------------------------------------------------------------

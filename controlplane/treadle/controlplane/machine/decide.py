@@ -19,6 +19,7 @@ from treadle.v1.worker_service_pb2 import (
 from . import (
     attempts,
     children,
+    deferral,
     leases,
     owners,
     progress,
@@ -48,6 +49,7 @@ from .requests import (
     Request,
     RetryRun,
     RunReply,
+    SettleStep,
     SignalRun,
     StartRun,
     StopRun,
@@ -91,6 +93,8 @@ def want(run: RunKey, requests: Sequence[Request]) -> Want:
             fields |= dict.fromkeys(f"{kind}:{c}" for c in request.command_ids for kind in "ci")
         elif isinstance(request, SignalRun):
             fields[signals.seen_field(request.signal_id)] = None
+        elif isinstance(request, SettleStep):
+            fields.update(dict.fromkeys(deferral.fields(request.token)))
         elif isinstance(request, ChildEnded):
             fields[f"c:{request.letter.parent.command_id}"] = None
     if run.run_id.startswith(RECORD_MARK):
@@ -170,6 +174,8 @@ def _one(view: RunView, request: Request) -> Reply:
             return quarantine.release(view, request)
         case SignalRun():
             return signals.receive(view, request)
+        case SettleStep():
+            return deferral.settle(view, request)
         case ChildEnded():
             children.ended(view, request)
         case StopRun():

@@ -6,7 +6,7 @@ from treadle.protocol.errors import RequestError, RunClosed
 from treadle.v1.history_pb2 import StepQuarantined, StepUnquarantined
 from treadle.v1.state_pb2 import COMMAND_STATE_QUARANTINED, CommandRow
 
-from . import attempts, deadlines, runs
+from . import attempts, deadlines, deferral, runs
 from .requests import ReleaseSteps, RunReply
 from .view import HOUR_MS, RunView
 
@@ -16,7 +16,7 @@ __all__ = ("release", "set_aside")
 def set_aside(view: RunView, row: CommandRow) -> None:
     """The step has killed too many workers: nobody gets it any more."""
     row.state = COMMAND_STATE_QUARANTINED
-    row.ClearField("holder")
+    deferral.unhold(row)
     row.due_ms = view.now + HOUR_MS
     deadlines.bound(row)
     view.put(row)

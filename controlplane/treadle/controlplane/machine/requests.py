@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from treadle.controlplane.store.port import Change, WorkerView
+from treadle.protocol.deferral import DeferralToken
 from treadle.protocol.errors import RequestError
-from treadle.v1.common_pb2 import ParentRun, Payload, Tag, TraceContext
+from treadle.v1.common_pb2 import Failure, ParentRun, Payload, Tag, TraceContext
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import Job, JobKind
 from treadle.v1.run_service_pb2 import ConflictPolicy
@@ -46,6 +47,7 @@ __all__ = (
     "Request",
     "RetryRun",
     "RunReply",
+    "SettleStep",
     "SignalRun",
     "StartRun",
     "StopRun",
@@ -215,6 +217,16 @@ class SignalRun:
 
 
 @dataclass(slots=True)
+class SettleStep:
+    """Somebody outside finishes a step by its token: with a result, or else with a failure. Reply: RunReply."""
+
+    token: DeferralToken
+    request_id: str
+    result: Payload | None = None
+    failure: Failure | None = None
+
+
+@dataclass(slots=True)
 class ChildEnded:
     """A child of the run has closed, or could not be started. Reply: None."""
 
@@ -246,6 +258,7 @@ Request = (
     | RetryRun
     | ReleaseSteps
     | SignalRun
+    | SettleStep
     | ChildEnded
     | StopRun
     | ScheduleRequest

@@ -9,6 +9,7 @@ from treadle.protocol.tags import code_name
 from treadle.v1.history_pb2 import TimerFired
 from treadle.v1.state_pb2 import (
     COMMAND_STATE_BACKOFF,
+    COMMAND_STATE_DEFERRED,
     COMMAND_STATE_HELD,
     COMMAND_STATE_QUARANTINED,
     COMMAND_STATE_QUEUED,
@@ -23,7 +24,7 @@ from treadle.v1.state_pb2 import (
     CommandRow,
 )
 
-from . import attempts, continuation, deadlines, runs
+from . import attempts, continuation, deadlines, deferral, runs
 from .requests import FireTimer, Registered
 from .view import HOUR_MS, RunView
 
@@ -63,6 +64,8 @@ def _fire_row(view: RunView, request: FireTimer) -> None:
         attempts.retry_due(view, row)
     elif row.state == COMMAND_STATE_WAITING:
         attempts.dispatch(view, row)
+    elif row.state == COMMAND_STATE_DEFERRED:
+        deferral.time_out(view, row)
     elif row.state == COMMAND_STATE_QUEUED:
         _watch_row(view, row, request)
     elif row.state == COMMAND_STATE_QUARANTINED:

@@ -15,6 +15,7 @@ from treadle.v1.worker_service_pb2 import (
     ANSWER_SETTLED,
     REPORT_KIND_CANCELLED,
     REPORT_KIND_COMPLETED,
+    REPORT_KIND_DEFERRED,
     REPORT_KIND_FAILED,
     REPORT_KIND_LOST,
     REPORT_KIND_RELEASED,
@@ -38,6 +39,7 @@ KINDS = {
     "released": REPORT_KIND_RELEASED,
     "lost": REPORT_KIND_LOST,
     "cancelled": REPORT_KIND_CANCELLED,
+    "deferred": REPORT_KIND_DEFERRED,
 }
 
 
@@ -98,6 +100,7 @@ class Attempts:
             pushed=grant.push_number > 0,
             progress=grant.progress if grant.HasField("progress") else None,
             left_ms=grant.left_ms,
+            deferral_key=grant.deferral_key or grant.token,
         )
         self._shared.actions.append(StartAttempt(attempt))
 
@@ -136,6 +139,7 @@ class Attempts:
         message.retry_after_ms = report.retry_after_ms
         message.duration_ms = report.duration_ms
         message.reason = reason
+        message.deferred_for_ms = report.deferred_ms
         self.progress.ended(token, message)
         self._say(held, message)
         self.running -= 1

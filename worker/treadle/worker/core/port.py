@@ -103,6 +103,7 @@ class Attempt:
         pushed: It came down the session, to a credit; else a delivery of the broker brought it.
         progress: What an attempt before this one said last of how far it was; None: none did.
         left_ms: How much was left of the step's total timeout at GO; 0: no limit.
+        deferral_key: What its tokens for finishing the step from outside are made with.
     """
 
     token: bytes
@@ -113,6 +114,7 @@ class Attempt:
     pushed: bool = False
     progress: Payload | None = None
     left_ms: int = 0
+    deferral_key: bytes = b""
 
 
 @dataclass(slots=True)
@@ -121,19 +123,22 @@ class Report:
 
     Attributes:
         kind: "completed", "failed", "released" (never started, or cut off by a drain), "lost" (a started at-most-once
-            attempt cut off by a drain), "cancelled" (cut off because its cancellation was asked for).
+            attempt cut off by a drain), "cancelled" (cut off because its cancellation was asked for), "deferred" (pool steps:
+            it ended without an outcome, and somebody outside finishes the step).
         result: With "completed".
         failure: With "failed".
         retry_after_ms: With "failed": wait asked for by RetryAfter; 0: by the policy.
         duration_ms: How long user code ran.
+        deferred_ms: With "deferred": how long to wait for whoever finishes it; 0: as the step's timeout says.
     """
 
-    kind: Literal["completed", "failed", "released", "lost", "cancelled"]
+    kind: Literal["completed", "failed", "released", "lost", "cancelled", "deferred"]
     result: Payload | None = None
     failure: Failure | None = None
     retry_after_ms: int = 0
     duration_ms: int = 0
     reason: str = ""
+    deferred_ms: int = 0
 
 
 @dataclass(slots=True)
