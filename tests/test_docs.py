@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
+from treadle.client.encryption import new_key
 from treadle.controlplane.embedded import embedded
 from treadle.worker.app import collect
 from treadle.worker.config import WorkerConfig
@@ -27,6 +29,7 @@ PAGES = {
     "fan-out": ["reserve", "release"],
     "redrive": ["charged chair", "shipped chair"],
     "failures": ("read-1", "StepError", {"page": "wrong"}),
+    "payloads": "40000 contacts of Ada",
     "children": [
         "charged 1",
         "charged 2",
@@ -35,6 +38,9 @@ PAGES = {
     "long-steps": [sum(range(1000)), "12: approved by Ada"],
 }
 """Page -> what its `main` returns."""
+
+SETTINGS: dict[str, dict[str, Any]] = {"payloads": {"keys_file": "keys"}}
+"""Page -> further settings of its worker."""
 
 
 @contextmanager
@@ -53,11 +59,15 @@ def program(page: Path) -> Iterator[ModuleType]:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_examples_of_a_page_run(name: str, tmp_path: Path) -> None:
+def test_the_examples_of_a_page_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("keys").write_text(new_key("2026-11"))
+
     async def main(module: ModuleType) -> object:
         registry = collect([value for value in vars(module).values() if isinstance(value, Step | Workflow)])
         async with embedded(tmp_path, 0) as address:
-            worker = Worker(WorkerConfig(app=name, server=address, pool="default"), registry)
+            settings = SETTINGS.get(name, {})
+            worker = Worker(WorkerConfig(app=name, server=address, pool="default", **settings), registry)
             working = asyncio.create_task(worker.run())
             try:
                 return await module.main(address)

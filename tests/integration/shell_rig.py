@@ -16,6 +16,7 @@ from treadle.controlplane.duties.queues import QueueWatch
 from treadle.controlplane.duties.timers import TimerDuty
 from treadle.controlplane.engine import Engine
 from treadle.controlplane.lanes import Lanes
+from treadle.controlplane.machine.env import Settings
 from treadle.controlplane.machine.requests import StartRun
 from treadle.controlplane.replica import Session, credits
 from treadle.controlplane.store.memory import MemoryStore
@@ -89,9 +90,9 @@ class Broker(MemoryBroker):
 class House:
     """An engine with its parts, without the gRPC server."""
 
-    def __init__(self, replica_id: str = "r1", store: Store | None = None) -> None:
+    def __init__(self, replica_id: str = "r1", store: Store | None = None, settings: Settings | None = None) -> None:
         self.store, self.broker = store or Store(), Broker()
-        self.engine = Engine(self.store, self.broker, replica_id=replica_id)
+        self.engine = Engine(self.store, self.broker, settings, replica_id=replica_id)
         self.leases = LeaseChecker(self.engine)
         self.timers = TimerDuty(self.engine, self.leases, QueueWatch(self.engine))
         self.sessions = 0

@@ -397,3 +397,46 @@ async def decide(n: int, gate: str) -> int:
 async def deciding(n: int, gate: str) -> int:
     """A step that somebody outside finishes."""
     return await decide(n, gate)
+
+
+@step(pool="steps", retry=_QUICK)
+async def enlarge(text: str, times: int) -> str:
+    async with noted():
+        return text * times
+
+
+@step(retry=_QUICK)
+def enlarge_here(text: str, times: int) -> str:
+    note("start", local=True)
+    note("end", local=True)
+    return text * times
+
+
+@step(pool="steps", retry=Retry(attempts=1))
+async def spill(text: str) -> None:
+    async with noted():
+        raise ValueError(text)
+
+
+@workflow(pool="flows")
+async def cargo(text: str, times: int, gate: str = "") -> str:
+    """Large values through steps and a child; an error, a state, an answer and a signal have them, too."""
+    larger = await enlarge(text, times)
+    if gate:
+        await square(1, gate)
+    largest = await enlarge_here(larger, 2)
+    try:
+        await spill(text)
+    except StepError as error:
+        assert error.message == text
+    publish_state(largest)
+    question = await receive_question("cargo", str)
+    question.answer(question.value * times)
+    more = await receive("more", str)
+    return await stowed(largest + more)
+
+
+@workflow(pool="flows")
+async def stowed(text: str) -> str:
+    """A child that returns what it is given."""
+    return text

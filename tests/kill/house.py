@@ -117,11 +117,14 @@ class House:
                 self.redis.stop()
 
     # --- building ------------------------------------------------------------------------------------------------------
-    def server(self, *, redis_url: str = "", amqp_url: str = "", wait: bool = True, **settings: str) -> ServerProcess:
+    def server(
+        self, *, redis_url: str = "", amqp_url: str = "", otlp: str = "", wait: bool = True, **settings: str
+    ) -> ServerProcess:
         """Start a control plane on a port of its own and wait until it serves.
 
         Args:
             redis_url, amqp_url: Instead of the house's own: the addresses of a relay, for example.
+            otlp: Where traces go; "": nowhere.
             wait: False: do not wait.
             settings: Further TREADLE_* variables, as LOG_LEVEL="debug".
         """
@@ -132,6 +135,7 @@ class House:
             TREADLE_REDIS_URL=redis_url or self.redis.url,
             TREADLE_AMQP_URL=amqp_url or memory,
             TREADLE_SHUTDOWN_GRACE="1s",
+            **({"OTEL_EXPORTER_OTLP_ENDPOINT": otlp} if otlp else {}),
             **{f"TREADLE_{name}": value for name, value in settings.items()},
         )
         name = f"server{len(self.servers) + 1}"

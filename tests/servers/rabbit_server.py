@@ -61,6 +61,11 @@ class RabbitServer:
         return self._process.pid if self._process is not None else None
 
     @property
+    def data(self) -> Path:
+        """Where everything is that it keeps."""
+        return self._folder
+
+    @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

@@ -78,6 +78,8 @@ def test_public_names() -> None:
         "TreadleError",
         "ConfigError",
         "PayloadError",
+        "PayloadTooLarge",
+        "PayloadUnreadable",
         "NotDeterministic",
         "StepError",
         "StepTimedOut",

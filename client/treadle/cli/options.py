@@ -55,6 +55,9 @@ class Connection:
         tls_cert: The client's own certificate (PEM file).
         tls_key: Its private key (PEM file).
         insecure: Allow plaintext to another machine.
+        keys_file: Encrypt and decrypt values with the keys in this file.
+        codec: "package.module:name" of a codec of your own.
+        blobs: Where large values are kept, if not where the control plane says.
     """
 
     server: Annotated[str, Parameter(env_var="TREADLE_SERVER")] = "localhost:7430"
@@ -65,6 +68,9 @@ class Connection:
     tls_cert: Annotated[str | None, Parameter(env_var="TREADLE_TLS_CERT")] = None
     tls_key: Annotated[str | None, Parameter(env_var="TREADLE_TLS_KEY")] = None
     insecure: Annotated[bool, Parameter(env_var="TREADLE_INSECURE", negative="")] = False
+    keys_file: Annotated[str | None, Parameter(env_var="TREADLE_KEYS_FILE")] = None
+    codec: Annotated[str, Parameter(env_var="TREADLE_CODEC")] = ""
+    blobs: Annotated[str, Parameter(env_var="TREADLE_BLOBS")] = ""
 
     def client(self) -> Client:
         """Return a client; nothing is asked yet.
@@ -73,6 +79,7 @@ class Connection:
             ConfigError: The options do not fit together.
         """
         from treadle.client import Client
+        from treadle.client.vault import codec_of
 
         return Client(
             self.server,
@@ -80,6 +87,8 @@ class Connection:
             token=self.token,
             tls=self.credentials(),
             insecure=self.insecure,
+            codec=codec_of(keys_file=self.keys_file, codec=self.codec),
+            blobs=self.blobs,
         )
 
     def credentials(self) -> Tls | None:

@@ -41,6 +41,8 @@ class ServerOptions:
         Its private key (PEM file).
     tls_ca
         Demand client certificates of this authority (PEM file).
+    blobs
+        Where clients and workers keep large values: s3://bucket/prefix or file:///folder (TREADLE_BLOBS).
     log_level
         debug, info, warning or error.
     """
@@ -56,6 +58,7 @@ class ServerOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
+    blobs: str | None = None
     log_level: str | None = None
 
 

@@ -47,6 +47,12 @@ class WorkerOptions:
         Open runs at the same time.
     grace
         How long steps may run on after SIGTERM ("25s").
+    keys_file
+        Encrypt and decrypt values with the keys in this file.
+    codec
+        "package.module:name" of a codec of your own.
+    blobs
+        Where large values are kept, if not where the server says.
     log_level
         debug, info, warning or error.
     """
@@ -65,6 +71,9 @@ class WorkerOptions:
     slots: int | None = None
     run_slots: int | None = None
     grace: str | None = None
+    keys_file: str | None = None
+    codec: str | None = None
+    blobs: str | None = None
     log_level: str | None = None
 
 

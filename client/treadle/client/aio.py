@@ -12,16 +12,21 @@ import grpc
 
 from treadle.client import deferred
 from treadle.client.calls import OnConflict, P, Tags, WorkflowLike, start_request
-from treadle.client.config import CALL_TIMEOUT_S, DEFAULT_TARGET, Tls, auth_metadata, open_channel
+from treadle.client.config import CALL_TIMEOUT_S, DEFAULT_TARGET, Tls, auth_metadata, is_loopback, open_channel
 from treadle.client.runs import RunHandle
 from treadle.client.schedules import Schedules
 from treadle.client.search import RunFilters, filter_fields
 from treadle.client.status import from_rpc_error
 from treadle.client.stream import RunStream
-from treadle.client.views import RunCount, RunInfo, RunPage, run_count, run_info
+from treadle.client.values import LARGEST_BYTES, Values
+from treadle.client.vault import codec_of
+from treadle.client.views import RunCount, RunInfo, RunPage, run_count
 from treadle.protocol.durations import Duration
 from treadle.protocol.errors import ConfigError
 from treadle.protocol.ids import check_name
+from treadle.protocol.sealing import Codec
+from treadle.v1.blob_service_pb2 import GetBlobStoreRequest, GetBlobStoreResponse
+from treadle.v1.blob_service_pb2_grpc import BlobServiceStub
 from treadle.v1.pool_service_pb2 import (
     Check,
     CheckHealthRequest,
@@ -31,12 +36,18 @@ from treadle.v1.pool_service_pb2 import (
     Worker,
 )
 from treadle.v1.pool_service_pb2_grpc import PoolServiceStub
-from treadle.v1.run_service_pb2 import CountRunsRequest, ListQuarantinedStepsRequest, ListRunsRequest, QuarantinedStep
+from treadle.v1.run_service_pb2 import (
+    CountRunsRequest,
+    ListQuarantinedStepsRequest,
+    ListRunsRequest,
+    QuarantinedStep,
+)
 from treadle.v1.run_service_pb2_grpc import RunServiceStub
 from treadle.v1.schedule_service_pb2_grpc import ScheduleServiceStub
 from treadle.v1.step_service_pb2_grpc import StepServiceStub
 
 if TYPE_CHECKING:
+    from treadle.v1.blob_service_pb2_grpc import BlobServiceAsyncStub
     from treadle.v1.pool_service_pb2_grpc import PoolServiceAsyncStub
     from treadle.v1.run_service_pb2_grpc import RunServiceAsyncStub
     from treadle.v1.schedule_service_pb2_grpc import ScheduleServiceAsyncStub
@@ -68,6 +79,8 @@ class Client:
         token: Sent as `authorization: Bearer …` with each call.
         tls: How to encrypt; None: plaintext, which is only allowed to this machine.
         insecure: True: plaintext to other machines too.
+        codec: Encrypts every value; see docs/payloads.md. None: nothing is encrypted.
+        blobs: Where large values are kept (file:///folder, s3://bucket/prefix); "": where the control plane says.
 
     Raises:
         ConfigError: The namespace is not a name, or plaintext to another machine was not asked for.
@@ -81,6 +94,8 @@ class Client:
         token: str | None = None,
         tls: Tls | None = None,
         insecure: bool = False,
+        codec: Codec | None = None,
+        blobs: str = "",
     ) -> None:
         self.target = target
         self.namespace = check_name("namespace", namespace)
@@ -89,15 +104,21 @@ class Client:
         self._insecure = insecure
         self._closed = False
         self._link: _Link | None = None
+        self.values = Values(
+            self.namespace, codec=codec, blobs=blobs, ask=self._where_blobs_are, near=is_loopback(target)
+        )
         self._order: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
     def from_env(cls) -> Client:
-        """Return a client as TREADLE_SERVER, TREADLE_NAMESPACE and TREADLE_TOKEN say."""
+        """Return a client as TREADLE_SERVER, TREADLE_NAMESPACE, TREADLE_TOKEN, TREADLE_KEYS_FILE, TREADLE_CODEC and
+        TREADLE_BLOBS say."""
         return cls(
             os.environ.get("TREADLE_SERVER") or DEFAULT_TARGET,
             namespace=os.environ.get("TREADLE_NAMESPACE") or "default",
             token=os.environ.get("TREADLE_TOKEN"),
+            codec=codec_of(keys_file=os.environ.get("TREADLE_KEYS_FILE"), codec=os.environ.get("TREADLE_CODEC", "")),
+            blobs=os.environ.get("TREADLE_BLOBS", ""),
         )
 
     async def __aenter__(self) -> Client:
@@ -110,6 +131,7 @@ class Client:
     async def close(self) -> None:
         """Close the connection; what is under way is cancelled. Idempotent."""
         self._closed = True
+        self.values.close()
         if self._link is not None:
             link, self._link = self._link, None
             await link.stream.close()
@@ -231,14 +253,25 @@ class Client:
             ConfigError: The timeout is not a duration above 0.
             NotFound: No worker ever registered a workflow of this name, and no pool is given.
             TypeError: Arguments are missing, too many or unknown.
-            PayloadError: An argument does not fit its type, or they are larger than 1 MiB together.
+            PayloadError: An argument does not fit its type.
+            PayloadTooLarge: The arguments together have more bytes than are allowed (64 MiB with a blob store).
+            BlobStoreUnavailable: They are large, and could not be stored.
             Refused: A limit of the control plane is reached, or the token does not allow it.
             Unavailable: The control plane does not answer.
         """
-        number, run_id, answer = await self.stream.start(
+        number, run_id, answer = await self.values.start(
+            self.stream,
             lambda: start_request(
-                workflow, args, kwargs, id=id, on_conflict=on_conflict, pool=pool, timeout=timeout, tags=tags
-            )
+                workflow,
+                args,
+                kwargs,
+                id=id,
+                on_conflict=on_conflict,
+                pool=pool,
+                timeout=timeout,
+                tags=tags,
+                limit=LARGEST_BYTES,
+            ),
         )
         return RunHandle(
             self,
@@ -288,7 +321,7 @@ class Client:
         """
         request = ListRunsRequest(namespace=self.namespace, page_size=size, page_token=token, **filter_fields(filters))
         page = await self.call(self.stub.ListRuns, request)
-        return RunPage(tuple(run_info(run) for run in page.runs), page.next_page_token)
+        return RunPage(tuple(map(self.values.read, page.runs)), page.next_page_token)
 
     async def count(self, **filters: Unpack[RunFilters]) -> RunCount:
         """Return how many runs there are, with the filters of `list`.
@@ -432,6 +465,9 @@ class Client:
         except grpc.RpcError as error:
             raise from_rpc_error(error, target=self.target) from error
 
+    async def _where_blobs_are(self) -> GetBlobStoreResponse:
+        return await self.call(self._open().blobs.GetBlobStore, GetBlobStoreRequest(namespace=self.namespace))
+
     def _open(self) -> _Link:
         if self._closed:
             raise ConfigError("this client is closed: make a new one")
@@ -440,7 +476,8 @@ class Client:
             runs = RunServiceStub(channel)
             stream = RunStream(runs, target=self.target, namespace=self.namespace, metadata=self.metadata)
             steps, schedules = StepServiceStub(channel), ScheduleServiceStub(channel)
-            self._link = _Link(channel, runs, PoolServiceStub(channel), steps, schedules, stream)
+            blobs = BlobServiceStub(channel)
+            self._link = _Link(channel, runs, PoolServiceStub(channel), steps, schedules, blobs, stream)
         return self._link
 
 
@@ -450,4 +487,5 @@ class _Link(NamedTuple):
     pools: PoolServiceAsyncStub
     steps: StepServiceAsyncStub
     schedules: ScheduleServiceAsyncStub
+    blobs: BlobServiceAsyncStub
     stream: RunStream

@@ -14,7 +14,7 @@ from treadle.protocol.durations import Duration, positive_ms
 from treadle.protocol.errors import ConfigError, FieldInvalid
 from treadle.protocol.ids import check_run_id
 from treadle.protocol.occurrence import Occurrence
-from treadle.protocol.payloads import encode
+from treadle.protocol.payloads import MAX_PAYLOAD_BYTES, encode
 from treadle.protocol.signature import Signature
 from treadle.protocol.tags import code_name, tags_of
 from treadle.v1.common_pb2 import Payload, TraceContext
@@ -114,6 +114,7 @@ def start_request(
     pool: str | None,
     timeout: Duration | None = None,
     tags: Tags | None = None,
+    limit: int = MAX_PAYLOAD_BYTES,
 ) -> StartRunRequest:
     """Return the request that starts a run, in the namespace of the frame that carries it.
 
@@ -122,15 +123,16 @@ def start_request(
             no duration above 0.
         FieldInvalid: `id`, `on_conflict` or a tag is not allowed.
         TypeError: Arguments are missing, too many or unknown.
-        PayloadError: An argument does not fit its type (it is named), or they are larger than 1 MiB together.
+        PayloadError: An argument does not fit its type (it is named).
+        PayloadTooLarge: They have more than `limit` bytes together.
     """
     if on_conflict not in _POLICIES:
         raise FieldInvalid(f"on_conflict {on_conflict!r}: use one of {', '.join(_POLICIES)}", field="conflict_policy")
     timeout_ms = 0 if timeout is None else positive_ms(timeout, name="start: timeout")
     if isinstance(workflow, str):
-        name, code, home, payload = workflow, workflow, "", _by_name(workflow, args, kwargs)
+        name, code, home, payload = workflow, workflow, "", _by_name(workflow, args, kwargs, limit)
     else:
-        name, home, payload = _name_of(workflow), workflow.pool, _by_function(workflow, args, kwargs)
+        name, home, payload = _name_of(workflow), workflow.pool, _by_function(workflow, args, kwargs, limit)
         timeout_ms = timeout_ms or workflow.timeout_ms
         code = code_name(name, getattr(workflow, "version", ""))
     chance = os.urandom(23)
@@ -156,7 +158,7 @@ def scheduled_call(workflow: WorkflowLike[..., Any] | str, args: tuple[Any, ...]
         ConfigError, TypeError, PayloadError: See `start_request`.
     """
     if isinstance(workflow, str):
-        return ScheduleSpec(workflow=workflow), _by_name(workflow, args, {}) if args else Payload()
+        return ScheduleSpec(workflow=workflow), _by_name(workflow, args, {}, MAX_PAYLOAD_BYTES) if args else Payload()
     name, signature = _name_of(workflow), workflow.signature
     names = signature.taking(Occurrence)
     payload = signature.encode_some(args, {}, given=names)
@@ -175,7 +177,7 @@ def retry_request(steering: dict[str, Any], from_step: str | None, input: Mappin
         raise ConfigError("retry(from_step=, input=): give one of them; with another input nothing is kept")
     request = RetryRunRequest(from_step=from_step or "", **steering)
     if input is not None:
-        request.input.CopyFrom(encode(dict(input), what="input"))
+        request.input.CopyFrom(encode(dict(input), what="input", limit=1 << 30))
     return request
 
 
@@ -197,13 +199,15 @@ def _name_of(workflow: Any) -> str:
     raise ConfigError(f"{workflow!r} is no workflow: decorate it with @workflow, or give the name of one")
 
 
-def _by_function(workflow: WorkflowLike[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
-    payload = workflow.signature.encode_call(args, kwargs)
+def _by_function(
+    workflow: WorkflowLike[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], limit: int
+) -> Payload:
+    payload = workflow.signature.encode_call(args, kwargs, limit=limit)
     workflow.signature.decode_call(payload)  # what no worker could read is refused here, where the mistake was made
     return payload
 
 
-def _by_name(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payload:
+def _by_name(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], limit: int) -> Payload:
     named: dict[str, Any] = {}
     if args:
         if len(args) > 1 or not isinstance(args[0], Mapping):
@@ -213,4 +217,4 @@ def _by_name(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Payloa
             )
         named.update(args[0])
     named.update(kwargs)
-    return encode(named, what=f"workflow {name}", fields=True)
+    return encode(named, what=f"workflow {name}", limit=limit, fields=True)

@@ -62,6 +62,7 @@ _REPEATABLE: Final = {
         "BackfillSchedule",
         "DeleteSchedule",
     ),
+    "treadle.v1.BlobService": ("GetBlobStore",),
     "treadle.v1.PoolService": ("ListPools", "ListWorkers", "CheckHealth"),
 }
 

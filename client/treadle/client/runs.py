@@ -13,6 +13,7 @@ from treadle.client.backoff import Backoff
 from treadle.client.calls import retry_request
 from treadle.client.config import CALL_TIMEOUT_S
 from treadle.client.status import from_rpc_error
+from treadle.client.values import LARGEST_BYTES
 from treadle.client.views import RunInfo, run_info
 from treadle.protocol.durations import Duration, to_ms
 from treadle.protocol.errors import (
@@ -106,9 +107,13 @@ class RunHandle(Generic[R]):
             ResultTimeout: The timeout is over; the run goes on.
             NotFound: There is no such run, or its id was started anew.
             PayloadError: The result does not fit the workflow's return type.
+            PayloadUnreadable: It is encrypted with a key that is not here, or was tampered with.
+            BlobMissing, BlobStoreUnavailable: It is large, and could not be fetched.
         """
         run = await self._closed(timeout)
         if run.status == RUN_STATUS_COMPLETED:
+            if run.result.encoding:
+                run.result.CopyFrom(await self._client.values.open(self.id, run.result))
             value: R = self._decode(run)
             return value
         because = f": {run.reason}" if run.reason else ""
@@ -116,7 +121,7 @@ class RunHandle(Generic[R]):
             raise RunCancelled(f"run {self.id} was cancelled{because}", run_id=self.id)
         if run.status == RUN_STATUS_TERMINATED:
             raise RunTerminated(f"run {self.id} was terminated{because}", run_id=self.id)
-        raise run_error(self.id, run.failure)
+        raise run_error(self.id, self._client.values.open_failure(self.id, run.failure))
 
     async def wait(self, timeout: Duration | None = None) -> RunInfo:
         """Wait for the run to close and return how it stands then, whatever the outcome.
@@ -125,7 +130,7 @@ class RunHandle(Generic[R]):
             ResultTimeout: The timeout is over; the run goes on.
             NotFound: There is no such run.
         """
-        return run_info(await self._closed(timeout))
+        return self._client.values.read(await self._closed(timeout))
 
     async def get(self) -> RunInfo:
         """Return how the run stands.
@@ -134,7 +139,7 @@ class RunHandle(Generic[R]):
             NotFound: There is no such run.
         """
         request = GetRunRequest(namespace=self._client.namespace, run_id=self.id)
-        return run_info((await self._client.call(self._client.stub.GetRun, request)).run)
+        return self._client.values.read((await self._client.call(self._client.stub.GetRun, request)).run)
 
     async def cancel(self, reason: str = "") -> RunInfo:
         """Ask the run to stop: its code sees `asyncio.CancelledError` and may clean up.
@@ -144,7 +149,7 @@ class RunHandle(Generic[R]):
             RunClosed: It is closed already.
         """
         request = CancelRunRequest(**self._steering(reason))
-        return run_info((await self._client.call(self._client.stub.CancelRun, request)).run)
+        return self._client.values.read((await self._client.call(self._client.stub.CancelRun, request)).run)
 
     async def terminate(self, reason: str = "") -> RunInfo:
         """End the run without asking its code.
@@ -154,7 +159,7 @@ class RunHandle(Generic[R]):
             RunClosed: It is closed already.
         """
         request = TerminateRunRequest(**self._steering(reason))
-        return run_info((await self._client.call(self._client.stub.TerminateRun, request)).run)
+        return self._client.values.read((await self._client.call(self._client.stub.TerminateRun, request)).run)
 
     async def accept(self, reason: str = "") -> RunInfo:
         """Let a run that needs attention go on with today's code.
@@ -164,7 +169,7 @@ class RunHandle(Generic[R]):
             RequestError: It does not need attention.
         """
         request = AcceptRunRequest(**self._steering(reason))
-        return run_info((await self._client.call(self._client.stub.AcceptRun, request)).run)
+        return self._client.values.read((await self._client.call(self._client.stub.AcceptRun, request)).run)
 
     async def retry(
         self, *, from_step: str | None = None, input: Mapping[str, Any] | None = None, reason: str = ""
@@ -185,7 +190,9 @@ class RunHandle(Generic[R]):
             ConfigError: Both `from_step` and `input` are given.
         """
         request = retry_request(self._steering(reason), from_step, input)
-        info = run_info((await self._client.call(self._client.stub.RetryRun, request)).run)
+        if request.HasField("input"):
+            request.input.CopyFrom(await self._client.values.seal(self.id, request.input, "input"))
+        info = self._client.values.read((await self._client.call(self._client.stub.RetryRun, request)).run)
         self._number = 0  # what the stream was told under it is the outcome of before
         if self.incarnation and input is not None:
             self.incarnation = info.incarnation
@@ -208,7 +215,7 @@ class RunHandle(Generic[R]):
 
         Args:
             name: What the code receives it by.
-            value: Any JSON-like value, dataclass or model, at most 1 MiB.
+            value: Any JSON-like value, dataclass or model.
             id: Sent again under the same id, it changes nothing; None: one is made.
 
         Raises:
@@ -216,9 +223,9 @@ class RunHandle(Generic[R]):
             RunClosed: It is closed already.
             PayloadError: The value cannot be encoded.
         """
-        request = SignalRunRequest(**self._letter(name, value, id, "signal"))
+        request = SignalRunRequest(**await self._letter(name, value, id, "signal"))
         async with self._client.in_order(self.id):
-            return run_info((await self._client.call(self._client.stub.SignalRun, request)).run)
+            return self._client.values.read((await self._client.call(self._client.stub.SignalRun, request)).run)
 
     @overload
     async def ask(
@@ -241,7 +248,7 @@ class RunHandle(Generic[R]):
 
         Args:
             name: What the code receives it by.
-            value: Any JSON-like value, dataclass or model, at most 1 MiB.
+            value: Any JSON-like value, dataclass or model.
             returns: What the answer is decoded as; default: plain JSON values.
             id: Of the question; None: one is made.
             timeout: How long to wait at most, in seconds or as text ("5m"); None: until the run answers or ends.
@@ -253,7 +260,7 @@ class RunHandle(Generic[R]):
             ResultTimeout: The timeout is over; asking again under the same id waits for the same answer.
             PayloadError: The value cannot be encoded, or the answer does not fit `returns`.
         """
-        request = AskRunRequest(**self._letter(name, value, id, "question"))
+        request = AskRunRequest(**await self._letter(name, value, id, "question"))
         until = None if timeout is None else time.monotonic() + to_ms(timeout, name="timeout") / 1000
         while True:
             left = _POLL_S if until is None else min(_POLL_S, until - time.monotonic())
@@ -262,9 +269,10 @@ class RunHandle(Generic[R]):
             request.wait_ms = max(1, round(left * 1000))
             said = await self._client.call(self._client.stub.AskRun, request, timeout=left + CALL_TIMEOUT_S)
             if said.HasField("failure"):
-                raise QuestionRefused(said.failure.message)
+                raise QuestionRefused(self._client.values.open_failure(self.id, said.failure).message)
             if said.answered:
-                return decode(said.result, returns, what=f"answer to question {name!r}")
+                answer = await self._client.values.open(self.id, said.result)
+                return decode(answer, returns, what=f"answer to question {name!r}")
 
     @overload
     async def state(self, /) -> Any: ...
@@ -281,7 +289,10 @@ class RunHandle(Generic[R]):
         found = await self._client.call(self._client.stub.GetState, request)
         if self.incarnation and found.incarnation != self.incarnation:
             raise NotFound(f"run {self.id} was started anew; this start of it is gone")
-        return decode(found.state, type, what=f"state of run {self.id}") if found.published else None
+        if not found.published:
+            return None
+        state = await self._client.values.open(self.id, found.state)
+        return decode(state, type, what=f"state of run {self.id}")
 
     async def history(self, *, after: int = 0) -> AsyncGenerator[HistoryEvent, None]:
         """Yield the events that the history has now, in order, from behind position `after`.
@@ -289,7 +300,7 @@ class RunHandle(Generic[R]):
         Raises:
             NotFound: There is no such run.
         """
-        position = after
+        position, reader = after, self._client.values.reader(self.id)
         while True:
             request = GetHistoryRequest(
                 namespace=self._client.namespace, run_id=self.id, after_position=position, page_size=_PAGE
@@ -297,7 +308,7 @@ class RunHandle(Generic[R]):
             page = await self._client.call(self._client.stub.GetHistory, request)
             for event in page.events:
                 position = event.position
-                yield event
+                yield event if reader is None else reader.read(event)
             if not page.events or position >= page.length:
                 return
 
@@ -317,7 +328,7 @@ class RunHandle(Generic[R]):
         Raises:
             NotFound: There is no such run.
         """
-        position, part, backoff = after, 0, Backoff()
+        position, part, backoff, reader = after, 0, Backoff(), self._client.values.reader(self.id)
         while True:
             call = self._client.stub.WatchRun(
                 WatchRunRequest(
@@ -336,9 +347,9 @@ class RunHandle(Generic[R]):
                     for event in page.events:
                         if event.position > position:
                             position = event.position
-                            yield event
+                            yield event if reader is None else reader.read(event)
                     if told is not None:
-                        told(run_info(page.run))
+                        told(self._client.values.read(page.run))
                     if position >= page.run.length and run_info(page.run).status.closed:
                         return
             except grpc.RpcError as error:
@@ -385,13 +396,15 @@ class RunHandle(Generic[R]):
             "reason": reason,
         }
 
-    def _letter(self, name: str, value: Any, id: str | None, what: str) -> dict[str, Any]:
+    async def _letter(self, name: str, value: Any, id: str | None, what: str) -> dict[str, Any]:
+        what = f"{what} {name!r}"
+        data = await self._client.values.seal(self.id, encode(value, what=what, limit=LARGEST_BYTES), what)
         return {
             "namespace": self._client.namespace,
             "run_id": self.id,
             "name": name,
             "signal_id": id or str(uuid4()),
-            "data": encode(value, what=f"{what} {name!r}"),
+            "data": data,
         }
 
     def _decode(self, run: Run) -> Any:

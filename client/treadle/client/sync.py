@@ -16,6 +16,7 @@ from treadle.client.sync_schedules import SyncSchedules
 from treadle.client.views import RunCount, RunInfo, RunPage
 from treadle.protocol.durations import Duration
 from treadle.protocol.errors import ConfigError
+from treadle.protocol.sealing import Codec
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.pool_service_pb2 import Check, Pool, Worker
 from treadle.v1.run_service_pb2 import QuarantinedStep
@@ -220,8 +221,12 @@ class SyncClient:
         token: str | None = None,
         tls: Tls | None = None,
         insecure: bool = False,
+        codec: Codec | None = None,
+        blobs: str = "",
     ) -> None:
-        self._client = Client(target, namespace=namespace, token=token, tls=tls, insecure=insecure)
+        self._client = Client(
+            target, namespace=namespace, token=token, tls=tls, insecure=insecure, codec=codec, blobs=blobs
+        )
         self._thread = LoopThread()
         self.target = target
         self.namespace = namespace

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
+from treadle.client.blobs import open_store
 from treadle.protocol.durations import to_ms
 from treadle.protocol.errors import ConfigError
 
@@ -44,6 +45,11 @@ class ServerConfig:
         tls_cert, tls_key: PEM files of the server; both or none.
         tls_ca: PEM file of the authority whose client certificates are demanded (mTLS); None: none are.
         max_payload_bytes: Largest encoded payload, 1 KiB to 4 MiB. Default 1 MiB.
+        blobs: Where clients and workers keep large values, if they were told nothing else: file:///folder or
+            s3://bucket/prefix, without credentials; "": nowhere. See docs/payloads.md.
+        blob_above_bytes: Values of more bytes are kept there, 1 KiB to 1 MiB. Default 64 KiB.
+        max_blob_bytes: Largest value where there is a store, up to 1 GiB. Default 64 MiB.
+        blob_sweep_ms: How often values of deleted runs are looked for and deleted. Default 1 hour.
         outbox_max: From so many entries in the outbox on, starts are refused.
         retention_ms: Closed runs are deleted after so long. Default 7 days.
         worker_amqp_url: What workers are told to consume from; "": they use the session lane.
@@ -67,6 +73,10 @@ class ServerConfig:
     tls_key: Path | None = None
     tls_ca: Path | None = None
     max_payload_bytes: int = 1 << 20
+    blobs: str = ""
+    blob_above_bytes: int = 64 << 10
+    max_blob_bytes: int = 64 << 20
+    blob_sweep_ms: int = 3_600_000
     outbox_max: int = 100_000
     retention_ms: int = 7 * _DAY_MS
     worker_amqp_url: str = ""
@@ -86,6 +96,11 @@ class ServerConfig:
                     "worker_amqp_url is set but amqp_url is not: workers would consume from another broker"
                 )
         _check_range("max_payload_bytes", self.max_payload_bytes, 1024, 4 << 20)
+        _check_range("blob_above_bytes", self.blob_above_bytes, 1024, 1 << 20)
+        _check_range("max_blob_bytes", self.max_blob_bytes, self.blob_above_bytes, 1 << 30)
+        _check_range("blob_sweep_ms", self.blob_sweep_ms, 100, _DAY_MS)
+        if self.blobs:
+            open_store(self.blobs)
         _check_range("outbox_max", self.outbox_max, 1, 10**9)
         _check_range("retention_ms", self.retention_ms, 1000, 10**13)
         if not self.replica_id or not self.replica_id.isprintable():
@@ -224,6 +239,10 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], object]]] = {
     "tls_key": _path,
     "tls_ca": _path,
     "max_payload_bytes": _number,
+    "blobs": _text,
+    "blob_above_bytes": _number,
+    "max_blob_bytes": _number,
+    "blob_sweep_ms": _milliseconds,
     "outbox_max": _number,
     "retention_ms": _milliseconds,
     "worker_amqp_url": _text,

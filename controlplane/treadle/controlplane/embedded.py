@@ -41,6 +41,7 @@ async def embedded(data_dir: Path, port: int = 7430, **settings: Any) -> AsyncIt
             "amqp_url": "",
             "listen": f"127.0.0.1:{port}",
             "shutdown_grace_s": 1.0,
+            "blobs": (data_dir / "blobs").absolute().as_uri(),
         }
         config = ServerConfig(**(given | settings))
         stop = asyncio.Event()

@@ -7,6 +7,8 @@ from collections.abc import Callable, Coroutine
 
 import structlog
 
+from treadle.client.blobs import open_store
+from treadle.controlplane.api.blob_service import told
 from treadle.controlplane.api.pool_service import PoolService
 from treadle.controlplane.api.run_service import RunService
 from treadle.controlplane.api.schedule_service import ScheduleService
@@ -15,6 +17,7 @@ from treadle.controlplane.api.step_service import StepService
 from treadle.controlplane.broker.port import Broker
 from treadle.controlplane.config import ServerConfig
 from treadle.controlplane.counters import DecisionCounter
+from treadle.controlplane.duties.blobs import BlobDuty
 from treadle.controlplane.duties.gauges import GaugeDuty
 from treadle.controlplane.duties.leases import LeaseChecker
 from treadle.controlplane.duties.outbox import OutboxDuty
@@ -78,6 +81,9 @@ class ControlPlane:
             OutboxDuty(self.engine, timers).run,
             SilenceDuty(self.engine, leases, timers).run,
         ]
+        if config.blobs:
+            every_s = config.blob_sweep_ms / 1000
+            self._work.append(BlobDuty(self.engine, timers, open_store(config.blobs), every_s=every_s).run)
         if measure:
             self._work.append(GaugeDuty(self.engine, self._metrics).run)
         if spans is not None:
@@ -88,6 +94,7 @@ class ControlPlane:
             lanes,
             amqp_url=config.worker_amqp_url,
             max_payload_bytes=config.max_payload_bytes,
+            blobs=told(config),
         )
         self.runs = RunService(
             self.engine,

@@ -29,6 +29,7 @@ from treadle.controlplane.store.port import Beat
 from treadle.protocol.errors import ConfigError, FieldInvalid, RequestError
 from treadle.protocol.ids import SHARDS, RunKey, check_name
 from treadle.protocol.topology import Queue
+from treadle.v1.blob_service_pb2 import BlobStore
 from treadle.v1.job_pb2 import JOB_KIND_STEP
 from treadle.v1.state_pb2 import WorkerRecord
 from treadle.v1.worker_service_pb2 import (
@@ -68,14 +69,21 @@ class WorkerService(WorkerServiceServicer):
     Args:
         engine, leases, lanes: Of this replica.
         amqp_url: What workers are told to connect to; "" means: use the session lane.
-        max_payload_bytes: What workers are told.
+        max_payload_bytes, blobs: What workers are told.
     """
 
     def __init__(
-        self, engine: Engine, leases: LeaseChecker, lanes: Lanes, *, amqp_url: str, max_payload_bytes: int
+        self,
+        engine: Engine,
+        leases: LeaseChecker,
+        lanes: Lanes,
+        *,
+        amqp_url: str,
+        max_payload_bytes: int,
+        blobs: BlobStore | None = None,
     ) -> None:
         self._engine, self._leases, self._lanes = engine, leases, lanes
-        self._amqp_url, self._max_payload = amqp_url, max_payload_bytes
+        self._amqp_url, self._max_payload, self._blobs = amqp_url, max_payload_bytes, blobs
         self._unary = UnaryWorkers(engine)
         self._closing: set[asyncio.Task[None]] = set()
         self._going_away = False
@@ -93,7 +101,9 @@ class WorkerService(WorkerServiceServicer):
             await engine.store.open_session(_record(request, engine.clock.now(), engine.replica_id))
         await declare_schedules(engine, namespace, request.workflows, schedules)
         await self._wake_waiting(namespace, pool, request.workflows, request.steps)
-        return RegisterResponse(beat_ms=_BEAT_MS, amqp_url=self._amqp_url, max_payload_bytes=self._max_payload)
+        return RegisterResponse(
+            beat_ms=_BEAT_MS, amqp_url=self._amqp_url, max_payload_bytes=self._max_payload, blobs=self._blobs
+        )
 
     async def _wake_waiting(self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str]) -> None:
         """What waits for one of these names is asked for again."""

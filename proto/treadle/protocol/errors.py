@@ -2,7 +2,11 @@
 
     TreadleError
     ├── ConfigError              a decorator, setting or name is wrong: change the code
-    ├── PayloadError             a value cannot be encoded or decoded, or is too large
+    ├── PayloadError             a value cannot be encoded or decoded
+    │   ├── PayloadTooLarge      it has more bytes than are allowed
+    │   └── PayloadUnreadable    what is sealed cannot be opened here: no such key, tampered with, or of another run
+    │       └── BlobMissing      the blob store has no such value, or another one
+    ├── BlobStoreUnavailable     the blob store cannot be reached or does not allow it: try again later
     ├── NotDeterministic         workflow code did what only a step may do
     ├── RequestError             the control plane refused a call; `.reason`, `.remedy`
     │   ├── FieldInvalid         INVALID_ARGUMENT / FIELD_INVALID; `.field`
@@ -49,6 +53,8 @@ if TYPE_CHECKING:
 
 __all__ = (
     "AttemptTimedOut",
+    "BlobMissing",
+    "BlobStoreUnavailable",
     "CompensationFailed",
     "ConfigError",
     "Deferred",
@@ -60,6 +66,8 @@ __all__ = (
     "NotDeterministic",
     "NotFound",
     "PayloadError",
+    "PayloadTooLarge",
+    "PayloadUnreadable",
     "QuestionRefused",
     "QueueTimedOut",
     "Refused",
@@ -93,6 +101,22 @@ class ConfigError(TreadleError):
 
 class PayloadError(TreadleError):
     """A value cannot be encoded or decoded, or is too large."""
+
+
+class PayloadTooLarge(PayloadError):
+    """A value has more bytes than are allowed."""
+
+
+class PayloadUnreadable(PayloadError):
+    """What is sealed cannot be opened here: no such key, tampered with, or sealed for another run."""
+
+
+class BlobMissing(PayloadUnreadable):
+    """The blob store has no such value, or has another one under its name."""
+
+
+class BlobStoreUnavailable(TreadleError):
+    """The blob store cannot be reached, or does not allow what is asked of it."""
 
 
 class NotDeterministic(TreadleError):

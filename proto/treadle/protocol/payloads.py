@@ -15,41 +15,21 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from pathlib import PurePath
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
-from treadle.protocol.errors import PayloadError
+from treadle.protocol.errors import PayloadError, PayloadTooLarge, PayloadUnreadable
 from treadle.v1.common_pb2 import Payload
 
-__all__ = (
-    "MAX_PAYLOAD_BYTES",
-    "Codec",
-    "decode",
-    "decoder",
-    "encode",
-    "encode_bytes",
-    "may_hold_sets",
-)
+__all__ = ("MAX_PAYLOAD_BYTES", "check_size", "decode", "decoder", "encode", "encode_bytes", "may_hold_sets")
 
 MAX_PAYLOAD_BYTES: Final = 1 << 20
-"""Largest payload in bytes, 1 MiB: what is larger belongs into a file or object store, with its address passed on."""
+"""Largest payload in bytes that is carried inside messages, 1 MiB: what is larger belongs into a blob store."""
 
 _ENCODINGS: Final = ("", "json")
 _EMPTY: Final = b"null"
 _DEPTH: Final = 40
-
-
-class Codec(Protocol):
-    """Changes payloads on their way out of, and into, a process that holds user code (encryption, compression)."""
-
-    def encode(self, payload: Payload) -> Payload:
-        """Return what is sent instead; `encoding` and `metadata` say how to get back."""
-        ...
-
-    def decode(self, payload: Payload) -> Payload:
-        """Return the payload as it was before `encode`."""
-        ...
 
 
 def _to_builtin(value: Any) -> Any:
@@ -98,7 +78,8 @@ def encode_bytes(
         fields: The value is a dict whose keys are names of arguments, to be named so in errors.
 
     Raises:
-        PayloadError: It holds something that cannot be encoded, or is too large; says which field.
+        PayloadError: It holds something that cannot be encoded; says which field.
+        PayloadTooLarge: It has more bytes than `limit`.
     """
     try:
         data = _ENCODER.encode(value)
@@ -112,12 +93,21 @@ def encode_bytes(
         ) from error
     if len(data) > limit:
         path = _largest(value) if fields else ""
-        where = f" (mostly {_place(path, fields).strip()})" if path else ""
-        raise PayloadError(
-            f"{what}: {len(data):,} bytes of JSON are more than the limit of {limit:,}{where}. Store it elsewhere (file, "
+        check_size(len(data), limit, what, f" (mostly {_place(path, fields).strip()})" if path else "")
+    return data
+
+
+def check_size(size: int, limit: int, what: str, where: str = "") -> None:
+    """Refuse a value of more than `limit` bytes. `where`: its largest part, in words.
+
+    Raises:
+        PayloadTooLarge: It has more.
+    """
+    if size > limit:
+        raise PayloadTooLarge(
+            f"{what}: {size:,} bytes of JSON are more than the limit of {limit:,}{where}. Store it elsewhere (file, "
             "object store, database) and pass its address"
         )
-    return data
 
 
 def decode(payload: Payload, type_: Any, *, what: str) -> Any:
@@ -130,9 +120,13 @@ def decode(payload: Payload, type_: Any, *, what: str) -> Any:
 
     Raises:
         PayloadError: It is not JSON, or does not fit the type; says which field.
+        PayloadUnreadable: It is sealed.
     """
     if payload.encoding not in _ENCODINGS:
-        raise PayloadError(f"{what}: encoding {payload.encoding!r} is not known here; configure the codec that made it")
+        raise PayloadUnreadable(
+            f"{what}: encoding {payload.encoding!r} is not known here; configure the codec (TREADLE_KEYS_FILE) or the blob "
+            "store (TREADLE_BLOBS) of who made it"
+        )
     data = payload.data or _EMPTY
     try:
         return decoder(type_)(data)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17treadle/v1/common.proto\x12\ntreadle.v1\"\x8f\x01\n\x07Payload\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x10\n\x08\x65ncoding\x18\x02 \x01(\t\x12\x33\n\x08metadata\x18\x03 \x03(\x0b\x32!.treadle.v1.Payload.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb6\x01\n\x07\x46\x61ilure\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.treadle.v1.FailureKind\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x11\n\ttraceback\x18\x04 \x01(\t\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\r\x12\"\n\x05\x63\x61use\x18\x07 \x01(\x0b\x32\x13.treadle.v1.Failure\x12\r\n\x05\x62\x61ses\x18\n \x03(\t\"\x9d\x01\n\x0bRetryPolicy\x12\x10\n\x08\x61ttempts\x18\x01 \x01(\r\x12\x12\n\ninitial_ms\x18\x02 \x01(\x03\x12\x0e\n\x06\x66\x61\x63tor\x18\x03 \x01(\x01\x12\x0e\n\x06\x63\x61p_ms\x18\x04 \x01(\x03\x12\x0e\n\x06jitter\x18\x05 \x01(\x01\x12\x12\n\ngive_up_on\x18\x06 \x03(\t\x12$\n\x05rules\x18\n \x03(\x0b\x32\x15.treadle.v1.RetryRule\"p\n\tRetryRule\x12\r\n\x05types\x18\x01 \x03(\t\x12\x10\n\x08\x61ttempts\x18\x02 \x01(\r\x12\x12\n\ninitial_ms\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x61\x63tor\x18\x04 \x01(\x01\x12\x0e\n\x06\x63\x61p_ms\x18\x05 \x01(\x03\x12\x0e\n\x06jitter\x18\x06 \x01(\x01\"S\n\tParentRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\ncommand_id\x18\x03 \x01(\t\x12\r\n\x05retry\x18\n \x01(\r\"!\n\x03Tag\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"7\n\x0cTraceContext\x12\x13\n\x0btraceparent\x18\x01 \x01(\t\x12\x12\n\ntracestate\x18\x02 \x01(\t*\xa2\x03\n\x0b\x46\x61ilureKind\x12\x1c\n\x18\x46\x41ILURE_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x41ILURE_KIND_APPLICATION\x10\x01\x12\x1a\n\x16\x46\x41ILURE_KIND_TIMED_OUT\x10\x02\x12\x15\n\x11\x46\x41ILURE_KIND_LOST\x10\x03\x12\x18\n\x14\x46\x41ILURE_KIND_CRASHED\x10\x04\x12\x1a\n\x16\x46\x41ILURE_KIND_CANCELLED\x10\x05\x12\x1b\n\x17\x46\x41ILURE_KIND_TERMINATED\x10\x06\x12\x18\n\x14\x46\x41ILURE_KIND_PAYLOAD\x10\x07\x12\x16\n\x12\x46\x41ILURE_KIND_STUCK\x10\x08\x12\x19\n\x15\x46\x41ILURE_KIND_ID_TAKEN\x10\t\x12!\n\x1d\x46\x41ILURE_KIND_HEARTBEAT_MISSED\x10\r\x12\x1f\n\x1b\x46\x41ILURE_KIND_STEP_TIMED_OUT\x10\n\x12 \n\x1c\x46\x41ILURE_KIND_QUEUE_TIMED_OUT\x10\x0b\x12\x1e\n\x1a\x46\x41ILURE_KIND_RUN_TIMED_OUT\x10\x0c*c\n\x08OnCancel\x12\x19\n\x15ON_CANCEL_UNSPECIFIED\x10\x00\x12\x11\n\rON_CANCEL_TRY\x10\x01\x12\x12\n\x0eON_CANCEL_WAIT\x10\x02\x12\x15\n\x11ON_CANCEL_ABANDON\x10\x03*\x86\x01\n\rOnParentClose\x12\x1f\n\x1bON_PARENT_CLOSE_UNSPECIFIED\x10\x00\x12\x1a\n\x16ON_PARENT_CLOSE_CANCEL\x10\x01\x12\x1d\n\x19ON_PARENT_CLOSE_TERMINATE\x10\x02\x12\x19\n\x15ON_PARENT_CLOSE_LEAVE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17treadle/v1/common.proto\x12\ntreadle.v1\"\xb2\x01\n\x07Payload\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x10\n\x08\x65ncoding\x18\x02 \x01(\t\x12\x33\n\x08metadata\x18\x03 \x03(\x0b\x32!.treadle.v1.Payload.MetadataEntry\x12!\n\x04\x62lob\x18\x04 \x01(\x0b\x32\x13.treadle.v1.BlobRef\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x07\x42lobRef\x12\x0c\n\x04keys\x18\x01 \x03(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x10\n\x08\x65ncoding\x18\x04 \x01(\t\"\xdb\x01\n\x07\x46\x61ilure\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.treadle.v1.FailureKind\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x11\n\ttraceback\x18\x04 \x01(\t\x12\r\n\x05\x66inal\x18\x05 \x01(\x08\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\r\x12\"\n\x05\x63\x61use\x18\x07 \x01(\x0b\x32\x13.treadle.v1.Failure\x12\r\n\x05\x62\x61ses\x18\n \x03(\t\x12#\n\x06sealed\x18\x08 \x01(\x0b\x32\x13.treadle.v1.Payload\"\x9d\x01\n\x0bRetryPolicy\x12\x10\n\x08\x61ttempts\x18\x01 \x01(\r\x12\x12\n\ninitial_ms\x18\x02 \x01(\x03\x12\x0e\n\x06\x66\x61\x63tor\x18\x03 \x01(\x01\x12\x0e\n\x06\x63\x61p_ms\x18\x04 \x01(\x03\x12\x0e\n\x06jitter\x18\x05 \x01(\x01\x12\x12\n\ngive_up_on\x18\x06 \x03(\t\x12$\n\x05rules\x18\n \x03(\x0b\x32\x15.treadle.v1.RetryRule\"p\n\tRetryRule\x12\r\n\x05types\x18\x01 \x03(\t\x12\x10\n\x08\x61ttempts\x18\x02 \x01(\r\x12\x12\n\ninitial_ms\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x61\x63tor\x18\x04 \x01(\x01\x12\x0e\n\x06\x63\x61p_ms\x18\x05 \x01(\x03\x12\x0e\n\x06jitter\x18\x06 \x01(\x01\"S\n\tParentRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\ncommand_id\x18\x03 \x01(\t\x12\r\n\x05retry\x18\n \x01(\r\"!\n\x03Tag\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"7\n\x0cTraceContext\x12\x13\n\x0btraceparent\x18\x01 \x01(\t\x12\x12\n\ntracestate\x18\x02 \x01(\t*\xa2\x03\n\x0b\x46\x61ilureKind\x12\x1c\n\x18\x46\x41ILURE_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x41ILURE_KIND_APPLICATION\x10\x01\x12\x1a\n\x16\x46\x41ILURE_KIND_TIMED_OUT\x10\x02\x12\x15\n\x11\x46\x41ILURE_KIND_LOST\x10\x03\x12\x18\n\x14\x46\x41ILURE_KIND_CRASHED\x10\x04\x12\x1a\n\x16\x46\x41ILURE_KIND_CANCELLED\x10\x05\x12\x1b\n\x17\x46\x41ILURE_KIND_TERMINATED\x10\x06\x12\x18\n\x14\x46\x41ILURE_KIND_PAYLOAD\x10\x07\x12\x16\n\x12\x46\x41ILURE_KIND_STUCK\x10\x08\x12\x19\n\x15\x46\x41ILURE_KIND_ID_TAKEN\x10\t\x12!\n\x1d\x46\x41ILURE_KIND_HEARTBEAT_MISSED\x10\r\x12\x1f\n\x1b\x46\x41ILURE_KIND_STEP_TIMED_OUT\x10\n\x12 \n\x1c\x46\x41ILURE_KIND_QUEUE_TIMED_OUT\x10\x0b\x12\x1e\n\x1a\x46\x41ILURE_KIND_RUN_TIMED_OUT\x10\x0c*c\n\x08OnCancel\x12\x19\n\x15ON_CANCEL_UNSPECIFIED\x10\x00\x12\x11\n\rON_CANCEL_TRY\x10\x01\x12\x12\n\x0eON_CANCEL_WAIT\x10\x02\x12\x15\n\x11ON_CANCEL_ABANDON\x10\x03*\x86\x01\n\rOnParentClose\x12\x1f\n\x1bON_PARENT_CLOSE_UNSPECIFIED\x10\x00\x12\x1a\n\x16ON_PARENT_CLOSE_CANCEL\x10\x01\x12\x1d\n\x19ON_PARENT_CLOSE_TERMINATE\x10\x02\x12\x19\n\x15ON_PARENT_CLOSE_LEAVE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,26 +33,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PAYLOAD_METADATAENTRY']._loaded_options = None
   _globals['_PAYLOAD_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_FAILUREKIND']._serialized_start=822
-  _globals['_FAILUREKIND']._serialized_end=1240
-  _globals['_ONCANCEL']._serialized_start=1242
-  _globals['_ONCANCEL']._serialized_end=1341
-  _globals['_ONPARENTCLOSE']._serialized_start=1344
-  _globals['_ONPARENTCLOSE']._serialized_end=1478
+  _globals['_FAILUREKIND']._serialized_start=967
+  _globals['_FAILUREKIND']._serialized_end=1385
+  _globals['_ONCANCEL']._serialized_start=1387
+  _globals['_ONCANCEL']._serialized_end=1486
+  _globals['_ONPARENTCLOSE']._serialized_start=1489
+  _globals['_ONPARENTCLOSE']._serialized_end=1623
   _globals['_PAYLOAD']._serialized_start=40
-  _globals['_PAYLOAD']._serialized_end=183
-  _globals['_PAYLOAD_METADATAENTRY']._serialized_start=136
-  _globals['_PAYLOAD_METADATAENTRY']._serialized_end=183
-  _globals['_FAILURE']._serialized_start=186
-  _globals['_FAILURE']._serialized_end=368
-  _globals['_RETRYPOLICY']._serialized_start=371
-  _globals['_RETRYPOLICY']._serialized_end=528
-  _globals['_RETRYRULE']._serialized_start=530
-  _globals['_RETRYRULE']._serialized_end=642
-  _globals['_PARENTRUN']._serialized_start=644
-  _globals['_PARENTRUN']._serialized_end=727
-  _globals['_TAG']._serialized_start=729
-  _globals['_TAG']._serialized_end=762
-  _globals['_TRACECONTEXT']._serialized_start=764
-  _globals['_TRACECONTEXT']._serialized_end=819
+  _globals['_PAYLOAD']._serialized_end=218
+  _globals['_PAYLOAD_METADATAENTRY']._serialized_start=171
+  _globals['_PAYLOAD_METADATAENTRY']._serialized_end=218
+  _globals['_BLOBREF']._serialized_start=220
+  _globals['_BLOBREF']._serialized_end=291
+  _globals['_FAILURE']._serialized_start=294
+  _globals['_FAILURE']._serialized_end=513
+  _globals['_RETRYPOLICY']._serialized_start=516
+  _globals['_RETRYPOLICY']._serialized_end=673
+  _globals['_RETRYRULE']._serialized_start=675
+  _globals['_RETRYRULE']._serialized_end=787
+  _globals['_PARENTRUN']._serialized_start=789
+  _globals['_PARENTRUN']._serialized_end=872
+  _globals['_TAG']._serialized_start=874
+  _globals['_TAG']._serialized_end=907
+  _globals['_TRACECONTEXT']._serialized_start=909
+  _globals['_TRACECONTEXT']._serialized_end=964
 # @@protoc_insertion_point(module_scope)

@@ -172,13 +172,18 @@ class Payload(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     ENCODING_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    BLOB_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """The encoded bytes; JSON (UTF-8) unless `encoding` says otherwise."""
     encoding: _builtins.str
-    """Name of the encoding; "" means "json"."""
+    """Name of the encoding; "" means "json". "blob": the bytes are in a blob store, see `blob`. Otherwise a codec's."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What a codec needs to decode (key id, nonce …); empty without a codec."""
+        """What a codec needs to decode (key id, place …); empty without a codec."""
+
+    @_builtins.property
+    def blob(self) -> Global___BlobRef:
+        """Where the bytes are, with the encoding "blob"."""
 
     def __init__(
         self,
@@ -186,14 +191,51 @@ class Payload(_message.Message):
         data: _builtins.bytes = ...,
         encoding: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        blob: Global___BlobRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "encoding", b"encoding", "metadata", b"metadata"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob", b"blob", "data", b"data", "encoding", b"encoding", "metadata", b"metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Payload: _TypeAlias = Payload  # noqa: Y015
+
+@_typing.final
+class BlobRef(_message.Message):
+    """Where the bytes of a large value are: in a blob store that only clients and workers read and write."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    """Number of bytes."""
+    digest: _builtins.bytes
+    """BLAKE2b of them, 32 bytes."""
+    encoding: _builtins.str
+    """Their encoding, as in Payload."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names in the store, at most 2; each has the same bytes. The first that is there is read."""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        size: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+        encoding: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "encoding", b"encoding", "keys", b"keys", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlobRef: _TypeAlias = BlobRef  # noqa: Y015
 
 @_typing.final
 class Failure(_message.Message):
@@ -209,6 +251,7 @@ class Failure(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
     BASES_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
     kind: Global___FailureKind.ValueType
     """Why, in Treadle's terms."""
     type: _builtins.str
@@ -229,6 +272,10 @@ class Failure(_message.Message):
     def bases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Class names of the bases of its class, nearest first, without those that every error has."""
 
+    @_builtins.property
+    def sealed(self) -> Global___Payload:
+        """Sealed by a codec: message, traceback and cause, which are not given above then."""
+
     def __init__(
         self,
         *,
@@ -240,10 +287,11 @@ class Failure(_message.Message):
         attempts: _builtins.int = ...,
         cause: Global___Failure | None = ...,
         bases: _abc.Iterable[_builtins.str] | None = ...,
+        sealed: Global___Payload | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "sealed", b"sealed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "bases", b"bases", "cause", b"cause", "final", b"final", "kind", b"kind", "message", b"message", "traceback", b"traceback", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "bases", b"bases", "cause", b"cause", "final", b"final", "kind", b"kind", "message", b"message", "sealed", b"sealed", "traceback", b"traceback", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,6 +10,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from treadle.v1 import blob_service_pb2 as _blob_service_pb2
 from treadle.v1 import common_pb2 as _common_pb2
 from treadle.v1 import history_pb2 as _history_pb2
 from treadle.v1 import job_pb2 as _job_pb2
@@ -310,6 +311,7 @@ class RegisterResponse(_message.Message):
     AMQP_URL_FIELD_NUMBER: _builtins.int
     MAX_PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
+    BLOBS_FIELD_NUMBER: _builtins.int
     beat_ms: _builtins.int
     """How often to beat, in milliseconds."""
     amqp_url: _builtins.str
@@ -320,6 +322,10 @@ class RegisterResponse(_message.Message):
     def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingName]:
         """Names that were registered for the pool before, that live runs still need, and that this worker does not have; at most 20."""
 
+    @_builtins.property
+    def blobs(self) -> _blob_service_pb2.BlobStore:
+        """Where large values are kept."""
+
     def __init__(
         self,
         *,
@@ -327,10 +333,11 @@ class RegisterResponse(_message.Message):
         amqp_url: _builtins.str = ...,
         max_payload_bytes: _builtins.int = ...,
         missing: _abc.Iterable[Global___MissingName] | None = ...,
+        blobs: _blob_service_pb2.BlobStore | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amqp_url", b"amqp_url", "beat_ms", b"beat_ms", "max_payload_bytes", b"max_payload_bytes", "missing", b"missing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amqp_url", b"amqp_url", "beat_ms", b"beat_ms", "blobs", b"blobs", "max_payload_bytes", b"max_payload_bytes", "missing", b"missing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

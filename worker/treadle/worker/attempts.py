@@ -90,6 +90,9 @@ class Attempts:
             self._core.attempt_ended(token, report or Report("released"), monotonic_ms())
             self._changed()
 
+        values = self._executors.values
+        if values is not None and attempt.progress is not None:
+            attempt.progress = values.open_progress(attempt.progress, info)
         call = Call(
             step=self._steps[name],
             payload=job.input,
@@ -156,7 +159,9 @@ class Attempts:
 
     def _progressed(self, call: Call, data: bytes | None) -> None:
         if call.attempt is not None:
-            self._core.progressed(call.attempt.token, call.attempt.number, data)
+            values = self._executors.values
+            said = data if values is None or data is None else values.seal_progress(data, call.info)
+            self._core.progressed(call.attempt.token, call.attempt.number, said)
         self._changed()
 
     def cancel(self, token: bytes, reason: str) -> None:

@@ -45,6 +45,9 @@ class WorkerConfig:
             each, and what they hold of at most 64 MiB of history), and wake beside them.
         grace: How long steps may run on after SIGTERM. Default "25s", below the 30 s of Kubernetes.
         always_replay: Drop and replay the coroutine at every event (a test mode).
+        blobs: Where values over 64 KiB are kept (file:///folder, s3://bucket/prefix); "": where the server says.
+        keys_file: Encrypt with the keys in this file; see docs/payloads.md.
+        codec: "package.module:name" of a codec of your own, instead of `keys_file`.
         log_level: "debug", "info", "warning" or "error".
 
     Raises:
@@ -67,6 +70,9 @@ class WorkerConfig:
     run_slots: int = 2_000
     grace: Duration = "25s"
     always_replay: bool = False
+    blobs: str = ""
+    keys_file: str | None = None
+    codec: str = ""
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -191,5 +197,8 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], object]]] = {
     "run_slots": _number,
     "grace": _text,
     "always_replay": _flag,
+    "blobs": _text,
+    "keys_file": _text,
+    "codec": _text,
     "log_level": _text,
 }

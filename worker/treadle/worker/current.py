@@ -86,6 +86,11 @@ class StepInfo:
         """Whether `traceparent` is made when it is asked for: it is well formed, and costs something."""
         return False
 
+    @property
+    def incarnation(self) -> int:
+        """Which start of the run's id it is; 0 where that is not known."""
+        return 0
+
 
 class LazyInfo(StepInfo):
     """The same; what must be hashed is made when somebody asks for it, which most steps never do."""
@@ -124,6 +129,10 @@ class LazyInfo(StepInfo):
     @property
     def made_here(self) -> bool:
         return self._traceparent is None
+
+    @property
+    def incarnation(self) -> int:
+        return self._incarnation
 
     @property
     def traceparent(self) -> str:  # type: ignore[override]

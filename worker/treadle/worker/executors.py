@@ -17,7 +17,7 @@ from typing import Any, Final
 import structlog
 
 from treadle.protocol.eager import start_now
-from treadle.protocol.errors import ConfigError, PayloadError
+from treadle.protocol.errors import ConfigError, PayloadError, TreadleError
 from treadle.protocol.payloads import MAX_PAYLOAD_BYTES
 from treadle.v1.common_pb2 import Payload
 from treadle.worker.bodies import (
@@ -37,6 +37,7 @@ from treadle.worker.core.port import Attempt, Report
 from treadle.worker.current import STEP_INFO, StepInfo
 from treadle.worker.pulse import Pulse
 from treadle.worker.spans import SpanFacts, Spans
+from treadle.worker.step_values import StepValues
 from treadle.worker.steps import Step
 from treadle.worker.threads import Job, StepThread, Threads
 
@@ -270,10 +271,12 @@ class Executors:
 
     Attributes:
         max_payload_bytes: Largest encoded result; the server says how much it takes.
+        values: Opens arguments and seals results; None: they are sent as they are.
     """
 
     def __init__(self, app: str, slots: int, *, child_arguments: tuple[str, ...] = ()) -> None:
         self.max_payload_bytes = MAX_PAYLOAD_BYTES
+        self.values: StepValues | None = None
         self.spans = Spans()
         self.children = Children(app, child_arguments)
         self._pool_threads = Threads(slots, "step")
@@ -343,6 +346,8 @@ class Executors:
     async def _attempt(self, running: Running) -> Report | None:
         """Run it; None: it was not started."""
         call = running.call
+        if self.values is not None:
+            return await self._attempt_sealed(running, self.values)
         arguments: Arguments | None = None
         wrong: PayloadError | None = None
         try:
@@ -355,6 +360,18 @@ class Executors:
             assert wrong is not None
             return running.verdict(failed(wrong, call.info, 0))
         return running.verdict(await run_async(call.step, arguments, call.info, self.max_payload_bytes))
+
+    async def _attempt_sealed(self, running: Running, values: StepValues) -> Report | None:
+        """The same where values are sealed: fetching them and storing the result are part of the attempt."""
+        call = running.call
+        if not running.start():
+            return None
+        try:
+            arguments = call.step.signature.decode_call(await values.opened(call.payload, call.info, local=call.local))
+        except (TreadleError, asyncio.CancelledError) as error:
+            return running.verdict(failed(error, call.info, 0))  # a key that others lack must not hide why
+        report = await run_async(call.step, arguments, call.info, self.max_payload_bytes)
+        return running.verdict(await values.sealed(report, call.info))
 
     # --- in a thread -----------------------------------------------------------------------------------------------
     def _in_thread(self, running: Running, threads: Threads, thread: StepThread) -> Job | None:
@@ -376,9 +393,19 @@ class Executors:
     def _body(self, call: Call, limit: int) -> Report:
         STEP_INFO.set(call.info)
         with self.spans.process(call.facts) as outcome:
-            report = run_sync(call.step, call.payload, call.info, limit)
+            if self.values is None:
+                report = run_sync(call.step, call.payload, call.info, limit)
+            else:
+                report = self._sealed_body(call, limit, self.values)
             outcome.name, outcome.error_type = outcome_of(report)
         return report
+
+    def _sealed_body(self, call: Call, limit: int, values: StepValues) -> Report:
+        try:
+            payload = values.open(call.payload, call.info, local=call.local)
+        except TreadleError as error:
+            return failed(error, call.info, 0)
+        return values.seal(run_sync(call.step, payload, call.info, limit), call.info)
 
     def _left(self, running: Running, report: Report) -> None:
         assert running.thread is not None
@@ -436,11 +463,21 @@ class Executors:
 
     async def _ask(self, child: Child, running: Running) -> Report:
         call = running.call
+        if self.values is None:
+            return await self._ask_for(child, running, call.payload)
+        try:
+            payload = await self.values.opened(call.payload, call.info, local=call.local)
+        except (TreadleError, asyncio.CancelledError) as error:
+            return failed(error, call.info, 0)
+        return await self.values.sealed(await self._ask_for(child, running, payload), call.info)
+
+    async def _ask_for(self, child: Child, running: Running, payload: Payload) -> Report:
+        call = running.call
         began = time.perf_counter()
         saying = running.saying()
         run = Run(
             step=call.step.name,
-            payload=call.payload.SerializeToString(),
+            payload=payload.SerializeToString(),
             info=self._info_for_child(call.info),
             limit=self.max_payload_bytes,
             progress=None if saying.last is None else saying.last.SerializeToString(),

@@ -40,10 +40,10 @@ class Question(Generic[T]):
         """Answer it; the code goes on at once.
 
         Raises:
-            PayloadError: The value cannot be encoded, or is larger than 1 MiB.
+            PayloadError: The value cannot be encoded, or is too large.
             ConfigError: It was answered, or refused, before.
         """
-        data = encode_bytes(value, what=f"answer to question {self.id!r}")  # if that fails, it can still be refused
+        data = _encoded(self._execution, value, f"answer to question {self.id!r}")  # if that fails, it can be refused
         self._once()
         self._execution.answer(self.id, data, None)
 
@@ -124,13 +124,14 @@ def publish_state(value: Any) -> None:
     """Show a value to whoever looks at the run: `RunHandle.state` reads the last one, at any time, without a worker.
 
     Args:
-        value: Any JSON-like value, dataclass or model, at most 1 MiB.
+        value: Any JSON-like value, dataclass or model.
 
     Raises:
         PayloadError: It cannot be encoded, or is too large.
         ConfigError: It is called outside a workflow.
     """
-    _here("publish_state").publish_state(encode_bytes(value, what="published state"))
+    execution = _here("publish_state")
+    execution.publish_state(_encoded(execution, value, "published state"))
 
 
 async def _signal(execution: WorkflowExecution, name: str, timeout: Duration | None) -> SignalReceived | None:
@@ -152,6 +153,10 @@ async def _question(execution: WorkflowExecution, name: str, type_: Any) -> Ques
             Question(execution, letter.signal_id, None).refuse(str(error))
         else:
             return Question(execution, letter.signal_id, value)
+
+
+def _encoded(execution: WorkflowExecution, value: Any, what: str) -> bytes:
+    return encode_bytes(value, what=what, limit=execution.context.payload_limit)
 
 
 def _here(what: str) -> WorkflowExecution:

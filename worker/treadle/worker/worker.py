@@ -17,6 +17,8 @@ from typing import Any, Final
 
 import structlog
 
+from treadle.client.config import is_loopback
+from treadle.client.vault import Vault, codec_of, vault_of
 from treadle.protocol.errors import ConfigError
 from treadle.v1.worker_service_pb2 import (
     LANE_AMQP,
@@ -44,7 +46,9 @@ from treadle.worker.core.port import (
     Drained,
     GiveBack,
     Note,
+    OpenEvent,
     ReopenSession,
+    SealItem,
     StartAttempt,
     StartLocal,
 )
@@ -52,7 +56,9 @@ from treadle.worker.executors import CUT_OFF_S, Executors
 from treadle.worker.intake import Intake, broker_address
 from treadle.worker.loop.execution import execution_factory
 from treadle.worker.loop_watch import LoopWatch
+from treadle.worker.seals import Carrier, EventSeals
 from treadle.worker.session import Endpoint, GrpcEndpoint
+from treadle.worker.step_values import StepValues
 from treadle.worker.steps import Step
 
 __all__ = ("Worker", "served")
@@ -134,6 +140,7 @@ class Worker:
         self._executors = Executors(
             config.app, self._slots, child_arguments=("--log-level", config.log_level, "--service", config.pool)
         )
+        self._codec = codec_of(keys_file=config.keys_file, codec=config.codec)
         self._base = contextvars.copy_context()
         self._pumping = False
         self._composed = False
@@ -144,6 +151,8 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop
         self._over: asyncio.Future[int]
         self._core: WorkerCore
+        self._vault: Vault
+        self._carrier: Carrier
         self._attempts: Attempts
         self._connection: Connection
         self._beats: BeatThread
@@ -202,9 +211,23 @@ class Worker:
         if config.lane == "amqp" and not url:
             raise ConfigError("lane 'amqp': neither TREADLE_AMQP_URL nor the server names a broker")
         lane = LANE_AMQP if url else LANE_SESSION
-        if response.max_payload_bytes:
-            self._executors.max_payload_bytes = response.max_payload_bytes
-        self._core = WorkerCore(self._settings(lane), execution_factory(self._registry), lambda: secrets.randbits(64))
+        vault = self._vault = vault_of(
+            config.namespace,
+            codec=self._codec,
+            blobs=config.blobs,
+            told=response.blobs,
+            max_payload_bytes=response.max_payload_bytes,
+            near=is_loopback(config.addresses[0]),
+        )
+        self._executors.max_payload_bytes = vault.limit
+        self._executors.values = None if vault.plain else StepValues(vault)
+        self._core = WorkerCore(
+            self._settings(lane, vault),
+            execution_factory(self._registry),
+            lambda: secrets.randbits(64),
+            None if vault.plain else lambda run: EventSeals(vault, run),
+        )
+        self._carrier = Carrier(self._core, self._changed)
         self._attempts = Attempts(
             self._core,
             self._registry,
@@ -247,7 +270,7 @@ class Worker:
             slots=self._slots,
         )
 
-    def _settings(self, lane: Lane.ValueType) -> CoreSettings:
+    def _settings(self, lane: Lane.ValueType, vault: Vault) -> CoreSettings:
         config = self.config
         return CoreSettings(
             worker_id=self.worker_id,
@@ -263,6 +286,8 @@ class Worker:
             cache_runs=_KEPT * config.run_slots,
             always_replay=config.always_replay,
             run_timeouts={flow.name: flow.timeout_ms for flow in self._registry.workflows.values() if flow.timeout_ms},
+            payload_limit=vault.limit,
+            private=vault.codec is not None,
         )
 
     async def _prewarm(self) -> None:
@@ -285,6 +310,8 @@ class Worker:
         if self._intake is not None:
             await self._intake.close()
         await self._executors.close()
+        await self._carrier.close()
+        self._vault.close()
 
     # --- what comes in ---------------------------------------------------------------------------------------------
     def _opened(self, line: Line) -> None:
@@ -393,6 +420,12 @@ class Worker:
     def _cancel_local(self, action: CancelLocal) -> None:
         self._attempts.cancel_local(action.owner_token, action.command_id, action.reason)
 
+    def _open_event(self, action: OpenEvent) -> None:
+        self._carrier.open(action)
+
+    def _seal_item(self, action: SealItem) -> None:
+        self._carrier.seal(action)
+
     def _reopen(self, action: ReopenSession) -> None:
         self._connection.reopen(action.reason)
 
@@ -413,6 +446,8 @@ class Worker:
         StartLocal: _start_local,
         CancelAttempt: _cancel,
         CancelLocal: _cancel_local,
+        OpenEvent: _open_event,
+        SealItem: _seal_item,
         ReopenSession: _reopen,
         Drained: _drained,
         Note: _note,

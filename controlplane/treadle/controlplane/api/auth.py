@@ -49,6 +49,7 @@ _READS: Final = frozenset(
         _STREAM,  # each start on it needs the right to StartRun
         "/treadle.v1.ScheduleService/GetSchedule",
         "/treadle.v1.ScheduleService/ListSchedules",
+        "/treadle.v1.BlobService/GetBlobStore",
         "/treadle.v1.PoolService/ListPools",
         "/treadle.v1.PoolService/ListWorkers",
         "/treadle.v1.PoolService/CheckHealth",

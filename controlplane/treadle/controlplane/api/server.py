@@ -13,11 +13,20 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from treadle.controlplane.api.auth import TokenFile, TokenGuard, server_credentials
+from treadle.controlplane.api.blob_service import BlobService
 from treadle.controlplane.api.errors import DeadlineGuard, ErrorInterceptor, Guard
 from treadle.controlplane.config import ServerConfig, split_address
 from treadle.controlplane.telemetry import Metrics
 from treadle.protocol.errors import ConfigError
-from treadle.v1 import pool_service_pb2, run_service_pb2, schedule_service_pb2, step_service_pb2, worker_service_pb2
+from treadle.v1 import (
+    blob_service_pb2,
+    pool_service_pb2,
+    run_service_pb2,
+    schedule_service_pb2,
+    step_service_pb2,
+    worker_service_pb2,
+)
+from treadle.v1.blob_service_pb2_grpc import add_BlobServiceServicer_to_server
 from treadle.v1.pool_service_pb2_grpc import PoolServiceServicer, add_PoolServiceServicer_to_server
 from treadle.v1.run_service_pb2_grpc import RunServiceServicer, add_RunServiceServicer_to_server
 from treadle.v1.schedule_service_pb2_grpc import ScheduleServiceServicer, add_ScheduleServiceServicer_to_server
@@ -88,6 +97,8 @@ class ApiServer:
         if workers is not None:
             add_WorkerServiceServicer_to_server(workers, self._server)
             self._names.append(worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name)
+        add_BlobServiceServicer_to_server(BlobService(config), self._server)
+        self._names.append(blob_service_pb2.DESCRIPTOR.services_by_name["BlobService"].full_name)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:

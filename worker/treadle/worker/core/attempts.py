@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 
+from treadle.v1.common_pb2 import Payload
 from treadle.v1.job_pb2 import Job
 from treadle.v1.worker_service_pb2 import (
     ANSWER_LEASE_LOST,
@@ -133,7 +134,7 @@ class Attempts:
             reason = "drain" if held.state is State.STARTED or self._shared.drain_over else "right over"
         message = self._message(held, kind)
         if report.result is not None:
-            message.result.CopyFrom(report.result)
+            message.result.CopyFrom(report.result if report.sealed is None else report.sealed)
         if report.failure is not None:
             message.failure.CopyFrom(report.failure)
         message.retry_after_ms = report.retry_after_ms
@@ -154,7 +155,7 @@ class Attempts:
         del self._held[answer.token]
         self._shared.held.remove(answer.token)
 
-    def progressed(self, token: bytes, number: int, data: bytes | None) -> None:
+    def progressed(self, token: bytes, number: int, data: bytes | Payload | None) -> None:
         """User code of attempt `number` says how far it is, or (None) that it goes on."""
         held = self._held.get(token)
         if held is not None and held.state is State.STARTED:

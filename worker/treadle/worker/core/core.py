@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from treadle.protocol.errors import PayloadError
+from treadle.v1.common_pb2 import Payload
+from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import JOB_KIND_RUN, Job, JobKind
 from treadle.v1.state_pb2 import HeldToken
 from treadle.v1.worker_service_pb2 import (
     LANE_AMQP,
     VERDICT_GO,
     ClaimVerdict,
+    Command,
     Grant,
     SessionRequest,
     SessionResponse,
 )
 
-from ..loop.port import ExecutionFactory
+from ..loop.port import ExecutionFactory, Outcome
 from .attempts import Attempts
 from .cache import Cache
 from .claims import Claims
@@ -27,6 +31,7 @@ from .credits import Credits
 from .outbox import Room
 from .owners import Owners
 from .port import Action, CoreSettings, Drained, ReopenSession, Report
+from .seals import MakeSeals
 from .shared import Shared
 from .slots import Slots
 
@@ -42,6 +47,7 @@ class WorkerCore:
         settings: What the worker is.
         executions: Makes a coroutine for a run of one of `settings.workflows`.
         random64: Draws 64 random bits, for ids of claims, credits and lists.
+        seals: Makes what opens and seals the values of a run; None: nothing is sealed.
     """
 
     __slots__ = (
@@ -56,7 +62,13 @@ class WorkerCore:
         "_unsettled",
     )
 
-    def __init__(self, settings: CoreSettings, executions: ExecutionFactory, random64: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        settings: CoreSettings,
+        executions: ExecutionFactory,
+        random64: Callable[[], int],
+        seals: MakeSeals | None = None,
+    ) -> None:
         shared = Shared(settings, random64)
         ripe_ms = settings.credit_after_ms if settings.lane == LANE_AMQP else 0
         steps = Slots(settings.step_slots, ripe_ms)
@@ -64,7 +76,7 @@ class WorkerCore:
         cache = Cache(settings.cache_runs, settings.cache_bytes)
         self._shared = shared
         self._attempts = Attempts(shared, steps)
-        self._owners = Owners(shared, executions, runs, wakes, cache)
+        self._owners = Owners(shared, executions, runs, wakes, cache, seals)
         self._claims = Claims(shared, steps, runs, cache)
         self._credits = Credits(shared, steps, runs, wakes, cache)
         self._called_at = 0
@@ -221,7 +233,7 @@ class WorkerCore:
         self._called_at = now_ms
         self._unsettled = True
 
-    def progressed(self, token: bytes, number: int, data: bytes | None) -> None:
+    def progressed(self, token: bytes, number: int, data: bytes | Payload | None) -> None:
         self._attempts.progressed(token, number, data)
 
     def may_start_local(self, owner_token: bytes, command_id: str, now_ms: int) -> bool:
@@ -235,6 +247,18 @@ class WorkerCore:
         self._owners.local_ended(owner_token, command_id, report, now_ms)
         self._called_at = now_ms
         self._unsettled = True
+
+    # --- sealed values ---------------------------------------------------------------------------------------------
+    def owns(self, owner_token: bytes) -> bool:
+        return owner_token in self._owners
+
+    def event_opened(self, owner_token: bytes, event: HistoryEvent, error: PayloadError | None, now_ms: int) -> None:
+        self._owners.event_opened(owner_token, event, error, now_ms)
+        self._settle(now_ms)
+
+    def item_sealed(self, owner_token: bytes, number: int, item: Command | Outcome, now_ms: int) -> None:
+        self._owners.item_sealed(owner_token, number, item, now_ms)
+        self._settle(now_ms)
 
     # --- time and life ---------------------------------------------------------------------------------------------
     def tick(self, now_ms: int) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from treadle.protocol.errors import PayloadError
 from treadle.v1.history_pb2 import HistoryEvent, StepCompleted
 
-from ..loop.port import ExecutionFactory, RunContext
+from ..loop.port import Divergence, ExecutionFactory, RunContext
+from .seals import RunSeals
 
 __all__ = ("Feed",)
 
@@ -28,6 +30,8 @@ class Feed:
         time_ms: Its time, by the clock of Redis.
         fed_at_ms: When it was fed, by the worker's clock.
         size: Bytes of all events that were fed: what the coroutine may have kept of them.
+        seals: Opens sealed values; None: there are none.
+        opening: The next event, whose values must be fetched first; the owner takes it from here once.
     """
 
     __slots__ = (
@@ -35,6 +39,8 @@ class Feed:
         "_buffer",
         "_kept",
         "_make",
+        "_unreadable",
+        "_waits_for",
         "ahead",
         "beside",
         "context",
@@ -42,12 +48,16 @@ class Feed:
         "fed",
         "fed_at_ms",
         "length",
+        "opening",
         "revision",
+        "seals",
         "size",
         "time_ms",
     )
 
-    def __init__(self, make: ExecutionFactory, context: RunContext, *, always_replay: bool) -> None:
+    def __init__(
+        self, make: ExecutionFactory, context: RunContext, *, always_replay: bool, seals: RunSeals | None = None
+    ) -> None:
         self.context = context
         self.execution = make(context)
         self.fed = self.length = 0
@@ -60,6 +70,10 @@ class Feed:
         self._answered = (0, 0)
         self._buffer: dict[int, HistoryEvent] = {}
         self._kept: list[HistoryEvent] | None = [] if always_replay else None
+        self.seals = seals
+        self.opening: HistoryEvent | None = None
+        self._waits_for = 0  # position of an event whose values are being fetched
+        self._unreadable: Divergence | None = None
 
     @property
     def waits_to_be_fed(self) -> bool:
@@ -77,6 +91,11 @@ class Feed:
         return self.fed >= self.length
 
     @property
+    def divergence(self) -> Divergence | None:
+        """Why nothing more may be fed: code and history disagree, or what is next cannot be read here."""
+        return self._unreadable or self.execution.divergence
+
+    @property
     def told(self) -> tuple[int, int]:
         """Highest position that was fed or answered, and the revision of the event there."""
         return self._answered if self._answered[0] > self.fed else (self.fed, self.revision)
@@ -85,6 +104,7 @@ class Feed:
         """It was cached and has an owner again: only what was fed is known (R6)."""
         self.length = self.fed
         self._answered = (0, 0)
+        self._waits_for = 0
         self._buffer.clear()
 
     def learn(self, events: Iterable[HistoryEvent], length: int = 0) -> None:
@@ -115,7 +135,9 @@ class Feed:
     def run(self, now_ms: int) -> Iterator[HistoryEvent]:
         """Feed all that is next, and yield each event after it was fed. A divergence ends it."""
         buffer = self._buffer
-        while buffer and (self.ahead is not None or self.execution.divergence is None) and not self.beside:
+        while buffer and (self.ahead is not None or self.divergence is None) and not self.beside:
+            if self.seals is not None and not self._readable(self.seals):
+                return
             event = buffer.pop(self.fed + 1, None)
             if event is None:
                 return
@@ -134,6 +156,39 @@ class Feed:
             self.time_ms = event.time_ms
             self.fed_at_ms = now_ms
             yield event
+
+    def _readable(self, seals: RunSeals) -> bool:
+        """Whether what is next can be fed as far as its values go; else they are fetched, or never will be readable."""
+        event = self._buffer.get(self.fed + 1)
+        if event is None:
+            return True
+        if self._waits_for == event.position:
+            return False
+        try:
+            if seals.open(event):
+                return True
+        except PayloadError as error:
+            self._cannot_read(event, error)
+            return False
+        self._waits_for, self.opening = event.position, event
+        return False
+
+    def opened(self, event: HistoryEvent, error: PayloadError | None) -> None:
+        """The values of an event were fetched, or never will be readable."""
+        if event.position != self._waits_for:
+            return
+        self._waits_for = 0
+        here = self._buffer.get(event.position)
+        if here is None or here.revision != event.revision:
+            return  # the store has another event there now
+        if error is not None:
+            self._cannot_read(event, error)
+        else:
+            self._buffer[event.position] = event
+
+    def _cannot_read(self, event: HistoryEvent, error: PayloadError) -> None:
+        kind = (event.WhichOneof("kind") or "").replace("_", " ")
+        self._unreadable = Divergence(f"{kind} (event {event.position}) with a value that can be read", str(error))
 
     def about(self, now_ms: int) -> int:
         """Return the time of day, by the clock of Redis, as far as the event that was fed last tells it."""

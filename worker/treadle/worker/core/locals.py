@@ -196,7 +196,7 @@ class LocalSteps:
                 name=call.name,
                 try_number=call.try_number,
                 kind=REPORT_KIND_COMPLETED,
-                result=result,
+                result=report.sealed if report.sealed is not None else result,
                 duration_ms=report.duration_ms,
             )
         checkpoint = Checkpoint(
@@ -217,6 +217,10 @@ class LocalSteps:
         else:
             checkpoint.kind = REPORT_KIND_LOST  # A9
         return checkpoint
+
+    def result(self, command_id: str) -> Payload:
+        """The result of a checkpoint whose event was not fed yet, as the code will see it."""
+        return self._results[command_id]
 
     def put_back(self, event: HistoryEvent) -> bool:
         """Put the result that this worker reported into its event; False: it is not here."""

@@ -8,33 +8,30 @@ from __future__ import annotations
 
 from enum import Enum
 
-from treadle.v1.common_pb2 import Failure
 from treadle.v1.history_pb2 import HistoryEvent, StepCompleted
 from treadle.v1.job_pb2 import Job
 from treadle.v1.worker_service_pb2 import (
     REPORT_KIND_COMPLETED,
     Checkpoint,
     Command,
-    FailRun,
     OwnerAnswer,
     OwnerRequest,
     StartLocalStep,
 )
 
-from ..loop.continuation import continuation_of
-from ..loop.port import LocalCall, Outcome, Turn
+from ..loop.port import LocalCall, Turn
 from .feed import Feed
+from .last_word import say_outcome
 from .locals import LocalSteps
 from .outbox import Room
-from .port import Report, StartLocal
+from .port import OpenEvent, Report, StartLocal
 from .rights import Right
+from .seals import Outgoing, sayable
 from .shared import Shared
 from .slots import Slots
 
 __all__ = ("Owner", "Stand")
 
-_UNREAD = 100
-"""So many ids of signals that were not received are told with an outcome."""
 _CONFIRM_EVENTS = 64
 """So many fed events are confirmed at once: the replica sends at most 200 that are not, and must not run dry."""
 
@@ -52,6 +49,7 @@ class Owner:
 
     Attributes:
         feed: The coroutine; None when it was refused or dropped, and only the release is left.
+        outgoing: What its code says, until it is sealed; None: nothing is.
         flying: The unanswered request.
         foretold: A result in it that the code may be fed ahead of its event.
         word: Its last word: "", "park", "outcome", "diverged" or "release".
@@ -88,6 +86,7 @@ class Owner:
         "idle_since",
         "job",
         "locals",
+        "outgoing",
         "park",
         "release",
         "right",
@@ -106,6 +105,7 @@ class Owner:
         self.right = right
         self.alone = alone
         self.feed: Feed | None = None
+        self.outgoing: Outgoing | None = None
         self.locals = LocalSteps(shared, token)
         self.flying: OwnerRequest | None = None
         self.foretold: StepCompleted | None = None
@@ -130,6 +130,12 @@ class Owner:
         self._untaken = True
         self._remembered: set[tuple[str, str | None]] = set()  # with always_replay: commands that were asked for
 
+    def execute(self, feed: Feed) -> None:
+        """This is the coroutine."""
+        self.feed = feed
+        if feed.seals is not None:
+            self.outgoing = Outgoing(self._shared, self.token, feed.seals, self._commands)
+
     # --- feeding ---------------------------------------------------------------------------------------------------
     def advance(self, now_ms: int) -> None:
         """Feed what is next, take what the code asks for, offer local steps that may start."""
@@ -146,9 +152,12 @@ class Owner:
         if feed.fed - self._confirmed >= _CONFIRM_EVENTS:
             self.empty = True
         execution = feed.execution
-        if execution.divergence is not None:
+        if feed.divergence is not None:
             self.locals.cancel_all("diverged")
             return
+        if feed.opening is not None and feed.seals is not None:
+            self._shared.actions.append(OpenEvent(self.token, feed.seals, feed.opening))
+            feed.opening = None
         if feed.caught_up:
             self._gap_since = None
             if self._untaken:
@@ -180,7 +189,10 @@ class Owner:
                 self._checkpoints.append(ended)
 
     def _ask(self, commands: list[Command]) -> None:
-        self._commands.extend(commands)
+        if self.outgoing is None:
+            self._commands.extend(commands)
+        else:
+            self.outgoing.ask(commands)
         self._asked += len(commands)
 
     def _ask_local(self, call: LocalCall) -> None:
@@ -246,8 +258,9 @@ class Owner:
             and not self._commands
             and not self._checkpoints
             and not self.locals
+            and not (self.outgoing is not None and self.outgoing.waiting)
             and self.feed.execution.outcome is None
-            and self.feed.execution.divergence is None
+            and self.feed.divergence is None
         )
 
     def stands(self) -> Stand:
@@ -264,12 +277,12 @@ class Owner:
             return "release"
         if feed.ahead is not None:
             execution = feed.execution
-            ends = execution.outcome is not None and execution.divergence is None and not execution.untold
-            return "outcome" if ends and self._checkpoints else ""
-        if feed.execution.divergence is not None:
+            ends = execution.outcome is not None and feed.divergence is None and not execution.untold
+            return "outcome" if ends and self._checkpoints and sayable(feed, self.outgoing) is not None else ""
+        if feed.divergence is not None:
             return "diverged"
         if feed.execution.outcome is not None and feed.caught_up:
-            return "outcome"
+            return "outcome" if sayable(feed, self.outgoing) is not None else "release" if self.release else ""
         if self.locals.active:
             return ""
         if self.release:
@@ -325,7 +338,7 @@ class Owner:
             return False
         if self._checkpoints[0].kind != REPORT_KIND_COMPLETED or feed.replays or feed.beside or self._untaken:
             return False
-        if feed.waits_to_be_fed or not feed.caught_up or feed.execution.divergence is not None:
+        if feed.waits_to_be_fed or not feed.caught_up or feed.divergence is not None:
             return False
         waits = feed.execution.waits()
         return (waits.pool_steps, waits.local_steps, waits.timers, waits.signals) == (0, 1, 0, 0)
@@ -335,7 +348,7 @@ class Owner:
         checkpoint.ended_ms = feed.about(now_ms)
         self.foretold = StepCompleted(
             command_id=checkpoint.command_id,
-            result=checkpoint.result,
+            result=self.locals.result(checkpoint.command_id),
             name=checkpoint.name,
             digest=checkpoint.digest,
             local=True,
@@ -373,7 +386,7 @@ class Owner:
             request.park.cached = cached and not self.alone and not self._shared.draining
         elif word == "diverged":
             assert self.feed is not None
-            divergence = self.feed.execution.divergence
+            divergence = self.feed.divergence
             assert divergence is not None
             request.diverged.expected = divergence.expected
             request.diverged.found = divergence.found
@@ -384,21 +397,9 @@ class Owner:
         assert self.feed is not None
         request.ahead = self.feed.ahead is not None
         self._shared.ends[self.job.name] = self.feed.fed + request.ahead
-        outcome = self.feed.execution.outcome
+        outcome = sayable(self.feed, self.outgoing)
         assert outcome is not None
-        if outcome.next_input is not None:
-            request.continue_run.CopyFrom(continuation_of(self.feed.execution, outcome.next_input))
-            return
-        request.unread.extend(letter.signal_id for letter in self.feed.execution.unread()[:_UNREAD])
-        if outcome.cancelled:
-            request.cancelled.SetInParent()
-            request.cancelled.undone = outcome.undone
-        elif outcome.failure is not None:
-            _say_failure(request.fail, outcome, outcome.failure)
-        else:
-            request.complete.SetInParent()
-            if outcome.result is not None:
-                request.complete.result.CopyFrom(outcome.result)
+        say_outcome(request, self.feed, outcome)
 
     # --- answers ---------------------------------------------------------------------------------------------------
     def accepted(self, answer: OwnerAnswer) -> None:
@@ -460,7 +461,7 @@ class Owner:
         self.locals.cancel_all(reason)
         if self.feed is not None:
             self.feed.execution.close()
-            self.feed = None
+            self.feed = self.outgoing = None
         self._commands.clear()
         self._checkpoints.clear()
         self.release = release
@@ -484,11 +485,3 @@ class Owner:
         due = self.due_ms()
         if due is not None and due <= now_ms:
             self.empty = True
-
-
-def _say_failure(said: FailRun, outcome: Outcome, failure: Failure) -> None:
-    said.failure.CopyFrom(failure)
-    said.because.extend(outcome.because)
-    said.because_all, said.undone = outcome.because_all, outcome.undone
-    if outcome.hook is not None:
-        said.hook.CopyFrom(outcome.hook)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from itertools import count, islice
 
+from treadle.protocol.errors import PayloadError
+from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import Job
 from treadle.v1.worker_service_pb2 import (
     ANSWER_LEASE_LOST,
@@ -17,6 +19,7 @@ from treadle.v1.worker_service_pb2 import (
     ANSWER_REWIND,
     ANSWER_SETTLED,
     ANSWER_UNKNOWN,
+    Command,
     Grant,
     News,
     OwnerAnswer,
@@ -24,13 +27,14 @@ from treadle.v1.worker_service_pb2 import (
     RunGrant,
 )
 
-from ..loop.port import ExecutionFactory, RunContext
+from ..loop.port import ExecutionFactory, Outcome, RunContext
 from .cache import Cache
 from .feed import Feed
 from .outbox import Outbox, Room
 from .owner import Owner, Stand
 from .port import Report
 from .rights import Right
+from .seals import MakeSeals
 from .shared import Shared
 from .slots import Slots
 
@@ -47,6 +51,7 @@ class Owners:
         slots: Of open runs.
         wakes: Beside them, of runs that were parked and are woken with their coroutine: it is in memory as it is, so
             it needs no slot that is promised to another run.
+        seals: Makes what opens and seals the values of a run; None: nothing is sealed.
     """
 
     __slots__ = (
@@ -61,6 +66,7 @@ class Owners:
         "_parking",
         "_pressed_until",
         "_ready",
+        "_seals",
         "_shared",
         "foretold",
         "open",
@@ -69,9 +75,18 @@ class Owners:
         "wakes",
     )
 
-    def __init__(self, shared: Shared, make: ExecutionFactory, slots: Slots, wakes: Slots, cache: Cache) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        make: ExecutionFactory,
+        slots: Slots,
+        wakes: Slots,
+        cache: Cache,
+        seals: MakeSeals | None = None,
+    ) -> None:
         self._shared = shared
         self._make = make
+        self._seals = seals
         self._cache = cache
         self._by_token: dict[bytes, Owner] = {}
         self._by_run: dict[str, Owner] = {}
@@ -120,7 +135,7 @@ class Owners:
             feed = self._fresh(job, run)
         elif run.HasField("before"):
             feed.execution.passed(run.before.until, run.before.marks)
-        owner.feed = feed
+        owner.execute(feed)
         feed.learn(run.events, run.length)
         missing = run.events[0].position > feed.fed + 1 if run.events else not (run.from_start or feed.fed)
         if missing:
@@ -151,8 +166,11 @@ class Owners:
             retried_at=run.retried_at,
             passed_until=run.before.until,
             marks=frozenset(run.before.marks),
+            payload_limit=self._shared.settings.payload_limit,
+            private=self._shared.settings.private,
         )
-        return Feed(self._make, context, always_replay=self._shared.settings.always_replay)
+        seals = self._seals(context) if self._seals is not None else None
+        return Feed(self._make, context, always_replay=self._shared.settings.always_replay, seals=seals)
 
     # --- what comes down -------------------------------------------------------------------------------------------
     def news(self, news: News, now_ms: int) -> None:
@@ -254,6 +272,19 @@ class Owners:
             if owner.flying is None:  # nothing else about it has changed
                 self._ready[token] = owner
         else:
+            self._touch(owner, now_ms)
+
+    # --- sealed values ---------------------------------------------------------------------------------------------
+    def event_opened(self, token: bytes, event: HistoryEvent, error: PayloadError | None, now_ms: int) -> None:
+        owner = self._by_token.get(token)
+        if owner is not None and owner.feed is not None:
+            owner.feed.opened(event, error)
+            self._touch(owner, now_ms)
+
+    def item_sealed(self, token: bytes, number: int, item: Command | Outcome, now_ms: int) -> None:
+        owner = self._by_token.get(token)
+        if owner is not None and owner.outgoing is not None:
+            owner.outgoing.sealed(number, item)
             self._touch(owner, now_ms)
 
     # --- what goes up ----------------------------------------------------------------------------------------------

@@ -11,14 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from treadle.protocol.errors import PayloadError
+from treadle.protocol.payloads import MAX_PAYLOAD_BYTES
 from treadle.v1.common_pb2 import Failure, Payload
+from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import Job, JobKind
 from treadle.v1.state_pb2 import HeldToken
-from treadle.v1.worker_service_pb2 import Lane, SessionRequest, SessionResponse
+from treadle.v1.worker_service_pb2 import Command, Lane, SessionRequest, SessionResponse
 
-from ..loop.port import LocalCall
+from ..loop.port import LocalCall, Outcome
+
+if TYPE_CHECKING:
+    from .seals import RunSeals
 
 __all__ = (
     "Ack",
@@ -31,8 +37,10 @@ __all__ = (
     "Drained",
     "GiveBack",
     "Note",
+    "OpenEvent",
     "ReopenSession",
     "Report",
+    "SealItem",
     "StartAttempt",
     "StartLocal",
     "WorkerCorePort",
@@ -61,6 +69,8 @@ class CoreSettings:
         cache_runs, cache_bytes: Parked coroutines kept at most, and how much history they may have been fed together.
         always_replay: Drop and replay the coroutine at every event (a test mode).
         run_timeouts: Workflow -> longest duration of its runs (ms), of those that have a limit.
+        payload_limit: Values of workflow code with more bytes are refused.
+        private: Values must not stand in what is said about runs in words.
     """
 
     worker_id: str
@@ -88,6 +98,8 @@ class CoreSettings:
     cache_bytes: int = 64 << 20
     always_replay: bool = False
     run_timeouts: Mapping[str, int] = field(default_factory=dict)
+    payload_limit: int = MAX_PAYLOAD_BYTES
+    private: bool = False
 
 
 @dataclass(slots=True)
@@ -130,6 +142,7 @@ class Report:
         retry_after_ms: With "failed": wait asked for by RetryAfter; 0: by the policy.
         duration_ms: How long user code ran.
         deferred_ms: With "deferred": how long to wait for whoever finishes it; 0: as the step's timeout says.
+        sealed: What is sent instead of `result`; None: the result itself.
     """
 
     kind: Literal["completed", "failed", "released", "lost", "cancelled", "deferred"]
@@ -139,6 +152,7 @@ class Report:
     duration_ms: int = 0
     reason: str = ""
     deferred_ms: int = 0
+    sealed: Payload | None = None
 
 
 @dataclass(slots=True)
@@ -207,6 +221,25 @@ class CancelLocal:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenEvent:
+    """Fetch the values of an event that is next for a run, then tell `event_opened`."""
+
+    owner_token: bytes
+    seals: RunSeals
+    event: HistoryEvent
+
+
+@dataclass(frozen=True, slots=True)
+class SealItem:
+    """Store the values of what the code of a run says, then tell `item_sealed`."""
+
+    owner_token: bytes
+    number: int
+    seals: RunSeals
+    item: Command | Outcome
+
+
+@dataclass(frozen=True, slots=True)
 class ReopenSession:
     """Requests stay unanswered: open a session with another replica, naming the present one as replaced."""
 
@@ -228,7 +261,18 @@ class Note:
 
 
 Action = (
-    Ack | GiveBack | Consume | StartAttempt | CancelAttempt | StartLocal | CancelLocal | ReopenSession | Drained | Note
+    Ack
+    | GiveBack
+    | Consume
+    | StartAttempt
+    | CancelAttempt
+    | StartLocal
+    | CancelLocal
+    | OpenEvent
+    | SealItem
+    | ReopenSession
+    | Drained
+    | Note
 )
 
 
@@ -279,7 +323,7 @@ class WorkerCorePort(Protocol):
         """An attempt ended, or was not started."""
         ...
 
-    def progressed(self, token: bytes, number: int, data: bytes | None) -> None:
+    def progressed(self, token: bytes, number: int, data: bytes | Payload | None) -> None:
         """User code of an attempt (its `number`) says how far it is; None: only that it goes on. Cheap, but not free: the
         shell says it at most once in a while, and the last word before `attempt_ended`."""
         ...
@@ -294,6 +338,19 @@ class WorkerCorePort(Protocol):
 
     def local_ended(self, owner_token: bytes, command_id: str, report: Report, now_ms: int) -> None:
         """A local step ended."""
+        ...
+
+    # --- sealed values -------------------------------------------------------------------------------------------
+    def owns(self, owner_token: bytes) -> bool:
+        """Whether the run is still open here under this token: else nobody waits for its values."""
+        ...
+
+    def event_opened(self, owner_token: bytes, event: HistoryEvent, error: PayloadError | None, now_ms: int) -> None:
+        """The values of an event are in it now; or `error`: they never will be."""
+        ...
+
+    def item_sealed(self, owner_token: bytes, number: int, item: Command | Outcome, now_ms: int) -> None:
+        """The values of what the code said are stored; `item` is what is sent."""
         ...
 
     # --- time and life -------------------------------------------------------------------------------------------

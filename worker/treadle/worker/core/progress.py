@@ -33,7 +33,7 @@ class Progress:
         self._last: dict[bytes, AttemptProgress] = {}
         self._numbers: dict[bytes, int] = {}
 
-    def say(self, token: bytes, job: Job, attempt: int, data: bytes | None) -> None:
+    def say(self, token: bytes, job: Job, attempt: int, data: bytes | Payload | None) -> None:
         """An attempt says how far it is; None: only that it goes on."""
         waiting = self.unsent.get(token)
         if data is None and waiting is not None:
@@ -44,7 +44,7 @@ class Progress:
             run_id=job.run_id, incarnation=job.incarnation, command_id=job.command_id, token=token, number=number
         )
         if data is not None:
-            told.value.CopyFrom(Payload(data=data))
+            told.value.CopyFrom(Payload(data=data) if isinstance(data, bytes) else data)
             self._last[token] = told
         self.unsent[token] = told
 

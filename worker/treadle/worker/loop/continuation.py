@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from treadle.v1.common_pb2 import Payload
+from treadle.v1.history_pb2 import SignalReceived
 from treadle.v1.worker_service_pb2 import ContinueRun
 from treadle.worker.loop.port import Execution
 
@@ -27,12 +30,22 @@ def found_in(error: BaseException | None) -> ContinueAsNew | None:
     return error if isinstance(error, ContinueAsNew) else None
 
 
-def continuation_of(execution: Execution, next_input: Payload) -> ContinueRun:
-    """Return what the next part begins with: its input, the signals that wait, and those that must stay known."""
+def continuation_of(
+    execution: Execution, next_input: Payload, seal: Callable[[SignalReceived], SignalReceived] | None = None
+) -> ContinueRun:
+    """Return what the next part begins with: its input, the signals that wait, and those that must stay known.
+
+    Args:
+        execution: The part that ended.
+        next_input: As it is sent.
+        seal: Makes of a signal what is sent; None: the signal itself.
+    """
     said = ContinueRun(input=next_input, known=execution.known_signals())
     size = 0
     unread = execution.unread()
     for letter in unread[:_MOST]:
+        if seal is not None:
+            letter = seal(letter)
         size += letter.ByteSize()
         if size > _MOST_BYTES:
             break

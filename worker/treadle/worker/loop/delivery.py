@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from treadle.protocol.errors import PayloadError, RunCancelled, RunIdConflict, RunTerminated
+from treadle.protocol.errors import PayloadError, PayloadUnreadable, RunCancelled, RunIdConflict, RunTerminated
 from treadle.protocol.failures import run_error, step_error
 from treadle.v1 import history_pb2 as history
 from treadle.v1.common_pb2 import (
@@ -16,15 +16,31 @@ from treadle.v1.common_pb2 import (
 from treadle.worker.loop.blame import mark
 
 if TYPE_CHECKING:
-    from treadle.worker.loop.ledger import Ask
+    from treadle.worker.loop.ledger import Ask, Ledger
     from treadle.worker.loop.waiting import StepFuture
     from treadle.worker.workflows import Workflow
 
 __all__ = ("deliver",)
 
 
-def deliver(ask: Ask, outcome: Any) -> None:
-    """Give the code the outcome of a step, as a fresh value or a fresh error."""
+def deliver(ask: Ask, outcome: Any, ledger: Ledger) -> None:
+    """Give the code the outcome of a step, as a fresh value or a fresh error. One that is sealed is for another worker."""
+    try:
+        _deliver(ask, outcome)
+    except PayloadUnreadable as error:
+        ledger.unreadable(f"result of {ask.command_id}", error)
+
+
+def is_sealed(signal: history.SignalReceived, ledger: Ledger) -> bool:
+    """Whether only another worker can read a signal: nothing more may be fed here."""
+    if not signal.data.encoding:
+        return False
+    error = PayloadUnreadable(f"its encoding {signal.data.encoding!r} is not known here; configure the codec")
+    ledger.unreadable(f"signal {signal.name!r}", error)
+    return True
+
+
+def _deliver(ask: Ask, outcome: Any) -> None:
     future, step = ask.future, ask.step
     ask.future = None  # they refer to each other
     if future is None or future.done() or future.ended():
@@ -37,6 +53,9 @@ def deliver(ask: Ask, outcome: Any) -> None:
     if isinstance(outcome, history.StepCompleted):
         try:
             future.set_result(step.signature.decode_result(outcome.result))
+        except PayloadUnreadable:
+            ask.future = future
+            raise
         except PayloadError as error:
             future.set_exception(error)
     elif isinstance(outcome, history.StepFailed):
@@ -57,6 +76,9 @@ def _deliver_child(ask: Ask, workflow: Workflow[..., Any], future: StepFuture, o
     if isinstance(outcome, history.ChildCompleted):
         try:
             future.set_result(workflow.signature.decode_result(outcome.result))
+        except PayloadUnreadable:
+            ask.future = future
+            raise
         except PayloadError as error:
             future.set_exception(error)
         return

@@ -15,7 +15,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from treadle.protocol.durations import in_words
-from treadle.protocol.errors import PayloadError
+from treadle.protocol.errors import PayloadError, PayloadUnreadable
 from treadle.protocol.failures import failure_of
 from treadle.protocol.ids import child_id
 from treadle.protocol.occurrence import given
@@ -27,7 +27,7 @@ from treadle.v1.common_pb2 import (
 )
 from treadle.v1.worker_service_pb2 import AnswerSignal, Command, PublishState, ScheduleChild
 from treadle.worker.loop.continuation import ContinueAsNew, found_in
-from treadle.worker.loop.delivery import deliver
+from treadle.worker.loop.delivery import deliver, is_sealed
 from treadle.worker.loop.durable_loop import DurableLoop, TimerCall
 from treadle.worker.loop.endings import CANCELLED_BY_ITSELF, ENDLESS, STUCK, raised, with_hook
 from treadle.worker.loop.future import DurableTask
@@ -65,7 +65,7 @@ class WorkflowExecution:
 
     def __init__(self, context: RunContext, workflow: Workflow[..., Any]) -> None:
         self.context = context
-        self._workflow = workflow
+        self._workflow, self._limit = workflow, context.payload_limit
         self._ledger = Ledger(context)
         self._loop = DurableLoop(self)  # type: ignore[abstract]  # the rest refuses
         self._variables = contextvars.Context()
@@ -196,7 +196,7 @@ class WorkflowExecution:
         if error is not None:
             return raised(error)
         try:
-            return Outcome(result=self._workflow.signature.encode_result(main.result()))
+            return Outcome(result=self._workflow.signature.encode_result(main.result(), limit=self._limit))
         except PayloadError as unencodable:
             return Outcome(failure=failure_of(unencodable))
 
@@ -209,6 +209,8 @@ class WorkflowExecution:
             signature = self._workflow.signature
             occurrence = given(signature, event.occurrence) if event.HasField("occurrence") else None
             args, kwargs = signature.decode_call(event.input, occurrence)
+        except PayloadUnreadable as error:  # by this worker: another one, or this one with the key, can read it
+            return self._ledger.unreadable("input of the run", error)
         except PayloadError as error:
             self._ended = True
             self.outcome = Outcome(failure=failure_of(error))
@@ -233,7 +235,7 @@ class WorkflowExecution:
             self._main.cancel(f"the run's timeout of {in_words(event.timeout_ms)} is over")
 
     def _step_scheduled(self, event: history.StepScheduled, position: int) -> None:
-        ask = self._ledger.recorded(event.command_id, event.digest, position, event.input.data)
+        ask = self._ledger.recorded(event.command_id, event.digest, position, event.input)
         if ask is None or ask.kind is Kind.LOCAL_STEP:
             self._ledger.ran_in_pool(event.command_id, ask)
         else:
@@ -263,7 +265,7 @@ class WorkflowExecution:
             self._ledger.recorded(event.command_id, event.digest, position, None)
         ask = self._ledger.settle(event.command_id, event)
         if ask is not None:
-            deliver(ask, event)
+            deliver(ask, event, self._ledger)
 
     def _step_cancelled(self, event: history.StepCancelled, position: int) -> None:
         if event.local:
@@ -272,7 +274,7 @@ class WorkflowExecution:
             return
         ask = self._ledger.settle(event.command_id, event)
         if ask is not None:
-            deliver(ask, event)
+            deliver(ask, event, self._ledger)
 
     def _cancel_known(self, event: history.StepCancelRequested | history.ChildCancelRequested, _position: int) -> None:
         ask = self._ledger.find(event.command_id)
@@ -294,15 +296,16 @@ class WorkflowExecution:
         self._ledger.settle(event.command_id, None)
 
     def _child_scheduled(self, event: history.ChildScheduled, position: int) -> None:
-        self._ledger.recorded(event.command_id, event.digest, position, event.input.data, kind=Kind.CHILD)
+        self._ledger.recorded(event.command_id, event.digest, position, event.input, kind=Kind.CHILD)
 
     def _child_ended(self, event: history.ChildCompleted | history.ChildFailed, _position: int) -> None:
         ask = self._ledger.settle(event.command_id, event)
         if ask is not None:
-            deliver(ask, event)
+            deliver(ask, event, self._ledger)
 
     def _signal_received(self, event: history.SignalReceived, _position: int) -> None:
-        self.mail.deliver(event)
+        if not is_sealed(event, self._ledger):
+            self.mail.deliver(event)
 
     def _noted(self, event: history.SignalAnswered | history.StatePublished | history.TagsSet, position: int) -> None:
         self._ledger.noted(event.command_id, event.digest, position)
@@ -323,7 +326,7 @@ class WorkflowExecution:
         """
         if self._loop.closing:
             raise GeneratorExit
-        call = self._await_step(step, step.signature.encode_arguments(args, kwargs))
+        call = self._await_step(step, step.signature.encode_arguments(args, kwargs, limit=self._limit))
         self._calls.append(call)
         if len(self._calls) > self._calls_limit:
             self._calls = [c for c in self._calls if getcoroutinestate(c) == CORO_CREATED]
@@ -369,7 +372,7 @@ class WorkflowExecution:
         loop = self._loop
         if loop.closing:
             raise GeneratorExit
-        payload = workflow.signature.encode_call(args, kwargs)
+        payload = workflow.signature.encode_call(args, kwargs, limit=self._limit)
         future = StepFuture(loop)
         path, context = loop.current_path(), self.context
         command_id = self._ledger.next_id(path, workflow.name)
@@ -396,7 +399,7 @@ class WorkflowExecution:
 
     def _settle_early(self, ask: Ask, outcome: Any) -> None:
         if self._ledger.settle(ask.command_id, outcome) is not None:
-            self._loop.call_soon(deliver, ask, outcome)
+            self._loop.call_soon(deliver, ask, outcome, self._ledger)
 
     def start_timer(self, call: TimerCall, delay_ms: int, path: str, name: str) -> None:
         """The code starts a timer."""
@@ -436,7 +439,7 @@ class WorkflowExecution:
             TypeError: Wrong arguments, as in an ordinary call.
             PayloadError: The arguments cannot be encoded.
         """
-        return ContinueAsNew(self._workflow.signature.encode_call(args, kwargs))
+        return ContinueAsNew(self._workflow.signature.encode_call(args, kwargs, limit=self._limit))
 
     def _note(self, name: str, data: bytes, command: Command) -> None:
         loop = self._loop

@@ -10,6 +10,7 @@ from enum import IntEnum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from treadle.protocol.errors import PayloadUnreadable
 from treadle.protocol.ids import digest
 from treadle.v1.common_pb2 import ON_CANCEL_ABANDON, ON_CANCEL_UNSPECIFIED, OnCancel, Payload
 from treadle.v1.worker_service_pb2 import CancelCommand, Command, ScheduleStep, StartTimer
@@ -134,10 +135,6 @@ class Ask:
             command.schedule_step.CopyFrom(schedule)
         return command
 
-    def words(self) -> str:
-        """What it is, for a person."""
-        return describe(self.command_id, self.data, self.kind)
-
 
 def describe(command_id: str, data: bytes | None, kind: Kind = Kind.POOL_STEP) -> str:
     """A command in words: its id with what it was given, shortened."""
@@ -148,6 +145,11 @@ def describe(command_id: str, data: bytes | None, kind: Kind = Kind.POOL_STEP) -
         return f"{what} {command_id}"
     text = data.decode("utf-8", "replace")
     return f"{what} {command_id} with {text if len(text) <= 300 else text[:297] + '...'}"
+
+
+def _clear(given: Payload | None) -> bytes | None:
+    """The value of a payload, if it can be read as it is."""
+    return None if given is None or given.encoding else given.data
 
 
 class Ledger:
@@ -163,6 +165,7 @@ class Ledger:
         run = f"{context.namespace}\x1f{context.run_id}\x1f{context.incarnation}"
         self._key = blake2b(run.encode(), digest_size=32).digest()
         self._accepted_until = context.accepted_until
+        self._private = context.private
         self._occurrences: dict[str, int] = {}
         self._asks: dict[str, Ask] = {}
         self._timers: dict[str, Ask] = {}
@@ -288,7 +291,7 @@ class Ledger:
             self._pending.append((ask, True))
 
     def recorded(
-        self, command_id: str, input_digest: int, position: int, data: bytes | None, *, kind: Kind = Kind.POOL_STEP
+        self, command_id: str, input_digest: int, position: int, given: Payload | None, *, kind: Kind = Kind.POOL_STEP
     ) -> Ask | None:
         """The history has a command at `position`: return the ask that it belongs to, None if there is none."""
         ask = self._asks.get(command_id)
@@ -299,10 +302,10 @@ class Ledger:
                 self._unasked.setdefault(command_id, None)
                 self._unasked_digests[command_id] = input_digest, position
             else:
-                self._diverge(describe(command_id, data, kind), position, None)
+                self._diverge(self._describe(command_id, _clear(given), kind), position, None)
             return None
         if ask.digest != input_digest and position > self._accepted_until:
-            self._diverge(describe(command_id, data, kind), position, ask)
+            self._diverge(self._describe(command_id, _clear(given), kind), position, ask)
             return None
         self._told(ask)
         ask.recorded = True
@@ -396,11 +399,19 @@ class Ledger:
         if ask.kind is Kind.TIMER:
             self._timers.pop(ask.command_id, None)
 
+    def unreadable(self, what: str, error: PayloadUnreadable) -> None:
+        """A value in the history cannot be read by this worker: nothing more may be fed."""
+        self.divergence = Divergence(f"{what} that can be read", str(error))
+
+    def _describe(self, command_id: str, data: bytes | None, kind: Kind) -> str:
+        return describe(command_id, None if self._private else data, kind)
+
     def _diverge(self, expected: str, position: int, ask: Ask | None) -> None:
         if ask is not None:
-            found = ask.words()
+            found = self._describe(ask.command_id, ask.data, ask.kind)
         else:
-            new = [a.words() for a in self._asks.values() if not a.recorded and not a.dropped][:3]
+            asked = [a for a in self._asks.values() if not a.recorded and not a.dropped][:3]
+            new = [self._describe(a.command_id, a.data, a.kind) for a in asked]
             found = "the code asked for " + ", ".join(new) if new else "the code did not ask for it"
         self.divergence = Divergence(f"{expected} (event {position})", found)
 

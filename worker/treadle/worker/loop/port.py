@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from treadle.protocol.payloads import MAX_PAYLOAD_BYTES
 from treadle.v1.common_pb2 import Failure, Payload, RetryPolicy
 from treadle.v1.history_pb2 import HistoryEvent, SignalReceived
 from treadle.v1.worker_service_pb2 import Command, FailureHook
@@ -40,6 +41,8 @@ class RunContext:
             be asked for. 0: there is none.
         passed_until: Position up to which owners before had fed the code. Who replays a whole history gives its length.
         marks: Marked changes whose new way the code took.
+        payload_limit: Values of more bytes are refused.
+        private: Values must not stand in what is said about the run in words.
     """
 
     namespace: str
@@ -50,6 +53,8 @@ class RunContext:
     retried_at: int = 0
     passed_until: int = 0
     marks: frozenset[str] = frozenset()
+    payload_limit: int = MAX_PAYLOAD_BYTES
+    private: bool = False
 
 
 @dataclass(slots=True)  # not frozen: one is made for each step
