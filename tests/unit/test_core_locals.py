@@ -96,6 +96,28 @@ def test_r2_the_end_of_the_session_voids_the_right_until_the_next_answer() -> No
     running(rig)
 
 
+def test_a_failure_brings_what_the_step_said_last() -> None:
+    rig = running(_granted())
+    rig.core.local_ended(b"t", "l", Report("failed", failure=Failure(type="X"), progress=Payload(data=b"7")), rig.now)
+    (checkpoint,) = rig.request().checkpoints
+    assert checkpoint.progress == Payload(data=b"7")
+
+
+def test_a_result_needs_no_last_word() -> None:
+    rig = running(_granted())
+    rig.core.local_ended(
+        b"t", "l", Report("completed", result=Payload(data=b"1"), progress=Payload(data=b"7")), rig.now
+    )
+    (checkpoint,) = rig.request().checkpoints
+    assert not checkpoint.HasField("progress")
+
+
+def _granted() -> Rig:
+    rig = opened_rig(asks_local(1))
+    rig.granted_run()
+    return rig
+
+
 def test_r2_it_starts_only_after_the_commands_before_it_were_answered() -> None:
     def ask(script: Script) -> None:
         script.turn.commands.append(timer())

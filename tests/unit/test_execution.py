@@ -248,6 +248,24 @@ def test_a_local_step_is_called_again_when_its_wait_is_over() -> None:
     assert run.take().local_calls == []
 
 
+def test_what_a_local_step_said_is_given_to_its_next_try() -> None:
+    """Also by whoever replays the history; a try that said nothing hands on what it was given."""
+    run = Feeder(calls_local, 1)
+    (call,) = run.take().local_calls
+    assert call.progress is None
+    failed = h.AttemptFailed(command_id=call.command_id, digest=call.digest, local=True, try_number=1)
+    failed.progress.data = b"7"
+    run.feed(attempt_failed=failed)
+    run.feed(step_retried=h.StepRetried(command_id=call.command_id, try_number=2))
+    (second,) = run.take().local_calls
+    assert second.progress == Payload(data=b"7")
+    again = h.AttemptFailed(command_id=call.command_id, digest=call.digest, local=True, try_number=2)
+    run.feed(attempt_failed=again)
+    run.feed(step_retried=h.StepRetried(command_id=call.command_id, try_number=3))
+    (third,) = run.take().local_calls
+    assert third.progress == Payload(data=b"7")
+
+
 def test_replay_of_a_failed_local_step_waits_too() -> None:
     run = Feeder(calls_local, 1)
     probe = Feeder(calls_local, 1)

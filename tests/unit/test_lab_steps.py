@@ -180,6 +180,29 @@ def test_progress_is_given_to_the_next_attempt(lab: Lab) -> None:
     assert lab.start(loads).result() == [3, 5]
 
 
+@step(retry=Retry(attempts=4, initial="1m", jitter=0))
+def load_here(rows: int) -> list[int]:
+    begin = last_progress(int) or 0
+    if step_info().attempt > 1 and begin < rows:
+        raise ConnectionError
+    for row in range(begin, rows + 1):
+        progress(row)
+    if begin == 0:
+        raise ConnectionError
+    return [begin, rows]
+
+
+@workflow
+async def loads_here() -> list[int]:
+    return await load_here(5)
+
+
+def test_a_local_step_hands_its_progress_on_even_to_other_workers(lab: Lab) -> None:
+    run = lab.start(loads_here)
+    lab.restart()
+    assert run.result() == [5, 5]
+
+
 def test_a_double_that_takes_long_misses_its_heartbeats(lab: Lab) -> None:
     lab.replace(load, returns=[0], takes="11s")
     run = lab.start(loads)

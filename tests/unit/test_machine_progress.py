@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.unit.machine_rig import RUN, Rig, schedule, value
+from tests.unit.machine_rig import POLICY, RUN, Rig, schedule, value
 
 from treadle.controlplane.machine.requests import Claimed, Progressed
 from treadle.protocol.topology import MAX_PROGRESS_BYTES
-from treadle.v1.common_pb2 import FAILURE_KIND_HEARTBEAT_MISSED, Payload
+from treadle.v1.common_pb2 import FAILURE_KIND_HEARTBEAT_MISSED, Failure, Payload
 from treadle.v1.job_pb2 import JOB_KIND_STEP
 from treadle.v1.state_pb2 import COMMAND_STATE_BACKOFF, COMMAND_STATE_HELD, COMMAND_STATE_QUEUED
 from treadle.v1.worker_service_pb2 import (
@@ -163,6 +163,24 @@ def test_of_many_steps_the_last_ones_are_shown() -> None:
         told.value.CopyFrom(value("v"))
         rig.ask(Progressed(told))
     assert list(rig.head.progressing) == [f"0/s#{n}" for n in range(5, 21)]
+
+
+def test_a_local_step_hands_its_last_word_on_with_its_failure() -> None:
+    rig = Rig()
+    rig.start()
+    owner = rig.open()
+    checkpoint = rig.checkpoint(kind=REPORT_KIND_FAILED, failure=Failure(type="X"), retry=POLICY)
+    checkpoint.progress.CopyFrom(value("half"))
+    owner.say(checkpoints=[checkpoint])
+    assert rig.last("attempt_failed").progress == value("half")
+    huge = rig.checkpoint("0/m#1", kind=REPORT_KIND_FAILED, failure=Failure(type="X"), retry=POLICY)
+    huge.progress.data = b"x" * (2 * MAX_PROGRESS_BYTES + 1)
+    owner.say(checkpoints=[huge])
+    assert not rig.last("attempt_failed").HasField("progress")
+    last = rig.checkpoint("0/n#1", kind=REPORT_KIND_FAILED, failure=Failure(type="X", final=True), retry=POLICY)
+    last.progress.CopyFrom(value("half"))
+    owner.say(checkpoints=[last])
+    assert rig.kinds()[-1] == "step_failed", "nobody comes after it"
 
 
 # --- silence ----------------------------------------------------------------------------------------------------------

@@ -154,7 +154,9 @@ class Rig:
             may_start=lambda: True,
             ended=end.set_result,
             heartbeat_ms=step.heartbeat_ms,
-            attempt=None if local else Attempt(b"t", JOB, 1, False, "", progress=before, deferral_key=b"key"),
+            attempt=None if local else Attempt(b"t", JOB, 1, False, "", deferral_key=b"key"),
+            progress=before,
+            local=local,
             said=lambda call, data: self.said.append((time.monotonic(), data)),
         )
         self.executors.start(call)
@@ -261,7 +263,7 @@ def test_a_loop_that_was_held_up_looks_once_more() -> None:
     async def main() -> None:
         missed: list[float] = []
         loop = asyncio.get_running_loop()
-        pulse = Pulse(loop, 600, None, lambda data: None, lambda: missed.append(loop.time()))
+        pulse = Pulse(loop, 600, None, None, lambda data: None, lambda: missed.append(loop.time()))
         pulse.watch()
         time.sleep(1.2)
         await asyncio.sleep(0.1)
@@ -282,6 +284,15 @@ def test_a_step_ends_without_an_outcome_and_its_token_is_good(play: Play, name: 
         token = read_token(json.loads(rig.said[-1][1] or b""))
         assert (token.run_id, token.incarnation, token.command_id, token.try_number) == ("r", 7, "0/s#1", 2)
         assert token.is_signed(b"key", "ns") and not token.is_signed(b"key", "other")
+
+    play(body)
+
+
+def test_the_report_of_a_local_step_brings_its_last_word(play: Play) -> None:
+    async def body(rig: Rig) -> None:
+        report = await rig.run("in_thread", 7, local=True)
+        assert report.progress == Payload(data=b'{"row":7}')
+        assert (await rig.run("in_thread", 7)).progress is None, "that of a pool step is told apart"
 
     play(body)
 

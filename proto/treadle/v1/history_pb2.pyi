@@ -969,6 +969,7 @@ class AttemptFailed(_message.Message):
     LOCAL_FIELD_NUMBER: _builtins.int
     DURATION_MS_FIELD_NUMBER: _builtins.int
     FROM_OUTSIDE_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The step."""
     attempt: _builtins.int
@@ -991,6 +992,10 @@ class AttemptFailed(_message.Message):
     def failure(self) -> _common_pb2.Failure:
         """What it raised."""
 
+    @_builtins.property
+    def progress(self) -> _common_pb2.Payload:
+        """Local steps: what it said last of how far it was; the next attempt is given it."""
+
     def __init__(
         self,
         *,
@@ -1004,10 +1009,11 @@ class AttemptFailed(_message.Message):
         local: _builtins.bool = ...,
         duration_ms: _builtins.int = ...,
         from_outside: _builtins.bool = ...,
+        progress: _common_pb2.Payload | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command_id", b"command_id", "digest", b"digest", "duration_ms", b"duration_ms", "failure", b"failure", "from_outside", b"from_outside", "local", b"local", "name", b"name", "retry_at_ms", b"retry_at_ms", "try_number", b"try_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command_id", b"command_id", "digest", b"digest", "duration_ms", b"duration_ms", "failure", b"failure", "from_outside", b"from_outside", "local", b"local", "name", b"name", "progress", b"progress", "retry_at_ms", b"retry_at_ms", "try_number", b"try_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

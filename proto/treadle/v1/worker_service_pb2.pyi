@@ -1374,6 +1374,7 @@ class Checkpoint(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     TOTAL_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     TRIES_BEFORE_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The step."""
     digest: _builtins.int
@@ -1408,6 +1409,10 @@ class Checkpoint(_message.Message):
     def retry(self) -> _common_pb2.RetryPolicy:
         """FAILED: the policy; absent means the default one."""
 
+    @_builtins.property
+    def progress(self) -> _common_pb2.Payload:
+        """FAILED: what the attempt said last of how far it was, at most 16 KiB."""
+
     def __init__(
         self,
         *,
@@ -1425,10 +1430,11 @@ class Checkpoint(_message.Message):
         deadline_ms: _builtins.int = ...,
         total_timeout_ms: _builtins.int = ...,
         tries_before: _builtins.int = ...,
+        progress: _common_pb2.Payload | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "result", b"result", "retry", b"retry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "progress", b"progress", "result", b"result", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "deadline_ms", b"deadline_ms", "digest", b"digest", "duration_ms", b"duration_ms", "ended_ms", b"ended_ms", "failure", b"failure", "kind", b"kind", "name", b"name", "result", b"result", "retry", b"retry", "retry_after_ms", b"retry_after_ms", "total_timeout_ms", b"total_timeout_ms", "tries_before", b"tries_before", "try_number", b"try_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "deadline_ms", b"deadline_ms", "digest", b"digest", "duration_ms", b"duration_ms", "ended_ms", b"ended_ms", "failure", b"failure", "kind", b"kind", "name", b"name", "progress", b"progress", "result", b"result", "retry", b"retry", "retry_after_ms", b"retry_after_ms", "total_timeout_ms", b"total_timeout_ms", "tries_before", b"tries_before", "try_number", b"try_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -271,5 +271,7 @@ class Member:
                 timeout_ms=asked.timeout_ms,
                 left_ms=action.left_ms,
                 heartbeat_ms=asked.step.heartbeat_ms,
+                progress=asked.progress,
+                local=True,
             ),
         )

@@ -50,6 +50,7 @@ class Attempt:
         progress: What an attempt before this one said last of how far it was.
         said: Told what the code says of that; None: that it goes on.
         deferral: The token that finishes the step from outside; "" for a local step.
+        local: A local step.
     """
 
     step: Step[..., Any]
@@ -63,6 +64,7 @@ class Attempt:
     progress: Payload | None = None
     said: Callable[[bytes | None], None] = lambda data: None
     deferral: str = ""
+    local: bool = False
 
 
 class Stage:
@@ -314,6 +316,8 @@ class _Running:
             self.over = True
             self.attempt.info.live = None
             self._forget()
+            if self.attempt.local:
+                report.progress = self.last
             self.attempt.ended(report)
 
     def saying(self) -> _Running:

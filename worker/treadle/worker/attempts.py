@@ -105,6 +105,7 @@ class Attempts:
             facts=self._facts_of(attempt) if self._executors.spans.enabled else self._facts,
             attempt=attempt,
             heartbeat_ms=job.heartbeat_ms,
+            progress=attempt.progress,
             said=self._said,
         )
         running = self._executors.start(call)
@@ -152,6 +153,7 @@ class Attempts:
             local=True,
             facts=self._facts,
             heartbeat_ms=asked.step.heartbeat_ms,
+            progress=asked.progress,
         )
         begun = self._executors.start(call)
         if not begun.done:

@@ -71,6 +71,7 @@ class Call:
         facts: For its span.
         attempt: Of a pool step: what was granted.
         heartbeat_ms: Longest silence; 0: no limit.
+        progress: What an attempt before it said last of how far it was.
         said: Told what the code says of its progress (None: that it goes on), on the event loop, before `ended`.
     """
 
@@ -86,6 +87,7 @@ class Call:
     facts: SpanFacts = _NO_FACTS
     attempt: Attempt | None = None
     heartbeat_ms: int = 0
+    progress: Payload | None = None
     said: Callable[[Call, bytes | None], None] | None = None
 
 
@@ -148,7 +150,9 @@ class Running:
             with _LOCK:
                 if self._pulse is None:
                     call = self.call
-                    self._pulse = Pulse(self.loop, call.heartbeat_ms, call.attempt, self._said, self._miss)
+                    self._pulse = Pulse(
+                        self.loop, call.heartbeat_ms, call.attempt, call.progress, self._said, self._miss
+                    )
         return self._pulse
 
     def _said(self, data: bytes | None) -> None:
@@ -194,6 +198,8 @@ class Running:
         self.call.info.live = None
         if self._pulse is not None:
             self._pulse.close()
+            if report is not None and self.call.local:
+                report.progress = self._pulse.last
         if self._timers is not None:
             for timer in self._timers:
                 timer.cancel()

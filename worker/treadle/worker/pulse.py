@@ -60,7 +60,8 @@ class Pulse:
     Args:
         loop: The event loop of the worker.
         heartbeat_ms: Longest silence; 0: no limit.
-        attempt: What was granted, with what an attempt before it said last; None: a local step.
+        attempt: What was granted; None: a local step.
+        last: What an attempt before it said last.
         tell: Told the newest value; None: only that the code goes on.
         missed: Called once when the silence has been too long.
     """
@@ -89,11 +90,12 @@ class Pulse:
         loop: asyncio.AbstractEventLoop,
         heartbeat_ms: int,
         attempt: Attempt | None,
+        last: Payload | None,
         tell: Callable[[bytes | None], None],
         missed: Callable[[], None],
     ) -> None:
         self._attempt = attempt
-        self.last = None if attempt is None else attempt.progress
+        self.last = last
         self.deferred_ms: int | None = None
         self._loop = loop
         self._heartbeat_s = heartbeat_ms / 1000

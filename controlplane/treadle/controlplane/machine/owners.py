@@ -44,7 +44,7 @@ from treadle.v1.worker_service_pb2 import (
     OwnerRequest,
 )
 
-from . import attempts, children, continuation, deadlines, failures, marks, runs, signals
+from . import attempts, children, continuation, deadlines, failures, marks, progress, runs, signals
 from .requests import Asked
 from .view import RunView
 
@@ -265,6 +265,8 @@ def _checkpoint(view: RunView, told: Checkpoint) -> None:
         attempts.settle_cancelled(view, row)
     elif told.kind == REPORT_KIND_FAILED:
         attempts.fail_try(view, row, told.failure, told.retry_after_ms, told.duration_ms)
+        if told.HasField("progress"):
+            progress.hand_on(view, told)
     else:
         lost = Failure(kind=FAILURE_KIND_LOST, type="Lost", message="cut off by a drain")
         attempts.settle_failed(view, row, lost, told.duration_ms)

@@ -18,6 +18,7 @@ from treadle.v1.worker_service_pb2 import (
     Answer,
     AttemptProgress,
     AttemptReport,
+    Checkpoint,
     Grant,
     ReportAnswer,
 )
@@ -27,7 +28,7 @@ from .env import Settings
 from .requests import Progressed
 from .view import RunView
 
-__all__ = ("began", "check", "look_at", "said", "take")
+__all__ = ("began", "check", "hand_on", "look_at", "said", "take")
 
 _SHOWN = 16
 """So many steps of a run are shown with their progress."""
@@ -71,6 +72,13 @@ def _keep(view: RunView, row: CommandRow, number: int, told: AttemptProgress | A
     row.progress_number = number
     row.progress_ms = view.now
     view.shown = True
+
+
+def hand_on(view: RunView, told: Checkpoint) -> None:
+    """A try of a local step has failed: what it said last stands in the event, where whoever executes the run next finds it."""
+    last = view.events[-1]
+    if last.HasField("attempt_failed") and told.progress.ByteSize() <= _BYTES:
+        last.attempt_failed.progress.CopyFrom(told.progress)
 
 
 def began(view: RunView, row: CommandRow, grant: Grant) -> None:

@@ -212,6 +212,8 @@ class LocalSteps:
             checkpoint.failure.CopyFrom(report.failure or Failure(kind=FAILURE_KIND_CANCELLED))
             checkpoint.retry_after_ms = report.retry_after_ms
             checkpoint.retry.CopyFrom(call.retry)
+            if report.progress is not None:
+                checkpoint.progress.CopyFrom(report.progress)
             if call.deadline_ms:
                 checkpoint.deadline_ms, checkpoint.total_timeout_ms = call.deadline_ms, call.total_timeout_ms
         else:

@@ -143,6 +143,7 @@ class Report:
         duration_ms: How long user code ran.
         deferred_ms: With "deferred": how long to wait for whoever finishes it; 0: as the step's timeout says.
         sealed: What is sent instead of `result`; None: the result itself.
+        progress: Of a local step: what it said last of how far it was, or was given; None: nothing.
     """
 
     kind: Literal["completed", "failed", "released", "lost", "cancelled", "deferred"]
@@ -153,6 +154,7 @@ class Report:
     reason: str = ""
     deferred_ms: int = 0
     sealed: Payload | None = None
+    progress: Payload | None = None
 
 
 @dataclass(slots=True)

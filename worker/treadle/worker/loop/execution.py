@@ -254,6 +254,7 @@ class WorkflowExecution:
         ask = self._ledger.recorded(event.command_id, event.digest, position, None)
         if ask is not None:
             ask.call_wanted = False
+            ask.progress = event.progress if event.HasField("progress") else ask.progress
 
     def _step_retried(self, event: history.StepRetried, _position: int) -> None:
         ask = self._ledger.find(event.command_id)

@@ -80,6 +80,7 @@ class Ask:
         "name",
         "on_cancel",
         "prepared",
+        "progress",
         "recorded",
         "step",
         "taken",
@@ -105,6 +106,7 @@ class Ask:
         self.call_wanted = kind is Kind.LOCAL_STEP
         self.try_number = 1
         self.asked_ms = 0
+        self.progress: Payload | None = None
         self.fire_at_ms: int | None = None
         self.on_cancel: OnCancel.ValueType = ON_CANCEL_UNSPECIFIED
         self.cancelling = False
@@ -439,6 +441,7 @@ def _local_call(ask: Ask, past: Past | None) -> LocalCall:
         retry=step.policy,
         timeout_ms=step.timeout_ms,
         at_most_once=step.at_most_once,
+        progress=ask.progress,
         total_timeout_ms=step.total_timeout_ms,
         deadline_ms=ask.asked_ms + step.total_timeout_ms if step.total_timeout_ms else 0,
         tries_before=0 if past is None else past.tries.get(ask.command_id, 0),

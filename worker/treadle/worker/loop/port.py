@@ -71,6 +71,7 @@ class LocalCall:
         retry: The policy.
         timeout_ms: Longest duration of an attempt; 0: no limit.
         at_most_once: Its start must be recorded before it runs.
+        progress: What a try before this one said last of how far it was; None: none did.
         total_timeout_ms: Longest duration of all tries together; 0: no limit.
         deadline_ms: When that is over, by the clock of Redis; 0: no limit.
         tries_before: Tries, or attempts, that it had before its run was continued.
@@ -90,6 +91,7 @@ class LocalCall:
     deadline_ms: int = 0
     tries_before: int = 0
     redone: int = 0
+    progress: Payload | None = None
 
 
 @dataclass(slots=True)
