@@ -235,3 +235,36 @@ def test_the_command_line() -> None:
             assert wrong.code == 2 and "5 fields" in wrong.err
 
     asyncio.run(main())
+
+
+def test_a_schedule_means_the_newest_version_and_only_its_workers_have_a_say() -> None:
+    async def main() -> None:
+        async with api_host() as host, Client(host.address) as client:
+
+            async def worker(version: str, **timing: object) -> None:
+                code = f"nightly@{version}"
+                specs = [WorkflowSpec(name=code, schedule=ScheduleSpec(**timing))] if timing else []  # type: ignore[arg-type]
+                request = RegisterRequest(
+                    worker_id=f"w{version}", pool="flows", workflows=[code], specs=specs, session_id=version, sent_ms=1
+                )
+                await WorkerServiceStub(host.channel).Register(request, timeout=T)
+
+            async def version_of(schedule: str) -> str:
+                run = await client.schedules.trigger(schedule, overlap="allow")
+                return (await until_run(host, run.id)).run_started.version
+
+            await worker("1", every_ms=3_600_000)
+            await client.schedules.create("mine", "nightly", every="1h")
+            await client.schedules.create("pinned", "nightly@1", every="1h")
+            assert [await version_of(name) for name in ("nightly", "mine", "pinned")] == ["1", "1", "1"]
+            assert (await client.schedules.get("mine")).reason == "", "a live worker has a version of it"
+            await worker("2", cron="0 6 * * *")
+            assert [await version_of(name) for name in ("nightly", "mine", "pinned")] == ["2", "2", "1"]
+            await worker("1", every_ms=3_600_000)  # it came again, for the runs that are pinned to it
+            await worker("1")
+            one = await client.schedules.get("nightly")
+            assert (one.cron, one.status) == ("0 6 * * *", ScheduleStatus.ACTIVE)
+            await worker("2")
+            assert (await client.schedules.get("nightly")).status is ScheduleStatus.ORPHANED
+
+    asyncio.run(main())

@@ -6,7 +6,7 @@ the schedule it had standing still, for a person to look at.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from treadle.controlplane.api.schedule_service import NAME_LIMIT
 from treadle.controlplane.engine import Engine
@@ -20,7 +20,10 @@ from treadle.v1.schedule_pb2 import ScheduleSpec
 from treadle.v1.state_pb2 import RunHead
 from treadle.v1.worker_service_pb2 import RegisterRequest
 
-__all__ = ("declare_schedules", "declared_schedules")
+__all__ = ("CodesOf", "declare_schedules", "declared_schedules")
+
+CodesOf = Callable[[str, Iterable[str]], Awaitable[Mapping[str, str]]]
+"""Namespace and names of workflows -> what starts of these names mean now."""
 
 
 def declared_schedules(request: RegisterRequest, pool: str) -> dict[str, ScheduleSpec]:
@@ -35,7 +38,7 @@ def declared_schedules(request: RegisterRequest, pool: str) -> dict[str, Schedul
             continue
         schedule = ScheduleSpec()
         schedule.CopyFrom(spec.schedule)
-        schedule.workflow, schedule.pool = spec.name, pool
+        schedule.workflow, schedule.pool = split_name(spec.name)[0], pool
         try:
             check(schedule)
         except FieldInvalid as error:
@@ -51,16 +54,27 @@ def declared_schedules(request: RegisterRequest, pool: str) -> dict[str, Schedul
 
 
 async def declare_schedules(
-    engine: Engine, namespace: str, workflows: Sequence[str], declared: Mapping[str, ScheduleSpec]
+    engine: Engine,
+    namespace: str,
+    workflows: Sequence[str],
+    declared: Mapping[str, ScheduleSpec],
+    codes_of: CodesOf | None = None,
 ) -> None:
     """Write what is declared, and let stand still what is not declared any more.
+
+    Of a workflow with versions, only a worker with the version that a start by its name means has a say: older ones live on
+    for the runs that are pinned to them, and may register again at any time.
 
     Raises:
         RequestError: The store is away.
     """
-    for name, spec in declared.items():
-        await engine.ask(record_of(namespace, name), DeclareSchedule(spec))
     names = dict.fromkeys(split_name(name)[0] for name in workflows)
+    if codes_of is not None:
+        codes = await codes_of(namespace, names)
+        names = dict.fromkeys(name for name in names if codes[name] in workflows)
+    for name, spec in declared.items():
+        if name in names:
+            await engine.ask(record_of(namespace, name), DeclareSchedule(spec))
     others = [record_of(namespace, name) for name in names if name not in declared]
     loaded = await engine.store.load([Want(record) for record in others]) if others else []
     for record, found in zip(others, loaded, strict=True):

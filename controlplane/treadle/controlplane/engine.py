@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from random import Random
 
@@ -19,7 +19,7 @@ from treadle.controlplane.committer import Committer
 from treadle.controlplane.downlinks import Downlinks
 from treadle.controlplane.hints import HintHub
 from treadle.controlplane.machine import Decision, Request, Settings, children
-from treadle.controlplane.machine.requests import Reply
+from treadle.controlplane.machine.requests import Reply, StartRun
 from treadle.controlplane.replica import Page, Replica
 from treadle.controlplane.steady import steady
 from treadle.controlplane.store.port import Hint, Store, Want
@@ -44,6 +44,10 @@ _PAGES_AT_ONCE = 20
 _RETRY_S = 0.2
 
 
+CodeOf = Callable[[str, str], Awaitable[str]]
+"""Namespace and name of a workflow -> its name with a version, if it has any."""
+
+
 class Engine:
     """See the module.
 
@@ -54,6 +58,7 @@ class Engine:
         count: Called with each committed decision, when somebody reads metrics.
 
     Attributes:
+        code_of: What a start by the name of a workflow means now, where workflows have versions; None: the name.
         own_hints: Those that the hub was fed last of what this replica committed; who hears of commits otherwise skips them.
     """
 
@@ -93,6 +98,8 @@ class Engine:
         self._aside: asyncio.Queue[tuple[bytes, Callable[[], None]]] = asyncio.Queue()
         self.garbage = 0
         self.own_hints: Sequence[Hint] = ()
+        self.code_of: CodeOf | None = None
+        self._resolving: set[asyncio.Task[None]] = set()
 
     # --- requests ----------------------------------------------------------------------------------------------------
     def submit(self, run: RunKey, request: Request, settle: Callable[[Reply | Exception], None]) -> None:
@@ -220,6 +227,21 @@ class Engine:
             run, request = children.request_of(letter)
         except ValueError as error:
             _log.warning("letter_kept", error=str(error))
+            return
+        if self.code_of is not None and letter.HasField("start_scheduled") and isinstance(request, StartRun):
+            task = asyncio.create_task(self._resolve(letter, run, request, self.code_of))
+            self._resolving.add(task)
+            task.add_done_callback(self._resolving.discard)
+        else:
+            self.committer.submit(run, request, partial(self._delivered, letter))
+
+    async def _resolve(self, letter: Letter, run: RunKey, request: StartRun, code_of: CodeOf) -> None:
+        """A schedule names a workflow, and means the version that is the newest when a run is started: the first delivery
+        that is applied decides."""
+        try:
+            request.workflow = await code_of(run.namespace, request.workflow)
+        except Unavailable as error:
+            _log.warning("letter_waits_for_store", error=str(error))  # the outbox brings it again
             return
         self.committer.submit(run, request, partial(self._delivered, letter))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 import structlog
 
 from treadle.client.blobs import open_store
+from treadle.controlplane.api.admission import Admission
 from treadle.controlplane.api.blob_service import told
 from treadle.controlplane.api.pool_service import PoolService
 from treadle.controlplane.api.run_service import RunService
@@ -104,13 +105,15 @@ class ControlPlane:
             outbox_max=config.outbox_max,
             metrics=self._metrics,
         )
+        admission = Admission(store, config.outbox_max)
+        self.engine.code_of, self._workers.codes_of = admission.code_of, admission.codes_of
         self._work.append(self.runs.run)
         self._api = ApiServer(
             config,
             runs=self.runs,
             pools=PoolService(store, broker, outbox_max=config.outbox_max, unroutable=self._is_unroutable),
-            schedules=ScheduleService(self.engine, store, outbox_max=config.outbox_max),
             steps=StepService(self.engine, max_payload_bytes=config.max_payload_bytes),
+            schedules=ScheduleService(self.engine, store, admission),
             workers=self._workers,
             metrics=self._metrics,
         )

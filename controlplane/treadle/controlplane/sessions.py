@@ -15,7 +15,7 @@ import grpc
 import structlog
 
 from treadle.controlplane.clock import monotonic_ms
-from treadle.controlplane.declarations import declare_schedules, declared_schedules
+from treadle.controlplane.declarations import CodesOf, declare_schedules, declared_schedules
 from treadle.controlplane.downlinks import Downlink
 from treadle.controlplane.duties.leases import LeaseChecker
 from treadle.controlplane.engine import Engine
@@ -87,6 +87,7 @@ class WorkerService(WorkerServiceServicer):
         self._unary = UnaryWorkers(engine)
         self._closing: set[asyncio.Task[None]] = set()
         self._going_away = False
+        self.codes_of: CodesOf | None = None
 
     # --- registration and beats --------------------------------------------------------------------------------------
     async def Register(self, request: RegisterRequest, context: object) -> RegisterResponse:
@@ -99,7 +100,7 @@ class WorkerService(WorkerServiceServicer):
         await engine.store.register(namespace, pool, request.workflows, request.steps, engine.clock.now())
         if request.session_id:
             await engine.store.open_session(_record(request, engine.clock.now(), engine.replica_id))
-        await declare_schedules(engine, namespace, request.workflows, schedules)
+        await declare_schedules(engine, namespace, request.workflows, schedules, self.codes_of)
         await self._wake_waiting(namespace, pool, request.workflows, request.steps)
         return RegisterResponse(
             beat_ms=_BEAT_MS, amqp_url=self._amqp_url, max_payload_bytes=self._max_payload, blobs=self._blobs

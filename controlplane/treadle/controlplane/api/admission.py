@@ -105,6 +105,26 @@ class Admission:
         code = workflow if version else await self._newest(namespace, name, names)
         return code, (await known.get()).pools[code]
 
+    async def code_of(self, namespace: str, workflow: str) -> str:
+        """Return what a start of this name means now: a name with a version itself, otherwise the newest version that a live
+        worker has, if there are versions at all.
+
+        Raises:
+            Unavailable: The store is away.
+        """
+        if split_name(workflow)[1]:
+            return workflow
+        return await self._newest(namespace, workflow, await self._known(namespace).get())
+
+    async def codes_of(self, namespace: str, workflows: Iterable[str]) -> dict[str, str]:
+        """Return what starts of these names, without versions, mean now; what was registered a moment ago counts.
+
+        Raises:
+            Unavailable: The store is away.
+        """
+        names = await self._known(namespace).get(since=time.monotonic())
+        return {workflow: await self._newest(namespace, workflow, names) for workflow in workflows}
+
     def _known(self, namespace: str) -> Fresh[_Names]:
         known = self._registry.get(namespace)
         if known is None:

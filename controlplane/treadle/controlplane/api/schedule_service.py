@@ -19,6 +19,7 @@ from treadle.controlplane.machine.schedules import PREFIX, record_of
 from treadle.controlplane.store.port import Store, Want
 from treadle.protocol.errors import FieldInvalid, NotFound, Refused
 from treadle.protocol.ids import SHARDS, RunKey
+from treadle.protocol.tags import split_name
 from treadle.protocol.topology import INLINE_INPUT_BYTES
 from treadle.v1 import schedule_service_pb2 as pb
 from treadle.v1.common_pb2 import Payload
@@ -50,14 +51,14 @@ class ScheduleService(ScheduleServiceServicer):
     Args:
         engine: Decides and commits.
         store: Read for views and lists.
-        outbox_max: From so many entries on, no schedule is created or changed.
+        admission: Which workflows are known, and where.
     """
 
-    def __init__(self, engine: Engine, store: Store, *, outbox_max: int = 100_000) -> None:
+    def __init__(self, engine: Engine, store: Store, admission: Admission) -> None:
         self._engine = engine
         self._store = store
         self._fleet = Fleet(store)
-        self._admission = Admission(store, outbox_max)
+        self._admission = admission
 
     async def CreateSchedule(self, request: pb.CreateScheduleRequest, context: Context) -> pb.CreateScheduleResponse:
         """See schedule_service.proto."""
@@ -66,7 +67,7 @@ class ScheduleService(ScheduleServiceServicer):
         spec = ScheduleSpec()
         spec.CopyFrom(request.spec)
         check(spec)
-        spec.workflow, spec.pool = await self._admission.target_of(record.namespace, spec.workflow, spec.pool)
+        _, spec.pool = await self._admission.target_of(record.namespace, spec.workflow, spec.pool)
         request_id = checks.request_id_of(request.request_id)
         asked = requests.CreateSchedule(request_id, spec, request.input, request.paused)
         reply = await self._ask(record, asked)
@@ -97,7 +98,7 @@ class ScheduleService(ScheduleServiceServicer):
         fields, spec = list(request.fields), ScheduleSpec()
         spec.CopyFrom(request.spec)
         if "workflow" in fields:  # its pool goes with it
-            spec.workflow, spec.pool = await self._admission.target_of(record.namespace, spec.workflow, spec.pool)
+            _, spec.pool = await self._admission.target_of(record.namespace, spec.workflow, spec.pool)
             fields.append("pool")
         elif "pool" in fields and not checks.pool_of(spec.pool):
             raise FieldInvalid("pool '': name one, or change the workflow", field="pool")
@@ -161,7 +162,8 @@ class ScheduleService(ScheduleServiceServicer):
     async def _view(self, head: RunHead, input: Payload) -> pb.Schedule:
         record = head.schedule
         fleet, _ = await self._fleet.pool(head.namespace, record.spec.pool)
-        known = record.spec.workflow in fleet.workflows
+        workflow = record.spec.workflow
+        known = workflow in fleet.workflows or workflow in {split_name(code)[0] for code in fleet.workflows}
         missing = f"no worker of pool {record.spec.pool!r} has workflow {record.spec.workflow!r}"
         coming = [record.next_ms, *upcoming(record.spec, record.next_ms, _UPCOMING - 1)] if record.next_ms else []
         return pb.Schedule(
