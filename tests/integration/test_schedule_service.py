@@ -11,13 +11,17 @@ import pytest
 from tests.integration.api_host import DEADLINE_S, ApiHost, api_host
 from tests.integration.test_cli_commands import treadle
 from treadle.client import Client, FieldInvalid, NotFound, PayloadError, Refused, RunIdConflict, ScheduleStatus
-from treadle.protocol.errors import RequestError
+from treadle.client.encryption import AesGcm
+from treadle.client.vault import Vault
+from treadle.protocol.errors import PayloadUnreadable, RequestError
 from treadle.protocol.ids import RunKey
 from treadle.v1 import schedule_service_pb2 as pb
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.schedule_pb2 import ScheduleSpec
 from treadle.v1.worker_service_pb2 import RegisterRequest, WorkflowSpec
 from treadle.v1.worker_service_pb2_grpc import WorkerServiceStub
+from treadle.worker.loop.port import RunContext
+from treadle.worker.seals import EventSeals
 
 T = DEADLINE_S
 
@@ -266,5 +270,29 @@ def test_a_schedule_means_the_newest_version_and_only_its_workers_have_a_say() -
             assert (one.cron, one.status) == ("0 6 * * *", ScheduleStatus.ACTIVE)
             await worker("2")
             assert (await client.schedules.get("nightly")).status is ScheduleStatus.ORPHANED
+
+    asyncio.run(main())
+
+
+def test_arguments_are_sealed_for_the_runs_of_a_schedule() -> None:
+    async def main() -> None:
+        codec = AesGcm({"k": bytes(32)})
+        async with api_host() as host, Client(host.address, codec=codec) as client, Client(host.address) as blind:
+            made = await client.schedules.create("s", "w", {"secret": "x"}, every="1h", pool="p")
+            assert made.input is not None and made.input.data == b'{"secret":"x"}'
+            changed = await client.schedules.change("s", arguments={"secret": "y"})
+            assert changed.input is not None and changed.input.data == b'{"secret":"y"}'
+            seen = (await blind.schedules.get("s")).input
+            assert seen is not None and seen.encoding and b"secret" not in seen.SerializeToString()
+            run = await client.schedules.trigger("s")
+            event = await until_run(host, run.id)
+            assert b"secret" not in event.SerializeToString()
+            seals = EventSeals(Vault("default", codec=codec), RunContext("default", run.id, 1, "w"))
+            assert seals.open(event) and event.run_started.input.data == b'{"secret":"y"}'
+            stolen = HistoryEvent(position=1, run_started=event.run_started)
+            stolen.run_started.input.CopyFrom(seen)
+            stolen.run_started.occurrence.schedule_id = "another"
+            with pytest.raises(PayloadUnreadable):
+                seals.open(stolen)
 
     asyncio.run(main())

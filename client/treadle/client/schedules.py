@@ -194,15 +194,15 @@ class Schedules:
             schedule_id=id,
             request_id=uuid4().hex,
             spec=spec,
-            input=payload,
+            input=self._client.values.seal_schedule(id, payload),
             paused=paused,
         )
-        return schedule_info((await self._client.call(self._client.schedule_stub.CreateSchedule, request)).schedule)
+        return self._info((await self._client.call(self._client.schedule_stub.CreateSchedule, request)).schedule)
 
     async def get(self, id: str, /) -> ScheduleInfo:
         """Return how a schedule stands. Raises NotFound."""
         request = GetScheduleRequest(namespace=self._client.namespace, schedule_id=id)
-        return schedule_info((await self._client.call(self._client.schedule_stub.GetSchedule, request)).schedule)
+        return self._info((await self._client.call(self._client.schedule_stub.GetSchedule, request)).schedule)
 
     async def list(self) -> AsyncGenerator[ScheduleInfo, None]:
         """Yield the schedules by name, page by page."""
@@ -211,7 +211,7 @@ class Schedules:
             request = ListSchedulesRequest(namespace=self._client.namespace, page_size=_PAGE, page_token=token)
             page = await self._client.call(self._client.schedule_stub.ListSchedules, request)
             for schedule in page.schedules:
-                yield schedule_info(schedule)
+                yield self._info(schedule)
             if not (token := page.next_page_token):
                 return
 
@@ -268,19 +268,19 @@ class Schedules:
             request_id=uuid4().hex,
             fields=names,
             spec=spec,
-            input=None if arguments is None else scheduled_call(id, (arguments,))[1],
+            input=None if arguments is None else self._sealed(id, arguments),
         )
-        return schedule_info((await self._client.call(self._client.schedule_stub.ChangeSchedule, request)).schedule)
+        return self._info((await self._client.call(self._client.schedule_stub.ChangeSchedule, request)).schedule)
 
     async def pause(self, id: str, reason: str = "", /) -> ScheduleInfo:
         """Let nothing be started by itself until `resume`. What falls due meanwhile is left out. Raises NotFound."""
         request = PauseScheduleRequest(namespace=self._client.namespace, schedule_id=id, reason=reason)
-        return schedule_info((await self._client.call(self._client.schedule_stub.PauseSchedule, request)).schedule)
+        return self._info((await self._client.call(self._client.schedule_stub.PauseSchedule, request)).schedule)
 
     async def resume(self, id: str, /) -> ScheduleInfo:
         """Go on with the next occurrence; an orphaned schedule is kept as one that is not declared. Raises NotFound."""
         request = ResumeScheduleRequest(namespace=self._client.namespace, schedule_id=id)
-        return schedule_info((await self._client.call(self._client.schedule_stub.ResumeSchedule, request)).schedule)
+        return self._info((await self._client.call(self._client.schedule_stub.ResumeSchedule, request)).schedule)
 
     async def trigger(self, id: str, /, *, overlap: Overlap | None = None) -> RunHandle[Any]:
         """Start a run now, also while the schedule is paused.
@@ -338,6 +338,15 @@ class Schedules:
         """Delete a schedule; its open runs go on. One that code declares comes back with the next worker. Raises NotFound."""
         request = DeleteScheduleRequest(namespace=self._client.namespace, schedule_id=id, request_id=uuid4().hex)
         await self._client.call(self._client.schedule_stub.DeleteSchedule, request)
+
+    def _sealed(self, id: str, arguments: Mapping[str, Any]) -> Payload:
+        return self._client.values.seal_schedule(id, scheduled_call(id, (arguments,))[1])
+
+    def _info(self, schedule: Schedule) -> ScheduleInfo:
+        if schedule.HasField("input"):
+            opened = self._client.values.open_schedule(schedule.record.schedule_id, schedule.input)
+            schedule.input.CopyFrom(opened)
+        return schedule_info(schedule)
 
 
 def schedule_info(schedule: Schedule) -> ScheduleInfo:

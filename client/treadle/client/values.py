@@ -12,7 +12,7 @@ from treadle.client.vault import ABOVE_BYTES, Vault, vault_of
 from treadle.client.views import RunInfo, run_info
 from treadle.protocol.errors import PayloadUnreadable
 from treadle.protocol.payloads import check_size
-from treadle.protocol.sealing import FROM_RUN, FROM_STEP, TO_RUN, Codec, Place, place_of, values_of
+from treadle.protocol.sealing import FROM_RUN, FROM_STEP, TO_RUN, Codec, Place, place_of, place_of_schedule, values_of
 from treadle.v1.blob_service_pb2 import GetBlobStoreResponse
 from treadle.v1.common_pb2 import Failure, Payload
 from treadle.v1.history_pb2 import HistoryEvent
@@ -90,6 +90,19 @@ class Values:
         what = f"workflow {request.workflow}"
         request.input.CopyFrom(await self.seal(request.run_id, request.input, what))
         return await stream.start(lambda: request)
+
+    def seal_schedule(self, schedule_id: str, payload: Payload) -> Payload:
+        """Return what is sent instead of the arguments of a schedule. They are small, and sealed for all of its runs."""
+        return self._small.seal(payload, place_of_schedule(self._namespace, schedule_id), ())
+
+    def open_schedule(self, schedule_id: str, payload: Payload) -> Payload:
+        """Return the arguments of a schedule; what cannot be opened here stays sealed."""
+        if not payload.encoding:
+            return payload
+        try:
+            return self._small.open(payload, place_of_schedule(self._namespace, schedule_id))
+        except PayloadUnreadable:
+            return payload
 
     async def open(self, run_id: str, payload: Payload) -> Payload:
         """Return the encoded value of what a run said.

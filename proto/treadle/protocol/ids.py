@@ -15,6 +15,7 @@ from treadle.protocol.errors import ConfigError, FieldInvalid
 
 __all__ = (
     "RECORD_MARK",
+    "SCHEDULES",
     "SHARDS",
     "RunKey",
     "check_name",
@@ -36,6 +37,9 @@ SHARDS = 64
 
 RECORD_MARK = "~"
 """What the names of records begin with: things that live in a shard like runs, and execute no code."""
+
+SCHEDULES = f"{RECORD_MARK}schedule/"
+"""What the names of the records of schedules begin with."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _RUN_ID_LIMIT = 200

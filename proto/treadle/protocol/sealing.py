@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote
 from google.protobuf.message import Message
 
 from treadle.protocol.errors import PayloadUnreadable
+from treadle.protocol.ids import SCHEDULES
 from treadle.v1.common_pb2 import Failure, Payload
 
 __all__ = (
@@ -27,6 +28,7 @@ __all__ = (
     "Values",
     "open_failure",
     "place_of",
+    "place_of_schedule",
     "seal_failure",
     "values_of",
 )
@@ -86,11 +88,18 @@ def place_of(kind: str, message: Any, namespace: str, run_id: str, children: Map
         return Place(namespace, run_id, TO_STEP, message.command_id)
     if kind.startswith(("step_", "attempt_")):
         return Place(namespace, run_id, FROM_STEP, message.command_id)
+    if kind == "run_started" and message.HasField("occurrence"):  # sealed once, for all runs of the schedule
+        return place_of_schedule(namespace, message.occurrence.schedule_id)
     if kind == "child_scheduled":
         return Place(namespace, message.run_id, TO_RUN)
     if kind.startswith("child_"):
         return Place(namespace, children.get(message.command_id, ""), FROM_RUN)
     return Place(namespace, run_id, FROM_RUN if kind in _SAID_BY_RUN else TO_RUN)
+
+
+def place_of_schedule(namespace: str, schedule_id: str) -> Place:
+    """Return what the arguments of a schedule are sealed for: any of its runs."""
+    return Place(namespace, f"{SCHEDULES}{schedule_id}", TO_RUN)
 
 
 class Codec(Protocol):

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import Final
 
 from treadle.protocol.errors import FieldInvalid, NotFound, Refused, RequestError, RunIdConflict, Unavailable
-from treadle.protocol.ids import RECORD_MARK, RunKey
+from treadle.protocol.ids import SCHEDULES, RunKey
 from treadle.v1.schedule_pb2 import (
     OCCURRENCE_CAUSE_TRIGGER,
     OCCURRENCE_FATE_SKIPPED,
@@ -43,7 +43,7 @@ from .view import RunView
 
 __all__ = ("PREFIX", "answer", "record_of")
 
-PREFIX: Final = f"{RECORD_MARK}schedule/"
+PREFIX: Final = SCHEDULES
 BACKFILLS: Final = 10
 BACKFILLED: Final = 1_000
 _REQUEST_IDS: Final = 16
