@@ -36,6 +36,8 @@ PAGES = {
         "failed: StepError: step charge failed: Fatal: order -1 does not exist",
     ],
     "long-steps": [sum(range(1000)), "12: approved by Ada"],
+    "versions": ["size 30", "weight 21", "weight 21", "shipped for 14"],
+    "search": [["order-12", "order-14"], ["order-13"], False, 3],
 }
 """Page -> what its `main` returns."""
 

@@ -9,10 +9,12 @@ from typing import Any
 from treadle.worker import (
     Retry,
     StepError,
+    changed,
     continue_as_new,
     publish_state,
     receive,
     receive_question,
+    set_tags,
     start_child,
     step,
     workflow,
@@ -286,6 +288,21 @@ async def loads(n: int) -> list[int]:
     return list(await asyncio.gather(load(n), load(n + 1)))
 
 
+@workflow
+async def turns(n: int) -> list[int]:
+    """Goes by marked changes, alone and in tasks beside each other; both ways come to the same."""
+
+    async def one(i: int) -> int:
+        found = await add(n, i)
+        set_tags(last=i)
+        return await (add(found, 1) if changed("one") else local_add(found, 1))
+
+    first = await (local_add(n, 1) if changed("first") else add(n, 1))
+    found = list(await asyncio.gather(*(one(i) for i in range(3))))
+    await asyncio.sleep(0.2)
+    return [first, *found, await (add(n, 2) if changed("last") and changed("first") else local_add(n, 2))]
+
+
 WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "chain": (chain, lambda n: (n + 11) * 2),
     "fan": (fan, lambda n: [n + i + 101 for i in range(3)]),
@@ -308,6 +325,7 @@ WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "decided": (decided, lambda n: 5 * n + 1),
     "loads": (loads, lambda n: [3 * n, 3 * n + 3]),
     "once_more": (once_more, lambda n: n + 1),
+    "turns": (turns, lambda n: [n + 1, n + 1, n + 2, n + 3, n + 2]),
 }
 """Name -> (workflow, its result for an argument)."""
 

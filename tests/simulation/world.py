@@ -327,7 +327,18 @@ class World:
         """S4, once more: a fresh coroutine that is fed the history asks for what is there, and ends the same way."""
         record = self.ledger.record(run)
         workflow = record.events[0].run_started.workflow
-        execution = _FACTORY(RunContext("sim", run.run_id, self._incarnation(run), workflow))
+        marks = [event.change_marked.name for event in record.events if event.HasField("change_marked")]
+        if len(set(marks)) != len(marks):
+            raise Broken(f"{run}: changes are marked twice: {marks}")
+        context = RunContext(
+            namespace="sim",
+            run_id=run.run_id,
+            incarnation=self._incarnation(run),
+            workflow=workflow,
+            passed_until=len(record.events),
+            marks=frozenset(marks),
+        )
+        execution = _FACTORY(context)
         for event in record.events[:-1]:
             execution.feed(event)
             if execution.divergence is not None:

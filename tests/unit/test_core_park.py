@@ -16,6 +16,7 @@ from treadle.v1.worker_service_pb2 import (
     Grant,
     OwnerAnswer,
     OwnerRequest,
+    PassedBefore,
     RunGrant,
 )
 from treadle.worker.core.port import Ack, CancelLocal, Note, Report, StartLocal
@@ -294,6 +295,16 @@ def test_r6_a_cached_coroutine_goes_on_where_it_was() -> None:
     assert (claim.after_position, claim.after_revision) == (2, 102)
     rig.go(claim, b"u", run=again(PARKED, opened(4), length=4))
     assert len(rig.scripts) == 1 and script.fed == 4 and rig.held() == {b"u"}
+
+
+def test_a_coroutine_is_told_what_other_owners_did_whether_it_was_kept_or_is_fresh() -> None:
+    rig = opened_rig()
+    script = parked(rig)
+    before = PassedBefore(until=3, marks=["a"])
+    rig.push(run_job(), b"u", run=again(PARKED, opened(4), length=4, before=before))
+    assert script.before == (3, ("a",))
+    rig.push(run_job("r2"), b"v", run=again(event(1), opened(2), length=2, from_start=True, before=before))
+    assert (rig.script.context.passed_until, list(rig.script.context.marks)) == (3, ["a"])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tests.unit import machine_invariants
 from tests.unit.machine_rig import Owner, Rig, quarantined, schedule, value
 
 from treadle.controlplane.api.views import run_view
-from treadle.controlplane.machine.requests import RunReply, StartRun
+from treadle.controlplane.machine.requests import Asked, Claimed, RetryRun, RunReply, StartRun
 from treadle.protocol.errors import RunIdConflict
 from treadle.v1.common_pb2 import Failure, Tag
 from treadle.v1.job_pb2 import JOB_KIND_RUN
@@ -28,7 +28,9 @@ from treadle.v1.worker_service_pb2 import (
     CompleteRun,
     FailRun,
     MarkChange,
+    OwnerRequest,
     ParkRun,
+    ReleaseRun,
     SetTags,
 )
 
@@ -201,6 +203,23 @@ def test_a_run_whose_code_nobody_has_waits_although_it_is_asked_for_again() -> N
     assert "x:ns:waiting" not in rig.indexes()
 
 
+def test_what_is_opened_and_given_back_in_one_commit_waits_no_longer() -> None:
+    rig = started()
+    rig.claim(rig.run_job(), unregistered=True)
+    rig.wait(200)
+    rig.fire()
+    item = rig.item(rig.run_job())
+    ask = OwnerRequest(run_id="run-1", incarnation=rig.head.incarnation, seq=1, release=ReleaseRun(reason="no slot"))
+    rig.rng.seed(1)  # the token is drawn again in the batch
+    first = rig.decide(Claimed(item, "A", "R"))
+    ask.token = first.replies[0].grant.token  # type: ignore[union-attr]
+    rig.rng.seed(1)
+    rig.batch(Claimed(item, "A", "R"), Asked(ask, "A", "R"))
+    assert rig.kinds()[-2:] == ["run_opened", "run_released"]
+    check(rig)
+    assert "x:ns:waiting" not in rig.indexes()
+
+
 def test_a_step_in_quarantine_needs_attention() -> None:
     rig = quarantined()
     run = run_view(rig.head)
@@ -216,6 +235,19 @@ def test_a_failed_run_is_found_by_its_error() -> None:
     rig.open().say(fail=FailRun(failure=Failure(type="ValueError", message="no")))
     assert rig.indexes() == {"s:ns:failed", "w:ns:wf:failed", "e:ns:ValueError"}
     assert run_view(rig.head).error_type == "ValueError"
+
+
+def test_a_run_that_is_retried_keeps_what_it_is_found_by_and_its_error_is_over() -> None:
+    rig = started(workflow="wf@2", tags=tags(customer="42"))
+    rig.open().say(fail=FailRun(failure=Failure(type="ValueError", message="no")))
+    seen = rig.head.seen
+    assert isinstance(rig.ask(RetryRun("again", "mended")), RunReply)
+    open_ = {"s:ns:running", "w:ns:wf:running", "w:ns:wf@2:running", "t:ns:customer=42"}
+    assert rig.indexes() == open_ and rig.decision.jobs[0].name == "wf@2"
+    assert rig.claim(rig.run_job()).grant.run.before.until == seen, "what the code had passed is passed"
+    rig.terminate()
+    assert isinstance(rig.ask(RetryRun("over", "", input=value("other"))), RunReply)
+    assert rig.indexes() == open_ and rig.head.version == "2" and not rig.head.passed
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from treadle.controlplane.lanes import Lanes
 from treadle.controlplane.machine import Request
 from treadle.controlplane.machine.indexes import attention_index, waiting_index
 from treadle.controlplane.machine.requests import Registered, Reply
+from treadle.controlplane.removals import warn_of_missing
 from treadle.controlplane.replica import Session as WorkerSession
 from treadle.controlplane.store.port import Beat
 from treadle.protocol.errors import ConfigError, FieldInvalid, RequestError
@@ -103,7 +104,11 @@ class WorkerService(WorkerServiceServicer):
         await declare_schedules(engine, namespace, request.workflows, schedules, self.codes_of)
         await self._wake_waiting(namespace, pool, request.workflows, request.steps)
         return RegisterResponse(
-            beat_ms=_BEAT_MS, amqp_url=self._amqp_url, max_payload_bytes=self._max_payload, blobs=self._blobs
+            beat_ms=_BEAT_MS,
+            amqp_url=self._amqp_url,
+            max_payload_bytes=self._max_payload,
+            blobs=self._blobs,
+            missing=await warn_of_missing(engine.store, namespace, pool, request),
         )
 
     async def _wake_waiting(self, namespace: str, pool: str, workflows: Sequence[str], steps: Sequence[str]) -> None:

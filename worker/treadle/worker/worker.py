@@ -259,6 +259,15 @@ class Worker:
             ended=self._ended,
         )
         self._composed = True
+        for missing in response.missing:
+            _log.warning(
+                "names_missing",
+                name=missing.name,
+                kind="step" if missing.step else "workflow",
+                open_runs=f"at least {missing.runs}" if missing.at_least else missing.runs,
+                other_workers=missing.workers,
+                remedy="keep it in the app, or workers that have it, until these runs have ended",
+            )
         _log.info(
             "worker_started",
             pool=config.pool,

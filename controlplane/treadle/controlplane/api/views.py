@@ -98,7 +98,7 @@ def reason_of(head: RunHead, fleet: PoolFleet | None, now_ms: int) -> str:
     if head.state == RUN_STATE_WAITING:
         code = code_name(head.workflow, head.version)
         if code in fleet.workflows:
-            return f"a worker of pool {head.pool!r} with workflow {code!r} has come: starts within 30 s"
+            return f"{first}a worker of pool {head.pool!r} with workflow {code!r} has come: starts within 30 s"
         return f"{first}no live worker in pool {head.pool!r} has the workflow {code!r}: deploy one that has it"
     waited_ms = now_ms - head.queued_ms
     if head.queued_ms and waited_ms >= QUEUED_LONG_MS:

@@ -345,6 +345,7 @@ def fail_try(view: RunView, row: CommandRow, failure: Failure, retry_after_ms: i
     head = view.head
     if row.try_number == 1 + row.tries_before:
         head.retrying += 1
+    view.moves = True
     head.error_type = failure.type[:_WORDS]
     head.trouble = f"try {row.try_number} of step {row.name!r} failed: {failure.type}: {failure.message}"[:_WORDS]
     row.try_number += 1

@@ -44,7 +44,6 @@ __all__ = (
     "attention_index",
     "error_index",
     "indexes_of",
-    "stand_of",
     "status_index",
     "quarantine_index",
     "run_waits",
@@ -159,24 +158,6 @@ def error_index(namespace: str, error_type: str) -> str:
 def trouble_index(namespace: str, trouble: RunTrouble.ValueType) -> str:
     """Return the index of open runs with a trouble."""
     return f"x:{namespace}:{_TROUBLE_NAMES[trouble]}"
-
-
-Stand = tuple[int, int, bool, bool, bool, bool, str, tuple[tuple[str, str], ...]]
-
-
-def stand_of(head: RunHead) -> Stand:
-    """Return what the indexes of a run depend on, apart from what never changes."""
-    tags = tuple((tag.key, tag.value) for tag in head.tags) if head.tags else ()
-    return (
-        head.state,
-        head.outcome,
-        head.retrying > 0,
-        head.waiting_steps > 0,
-        run_waits(head),
-        head.quarantined > 0,
-        head.error_type,
-        tags,
-    )
 
 
 def indexes_of(head: RunHead) -> list[str]:

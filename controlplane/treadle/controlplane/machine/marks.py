@@ -57,6 +57,7 @@ def set_tags(view: RunView, command: Command) -> None:
             tags.pop(tag.key, None)
         elif _allowed(tag) and (tag.key in tags or len(tags) < TAGS_AT_MOST):
             tags[tag.key] = tag.value
+    view.moves = True
     del head.tags[:]
     head.tags.extend(Tag(key=key, value=tags[key]) for key in sorted(tags))
     view.event(tags_set=TagsSet(command_id=command.command_id, digest=command.digest, tags=command.set_tags.tags))

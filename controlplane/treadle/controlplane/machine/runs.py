@@ -52,6 +52,7 @@ from treadle.v1.worker_service_pb2 import (
 
 from . import children, marks, policies
 from .env import Credit
+from .indexes import run_waits
 from .requests import AcceptRun, CancelRun, Claimed, PushedGrant, RunReply, StartRun, StopRun, TerminateRun
 from .view import RunView
 
@@ -200,6 +201,7 @@ def _open(view: RunView, worker_id: str, claim_id: int, sent_ms: int, replica_id
     head, settings = view.head, view.env.settings
     if head.state == RUN_STATE_WAITING:
         view.name_found(head.pool, code_name(head.workflow, head.version), "")
+    view.moves = view.moves or run_waits(head)
     head.state = RUN_STATE_OPEN
     head.alone = head.losses >= settings.alone_from
     head.owner.CopyFrom(

@@ -113,6 +113,7 @@ def _fire_head(view: RunView, request: FireTimer) -> None:
     elif head.state == RUN_STATE_QUEUED and request.soon:
         head.watch_due_ms = view.now + _SOON_MS
     elif head.state == RUN_STATE_QUEUED:
+        view.moves = True
         if request.gone:
             step = head.watch_step_ms
             runs.wake(view)

@@ -34,7 +34,7 @@ from treadle.v1.state_pb2 import (
 )
 
 from .env import Env
-from .indexes import indexes_of, quarantine_index, stand_of, step_waits, waiting_index, waiting_member
+from .indexes import indexes_of, quarantine_index, step_waits, waiting_index, waiting_member
 from .requests import CancelOrder, Decision, entry
 
 __all__ = ("HOUR_MS", "RunView", "first_of")
@@ -84,7 +84,11 @@ def _anchor(namespace: str, run_id: str, incarnation: int, sampled: bool) -> str
 
 
 class RunView:
-    """See the module. `head.state == 0` means: there is no such run."""
+    """See the module. `head.state == 0` means: there is no such run.
+
+    Attributes:
+        moves: Something besides state and outcome changed by which the run is found.
+    """
 
     def __init__(self, run: RunKey, loaded: Loaded, env: Env) -> None:
         self.run = run
@@ -100,10 +104,11 @@ class RunView:
         self.keep: list[str] = []
         self.deleted = False
         self.matters = False
+        self.moves = False
         self.may_sweep = False
         self.shown = False
         self.not_before_ms = 0
-        self._stood = stand_of(self.head)
+        self._stood = self.head.state, self.head.outcome
         self._was_active = self.head.state in _ACTIVE
         self._parked = _parked_at(self.head)
         self._page: list[HistoryEvent] | None = None
@@ -232,6 +237,7 @@ class RunView:
 
     def _retries_no_more(self) -> None:
         head = self.head
+        self.moves = True
         head.retrying = max(0, head.retrying - 1)
         if not head.retrying and head.state != RUN_STATE_CLOSED:
             head.error_type = head.trouble = ""
@@ -328,6 +334,7 @@ class RunView:
         """The step is listed as one that killed too many workers, or is not any more."""
         member = quarantine_index(self.run.namespace), waiting_member(self.run.run_id, command_id)
         self._waits[member] = self.now if on else None
+        self.moves = True
         self.head.quarantined = self.head.quarantined + 1 if on else max(0, self.head.quarantined - 1)
 
     def _waiting(self, pool: str, name: str, command_id: str) -> tuple[str, str]:
@@ -419,6 +426,7 @@ class RunView:
         head, waits = self.head, "" if row is None else step_waits(row)
         if bool(waits) is (command_id in self._waited and not self.restart):
             return
+        self.moves = True
         head.waiting_steps = head.waiting_steps + 1 if waits else max(0, head.waiting_steps - 1)
         if waits or not head.waiting_steps:
             head.waiting_for = waits
@@ -436,7 +444,7 @@ class RunView:
 
     def _move_indexes(self, change: Change) -> None:
         head = self.head
-        if stand_of(head) != self._stood or self.restart or self.deleted:
+        if self.moves or (head.state, head.outcome) != self._stood or self.restart or self.deleted:
             member = self.run.run_id
             before = indexes_of(RunHead.FromString(self.loaded.head))
             after = [] if self.deleted else indexes_of(head)
