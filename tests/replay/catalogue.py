@@ -8,6 +8,7 @@ from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
 
+from tests.replay.event_flow import eventful
 from treadle.worker import (
     Deferred,
     Fatal,
@@ -465,6 +466,7 @@ CATALOGUE: list[tuple[Any, tuple[Any, ...], Any]] = [
     (hears, (), [1, 2, 2, None]),
     (goes_on, (3,), None),
     (cancels, (1,), None),
+    (eventful, (5,), [32, 5, None, "unwanted", "other", "other", 10]),
     (goes_by_changes, (4,), [True, True, True, True, True]),
     (approves, (3,), None),
 ]

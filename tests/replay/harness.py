@@ -17,7 +17,7 @@ from treadle.protocol.errors import Deferred, RetryAfter
 from treadle.protocol.failures import failure_of
 from treadle.protocol.retry import next_delay_ms
 from treadle.v1 import history_pb2 as h
-from treadle.v1.common_pb2 import Payload, RetryPolicy
+from treadle.v1.common_pb2 import NamedEvent, Payload, RetryPolicy
 from treadle.v1.worker_service_pb2 import Command
 from treadle.worker.app import Registry
 from treadle.worker.loop.execution import execution_factory
@@ -26,6 +26,8 @@ from treadle.worker.steps import Step
 from treadle.worker.workflows import Workflow
 
 START_MS = 1_700_000_000_000
+EVENT_DATA = b'{"n": 5}'
+"""Of all events that come."""
 
 
 @dataclass(slots=True)
@@ -188,7 +190,7 @@ class Server:
         if command_id in self._known:
             return
         self._known.add(command_id)
-        if kind in ("publish_state", "answer_signal", "mark_change", "set_tags"):
+        if kind in ("publish_state", "answer_signal", "mark_change", "set_tags", "send_event"):
             asked.recorded = self._note(command)
             return
         self._open[command_id] = command
@@ -205,6 +207,8 @@ class Server:
                 )
             )
             self._at(self._rng.randrange(1, 400), lambda: self._run(command))
+        elif kind == "wait_for_event":
+            asked.recorded = self._wait(command)
         else:
             due = self.now_ms + command.start_timer.delay_ms
             asked.recorded = self.append(
@@ -212,10 +216,33 @@ class Server:
             )
             self._at(command.start_timer.delay_ms, lambda: self._fire(command_id))
 
+    def _wait(self, command: Command) -> int:
+        """Each event comes after a while, but for those called "never"."""
+        wanted, command_id = command.wait_for_event, command.command_id
+        started = h.EventWaitStarted(command_id=command_id, digest=command.digest, name=wanted.name)
+        position = self.append(event_wait_started=started)
+        if wanted.name != "never":
+            self._at(self._rng.randrange(1, 400), lambda: self._come(command, position))
+        if wanted.times_out:
+            self._at(wanted.timeout_ms, lambda: self._late(command_id))
+        return position
+
+    def _come(self, command: Command, number: int) -> None:
+        if self._open.pop(command.command_id, None) is not None:
+            event = NamedEvent(event_id=f"e{number}", name=command.wait_for_event.name, time_ms=self.now_ms)
+            event.data.data = EVENT_DATA
+            self.append(event_matched=h.EventMatched(command_id=command.command_id, event=event, seq=number))
+
+    def _late(self, command_id: str) -> None:
+        if self._open.pop(command_id, None) is not None:
+            self.append(event_wait_timed_out=h.EventWaitTimedOut(command_id=command_id))
+
     def _note(self, command: Command) -> int:
         common: dict[str, Any] = {"command_id": command.command_id, "digest": command.digest}
         if command.HasField("publish_state"):
             return self.append(state_published=h.StatePublished(**common))
+        if command.HasField("send_event"):
+            return self.append(event_sent=h.EventSent(event_id=command.send_event.event_id, **common))
         if command.HasField("set_tags"):
             return self.append(tags_set=h.TagsSet(tags=command.set_tags.tags, **common))
         if command.HasField("mark_change"):
@@ -230,6 +257,9 @@ class Server:
         elif command.WhichOneof("kind") == "start_timer":
             del self._open[command_id]
             asked.recorded = self.append(timer_cancelled=h.TimerCancelled(command_id=command_id))
+        elif command.WhichOneof("kind") == "wait_for_event":
+            del self._open[command_id]
+            asked.recorded = self.append(event_wait_cancelled=h.EventWaitCancelled(command_id=command_id))
         else:
             asked.recorded = self.append(step_cancel_requested=h.StepCancelRequested(command_id=command_id))
             if self._rng.random() < 0.5:  # the other half completes: the result came first

@@ -14,9 +14,11 @@ from treadle.worker import (
     publish_state,
     receive,
     receive_question,
+    send_event,
     set_tags,
     start_child,
     step,
+    wait_for_event,
     workflow,
 )
 
@@ -303,6 +305,32 @@ async def turns(n: int) -> list[int]:
     return [first, *found, await (add(n, 2) if changed("last") and changed("first") else local_add(n, 2))]
 
 
+@workflow
+async def errands(n: int) -> list[Any]:
+    """A child sends what its parent waits for; one event comes before it is waited for, one never."""
+    child = start_child(sends, n)
+    send_event("early", {"n": n})
+    first = await wait_for_event("sent", dict[str, int], match={"n": n})
+    second = await wait_for_event("early", dict[str, int], match={"n": n}, timeout="1h")
+    never = await wait_for_event("never", timeout=0.4)
+    return [first.data["value"], second is not None and second.data["n"], never, await child]
+
+
+@workflow
+async def sends(n: int) -> int:
+    value = await local_add(n, 1)
+    send_event("sent", {"n": n, "value": value})
+    return value
+
+
+@workflow
+async def payments(n: int) -> int:
+    """Waits for what comes from outside, and looks back for it."""
+    paid = await wait_for_event("paid", dict[str, int], match={"order": n}, since="1h")
+    again = await wait_for_event("paid", dict[str, int], match={"order": n}, since="1h")
+    return await local_add(paid.data["amount"], again.data["amount"])
+
+
 WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "chain": (chain, lambda n: (n + 11) * 2),
     "fan": (fan, lambda n: [n + i + 101 for i in range(3)]),
@@ -324,6 +352,8 @@ WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "chapters": (chapters, lambda n: [n, 1, 2, 3]),
     "decided": (decided, lambda n: 5 * n + 1),
     "loads": (loads, lambda n: [3 * n, 3 * n + 3]),
+    "errands": (errands, lambda n: [n + 1, n, None, n + 1]),
+    "sends": (sends, lambda n: n + 1),
     "once_more": (once_more, lambda n: n + 1),
     "turns": (turns, lambda n: [n + 1, n + 1, n + 2, n + 3, n + 2]),
 }
@@ -344,4 +374,7 @@ STEPS: dict[str, Callable[..., Any]] = {
 DEFERRED = frozenset(("decide",))
 """Steps whose result comes from outside."""
 
-EVERYTHING = (add, double, local_add, charge, local_charge, load, decide, *(w for w, _ in WORKFLOWS.values()))
+EVERYTHING = (
+    *(add, double, local_add, charge, local_charge, load, decide, payments),
+    *(w for w, _ in WORKFLOWS.values()),
+)

@@ -10,6 +10,7 @@ The errors that calls raise are drawn in `treadle.protocol.errors`.
 from treadle.client.aio import Client
 from treadle.client.calls import OnConflict, Tags, WorkflowLike
 from treadle.client.config import Tls
+from treadle.client.events import NewEvent, SentEvent
 from treadle.client.runs import RunHandle
 from treadle.client.schedules import OccurrenceInfo, ScheduleInfo, Schedules, ScheduleStatus
 from treadle.client.search import RunFilters
@@ -58,6 +59,8 @@ __all__ = (
     "ScheduleStatus",
     "OccurrenceInfo",
     "RunTrouble",
+    "NewEvent",
+    "SentEvent",
     "OnConflict",
     "Tags",
     "Tls",

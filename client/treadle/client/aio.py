@@ -13,6 +13,7 @@ import grpc
 from treadle.client import deferred
 from treadle.client.calls import OnConflict, P, Tags, WorkflowLike, start_request
 from treadle.client.config import CALL_TIMEOUT_S, DEFAULT_TARGET, Tls, auth_metadata, is_loopback, open_channel
+from treadle.client.event_calls import EventCalls, EventLink
 from treadle.client.runs import RunHandle
 from treadle.client.schedules import Schedules
 from treadle.client.search import RunFilters, filter_fields
@@ -66,7 +67,7 @@ Response = TypeVar("Response")
 _PAGE = 200
 
 
-class Client:
+class Client(EventCalls):
     """Starts, watches and steers runs.
 
         async with Client("localhost:7430") as client:
@@ -134,6 +135,7 @@ class Client:
         self.values.close()
         if self._link is not None:
             link, self._link = self._link, None
+            await link.events.sender.close()
             await link.stream.close()
             await link.channel.close()
 
@@ -436,6 +438,11 @@ class Client:
         return self._open().pools
 
     @property
+    def event_link(self) -> EventLink:
+        """EventService on this client's channel, and what goes there together."""
+        return self._open().events
+
+    @property
     def stream(self) -> RunStream:
         """The stream over which runs are started and their ends are told."""
         return self._open().stream
@@ -477,7 +484,8 @@ class Client:
             stream = RunStream(runs, target=self.target, namespace=self.namespace, metadata=self.metadata)
             steps, schedules = StepServiceStub(channel), ScheduleServiceStub(channel)
             blobs = BlobServiceStub(channel)
-            self._link = _Link(channel, runs, PoolServiceStub(channel), steps, schedules, blobs, stream)
+            pools, events = PoolServiceStub(channel), EventLink(self, channel)
+            self._link = _Link(channel, runs, pools, steps, schedules, blobs, stream, events)
         return self._link
 
 
@@ -489,3 +497,4 @@ class _Link(NamedTuple):
     schedules: ScheduleServiceAsyncStub
     blobs: BlobServiceAsyncStub
     stream: RunStream
+    events: EventLink

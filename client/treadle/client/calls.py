@@ -31,7 +31,16 @@ from treadle.v1.run_service_pb2 import (
 )
 from treadle.v1.schedule_pb2 import ScheduleSpec
 
-__all__ = ("OnConflict", "Tags", "WorkflowLike", "new_run_id", "retry_request", "scheduled_call", "start_request")
+__all__ = (
+    "OnConflict",
+    "Tags",
+    "WorkflowLike",
+    "caller_context",
+    "new_run_id",
+    "retry_request",
+    "scheduled_call",
+    "start_request",
+)
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -143,7 +152,7 @@ def start_request(
         pool=pool or home,
         input=payload,
         conflict_policy=_POLICIES[on_conflict],
-        trace=_caller(),
+        trace=caller_context(),
         timeout_ms=timeout_ms,
         tags=tags_of(tags) if tags else (),
     )
@@ -181,7 +190,7 @@ def retry_request(steering: dict[str, Any], from_step: str | None, input: Mappin
     return request
 
 
-def _caller() -> TraceContext | None:
+def caller_context() -> TraceContext | None:
     """The caller's span, where one is open: the run's trace links to it. Without OpenTelemetry loaded there is none."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None or not trace.get_current_span().get_span_context().is_valid:

@@ -131,6 +131,16 @@ def _step_line(kind: str, event: HistoryEvent, step: StepView) -> tuple[str, str
             return MARKS["completed"], duration_text(step.duration_ms or 0)
         case "child_failed":
             return MARKS[step.state], f"{step.state}: {failure_text(event.child_failed.failure)}"
+        case "event_wait_started":
+            return MARKS["sleeping"], step.reason
+        case "event_matched":
+            return MARKS["completed"], f"event {payload_text(event.event_matched.event.data)}"
+        case "event_wait_timed_out":
+            return MARKS["completed"], step.reason
+        case "event_wait_refused":
+            return MARKS["failed"], event.event_wait_refused.reason
+        case "event_sent":
+            return MARKS["completed"], f"sent {payload_text(event.event_sent.data)}"
         case "signal_received":
             data = payload_text(event.signal_received.data)
             return MARKS["released" if step.kind == "question" else "completed"], f"{step.kind} {data}"

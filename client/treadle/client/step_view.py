@@ -23,7 +23,7 @@ StepState = Literal[
     "cancelled",
     "abandoned",
 ]
-StepKind = Literal["pool", "local", "timer", "signal", "question", "child"]
+StepKind = Literal["pool", "local", "timer", "signal", "question", "child", "event"]
 
 _OVER: Final = frozenset({"completed", "failed", "cancelled", "abandoned"})
 

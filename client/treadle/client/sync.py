@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, Unpack, overload
 from treadle.client.aio import Client
 from treadle.client.calls import OnConflict, P, Tags, WorkflowLike
 from treadle.client.config import DEFAULT_TARGET, Tls
+from treadle.client.event_calls import SyncEventCalls
 from treadle.client.runs import RunHandle
 from treadle.client.search import RunFilters
 from treadle.client.sync_schedules import SyncSchedules
@@ -205,7 +206,7 @@ class SyncRunHandle(Generic[R]):
         return self._thread.iterate(self._handle.watch(after=after, told=told))
 
 
-class SyncClient:
+class SyncClient(SyncEventCalls):
     """Starts, watches and steers runs, blocking. Same names and arguments as Client; any thread may call it.
 
     with SyncClient("localhost:7430") as client:

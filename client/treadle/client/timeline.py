@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from treadle.client.step_view import AttemptOutcome, AttemptView, StepState, StepView
+from treadle.client.step_view import AttemptOutcome, AttemptView, StepKind, StepState, StepView
+from treadle.client.timeline_events import EventLines
 from treadle.client.views import RunStatus
 from treadle.v1.common_pb2 import (
     FAILURE_KIND_CANCELLED,
@@ -55,16 +56,13 @@ from treadle.v1.history_pb2 import (
     StepUnquarantined,
     StepWaiting,
     TagsSet,
-    TimerCancelled,
-    TimerFired,
-    TimerStarted,
 )
 
 __all__ = ("AttemptView", "StepView", "Timeline", "name_of", "timeline_of")
 
 
 @dataclass(slots=True)
-class Timeline:
+class Timeline(EventLines):
     """One run, as its history tells it so far.
 
     Attributes:
@@ -297,19 +295,6 @@ class Timeline:
         self._end(step, "cancelled")
         self._settle(step, "cancelled")
 
-    # --- timers
-
-    def _timer_started(self, body: TimerStarted) -> None:
-        timer = StepView(body.command_id, "sleep", "timer", self.now_ms, state="sleeping")
-        timer.due_ms = body.fire_at_ms
-        self.steps[body.command_id] = timer
-
-    def _timer_fired(self, body: TimerFired) -> None:
-        self._settle(self._step(body, self.now_ms), "completed")
-
-    def _timer_cancelled(self, body: TimerCancelled) -> None:
-        self._settle(self._step(body, self.now_ms), "cancelled")
-
     # --- children
 
     def _child_scheduled(self, body: ChildScheduled) -> None:
@@ -356,6 +341,10 @@ class Timeline:
         self.state = body.state
 
     # --- helpers
+
+    def _enter(self, command_id: str, name: str, kind: StepKind, state: StepState) -> StepView:
+        step = self.steps[command_id] = StepView(command_id, name, kind, self.now_ms, state=state)
+        return step
 
     def _step(self, body: Any, start_ms: int) -> StepView:
         """The step of an event; a local one appears with its first event."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from treadle.controlplane.machine import Request
+from treadle.controlplane.machine.event_requests import RouteEvent
 from treadle.controlplane.machine.requests import Asked, Claimed, Reply, RetryRun, StartRun
 from treadle.v1.job_pb2 import JOB_KIND_RUN
 
@@ -14,6 +15,8 @@ __all__ = ("Item", "fold")
 
 _REQUESTS = 100
 _ENTRIES = 200
+_ROUTED = 4
+"""An event goes to a slot for each set of keys that it has values for: a few."""
 
 
 @dataclass(slots=True)
@@ -45,6 +48,8 @@ def fold(waiting: deque[Item]) -> list[Item]:
         if isinstance(request, Asked):
             size = len(request.request.commands) + len(request.request.checkpoints) + 1
             checks = True
+        elif isinstance(request, RouteEvent):
+            size = _ROUTED
         elif isinstance(request, Claimed):
             checks = request.item.job.kind == JOB_KIND_RUN
         begins = isinstance(request, StartRun) or (isinstance(request, RetryRun) and request.input is not None)

@@ -17,6 +17,8 @@ import structlog
 from treadle.controlplane.clock import StoreClock, monotonic_ms
 from treadle.controlplane.committer import Committer
 from treadle.controlplane.downlinks import Downlinks
+from treadle.controlplane.events.sent_by_runs import SentByRuns
+from treadle.controlplane.events.triggers import Triggers
 from treadle.controlplane.hints import HintHub
 from treadle.controlplane.machine import Decision, Request, Settings, children
 from treadle.controlplane.machine.requests import Reply, StartRun
@@ -97,6 +99,8 @@ class Engine:
         self._pages = asyncio.Event()
         self._aside: asyncio.Queue[tuple[bytes, Callable[[], None]]] = asyncio.Queue()
         self.garbage = 0
+        self.triggers = Triggers(store)
+        self.sent = SentByRuns(self.triggers, self.submit_letter)
         self.own_hints: Sequence[Hint] = ()
         self.code_of: CodeOf | None = None
         self._resolving: set[asyncio.Task[None]] = set()
@@ -175,6 +179,7 @@ class Engine:
                 group.create_task(steady("aside", self._keep_aside))
                 group.create_task(steady("declare", self._declare_first))
                 group.create_task(steady("confirms", self._remove_confirmed))
+                group.create_task(steady("sent events", self.sent.run))
                 group.create_task(steady("hints", lambda: self.hub.run(self.store)))
 
     # --- after a commit ------------------------------------------------------------------------------------------------
@@ -223,6 +228,9 @@ class Engine:
 
     def deliver(self, letter: Letter) -> None:
         """Bring a letter to its run; its entry leaves the outbox once it was applied there."""
+        if letter.HasField("send_event"):
+            self.sent.put(letter)
+            return
         try:
             run, request = children.request_of(letter)
         except ValueError as error:
@@ -233,7 +241,7 @@ class Engine:
             self._resolving.add(task)
             task.add_done_callback(self._resolving.discard)
         else:
-            self.committer.submit(run, request, partial(self._delivered, letter))
+            self.submit_letter(letter, run, request)
 
     async def _resolve(self, letter: Letter, run: RunKey, request: StartRun, code_of: CodeOf) -> None:
         """A schedule names a workflow, and means the version that is the newest when a run is started: the first delivery
@@ -243,6 +251,10 @@ class Engine:
         except Unavailable as error:
             _log.warning("letter_waits_for_store", error=str(error))  # the outbox brings it again
             return
+        self.submit_letter(letter, run, request)
+
+    def submit_letter(self, letter: Letter, run: RunKey, request: Request) -> None:
+        """Ask for what a letter says; its entry leaves the outbox once it was applied."""
         self.committer.submit(run, request, partial(self._delivered, letter))
 
     def _delivered(self, letter: Letter, reply: Reply | Exception) -> None:
@@ -250,6 +262,8 @@ class Engine:
         if told is not None:
             self.deliver(told)  # under the same id: the entry stays until its writer knows
         elif children.applied(reply):
+            if letter.HasField("use_keys"):
+                self.replica.keys.note(letter, monotonic_ms())
             self._confirmed.append((shard_of(letter.namespace, letter.from_run_id), letter.letter_id))
             self._confirms.set()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from treadle.protocol.errors import ConfigError, FieldInvalid
+from treadle.protocol.events import check_event, check_event_name, keys_of
 from treadle.protocol.ids import check_name, check_run_id
+from treadle.v1.common_pb2 import NamedEvent
 from treadle.v1.worker_service_pb2 import OwnerRequest, SessionRequest
 
 __all__ = ("check_frame",)
@@ -33,6 +35,13 @@ def _check_commands(ask: OwnerRequest) -> None:
             _check_delay(ask, command.schedule_step.timeout_ms)
             _check_delay(ask, command.schedule_step.heartbeat_ms)
             _check_pool(ask, command.schedule_step.pool)
+        elif kind == "wait_for_event":
+            check_event_name(command.wait_for_event.name)
+            keys_of(command.wait_for_event.match)
+            _check_delay(ask, command.wait_for_event.timeout_ms)
+        elif kind == "send_event":
+            sent = command.send_event
+            check_event(NamedEvent(event_id=sent.event_id, name=sent.name, data=sent.data))
         elif kind == "schedule_child":
             check_run_id(command.schedule_child.run_id)
             _check_pool(ask, command.schedule_child.pool)

@@ -10,6 +10,7 @@ import structlog
 from treadle.client.blobs import open_store
 from treadle.controlplane.api.admission import Admission
 from treadle.controlplane.api.blob_service import told
+from treadle.controlplane.api.event_service import EventService
 from treadle.controlplane.api.pool_service import PoolService
 from treadle.controlplane.api.run_service import RunService
 from treadle.controlplane.api.schedule_service import ScheduleService
@@ -114,6 +115,7 @@ class ControlPlane:
             pools=PoolService(store, broker, outbox_max=config.outbox_max, unroutable=self._is_unroutable),
             steps=StepService(self.engine, max_payload_bytes=config.max_payload_bytes),
             schedules=ScheduleService(self.engine, store, admission),
+            events=EventService(self.engine, store, self.engine.triggers, outbox_max=config.outbox_max),
             workers=self._workers,
             metrics=self._metrics,
         )

@@ -19,6 +19,7 @@ from treadle.controlplane.declarations import CodesOf, declare_schedules, declar
 from treadle.controlplane.downlinks import Downlink
 from treadle.controlplane.duties.leases import LeaseChecker
 from treadle.controlplane.engine import Engine
+from treadle.controlplane.events.registration import check_triggers, set_triggers
 from treadle.controlplane.frames import check_frame
 from treadle.controlplane.lanes import Lanes
 from treadle.controlplane.machine import Request
@@ -93,12 +94,14 @@ class WorkerService(WorkerServiceServicer):
     # --- registration and beats --------------------------------------------------------------------------------------
     async def Register(self, request: RegisterRequest, context: object) -> RegisterResponse:
         namespace, pool = _names(request.namespace, request.pool)
+        check_triggers(request)
         if not request.worker_id:
             raise FieldInvalid("worker_id: give a random id of the process", field="worker_id")
         engine = self._engine
         schedules = declared_schedules(request, pool)
         await engine.declare(namespace, pool)
         await engine.store.register(namespace, pool, request.workflows, request.steps, engine.clock.now())
+        await set_triggers(engine, namespace, pool, request)
         if request.session_id:
             await engine.store.open_session(_record(request, engine.clock.now(), engine.replica_id))
         await declare_schedules(engine, namespace, request.workflows, schedules, self.codes_of)

@@ -478,3 +478,111 @@ class TraceContext(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TraceContext: _TypeAlias = TraceContext  # noqa: Y015
+
+@_typing.final
+class NamedEvent(_message.Message):
+    """A fact that somebody told everybody: runs are started by it, or have waited for it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """Given by the sender, unique in the namespace: sent again within 24 h it is nothing new."""
+    name: _builtins.str
+    """What it is: "contacts.uploaded"."""
+    time_ms: _builtins.int
+    """When it was accepted, milliseconds since 1970 by the clock of Redis."""
+    @_builtins.property
+    def data(self) -> Global___Payload:
+        """Encoded value."""
+
+    @_builtins.property
+    def caller(self) -> Global___TraceContext:
+        """Context of the sender; runs that it starts are linked to it."""
+
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        time_ms: _builtins.int = ...,
+        data: Global___Payload | None = ...,
+        caller: Global___TraceContext | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "data", b"data"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "data", b"data", "event_id", b"event_id", "name", b"name", "time_ms", b"time_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamedEvent: _TypeAlias = NamedEvent  # noqa: Y015
+
+@_typing.final
+class EventRef(_message.Message):
+    """Which event started a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """Its id."""
+    name: _builtins.str
+    """Its name."""
+    time_ms: _builtins.int
+    """When it was accepted (ms since 1970)."""
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "name", b"name", "time_ms", b"time_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventRef: _TypeAlias = EventRef  # noqa: Y015
+
+@_typing.final
+class EventTrigger(_message.Message):
+    """Which events start a workflow, and what it is given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
+    PARAMETER_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    condition: _builtins.str
+    """Condition in CEL over `event` (id, name, time, data); empty: none."""
+    parameter: _builtins.str
+    """Parameter of the workflow that gets the event; empty: it takes none."""
+    whole: _builtins.bool
+    """True: it gets the whole event (id, name, time, data), else the data alone."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of events; one that ends with ".*" stands for all that begin so, "*" for all."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        condition: _builtins.str = ...,
+        parameter: _builtins.str = ...,
+        whole: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "names", b"names", "parameter", b"parameter", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventTrigger: _TypeAlias = EventTrigger  # noqa: Y015

@@ -72,6 +72,12 @@ class HistoryEvent(_message.Message):
     CHILD_FAILED_FIELD_NUMBER: _builtins.int
     CHANGE_MARKED_FIELD_NUMBER: _builtins.int
     TAGS_SET_FIELD_NUMBER: _builtins.int
+    EVENT_WAIT_STARTED_FIELD_NUMBER: _builtins.int
+    EVENT_MATCHED_FIELD_NUMBER: _builtins.int
+    EVENT_WAIT_TIMED_OUT_FIELD_NUMBER: _builtins.int
+    EVENT_WAIT_CANCELLED_FIELD_NUMBER: _builtins.int
+    EVENT_WAIT_REFUSED_FIELD_NUMBER: _builtins.int
+    EVENT_SENT_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Place in the history, from 1."""
     revision: _builtins.int
@@ -250,6 +256,30 @@ class HistoryEvent(_message.Message):
     def tags_set(self) -> Global___TagsSet:
         """The workflow changed its tags."""
 
+    @_builtins.property
+    def event_wait_started(self) -> Global___EventWaitStarted:
+        """The workflow began to wait for an event."""
+
+    @_builtins.property
+    def event_matched(self) -> Global___EventMatched:
+        """Outcome of a wait: the event."""
+
+    @_builtins.property
+    def event_wait_timed_out(self) -> Global___EventWaitTimedOut:
+        """Outcome of a wait: the timeout was over first."""
+
+    @_builtins.property
+    def event_wait_cancelled(self) -> Global___EventWaitCancelled:
+        """The workflow waits for it no longer."""
+
+    @_builtins.property
+    def event_wait_refused(self) -> Global___EventWaitRefused:
+        """Outcome of a wait: it could not be set up."""
+
+    @_builtins.property
+    def event_sent(self) -> Global___EventSent:
+        """The workflow sent an event."""
+
     def __init__(
         self,
         *,
@@ -299,12 +329,18 @@ class HistoryEvent(_message.Message):
         child_failed: Global___ChildFailed | None = ...,
         change_marked: Global___ChangeMarked | None = ...,
         tags_set: Global___TagsSet | None = ...,
+        event_wait_started: Global___EventWaitStarted | None = ...,
+        event_matched: Global___EventMatched | None = ...,
+        event_wait_timed_out: Global___EventWaitTimedOut | None = ...,
+        event_wait_cancelled: Global___EventWaitCancelled | None = ...,
+        event_wait_refused: Global___EventWaitRefused | None = ...,
+        event_sent: Global___EventSent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "change_marked", b"change_marked", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_retried", b"run_retried", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_deferred", b"step_deferred", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_unquarantined", b"step_unquarantined", "step_waiting", b"step_waiting", "tags_set", b"tags_set", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "change_marked", b"change_marked", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "event_matched", b"event_matched", "event_sent", b"event_sent", "event_wait_cancelled", b"event_wait_cancelled", "event_wait_refused", b"event_wait_refused", "event_wait_started", b"event_wait_started", "event_wait_timed_out", b"event_wait_timed_out", "kind", b"kind", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_retried", b"run_retried", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_deferred", b"step_deferred", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_unquarantined", b"step_unquarantined", "step_waiting", b"step_waiting", "tags_set", b"tags_set", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "change_marked", b"change_marked", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "kind", b"kind", "position", b"position", "revision", b"revision", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_retried", b"run_retried", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_deferred", b"step_deferred", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_unquarantined", b"step_unquarantined", "step_waiting", b"step_waiting", "tags_set", b"tags_set", "time_ms", b"time_ms", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_failed", b"attempt_failed", "attempt_lost", b"attempt_lost", "attempt_released", b"attempt_released", "attempt_started", b"attempt_started", "cancel_requested", b"cancel_requested", "change_marked", b"change_marked", "child_cancel_requested", b"child_cancel_requested", "child_completed", b"child_completed", "child_failed", b"child_failed", "child_scheduled", b"child_scheduled", "event_matched", b"event_matched", "event_sent", b"event_sent", "event_wait_cancelled", b"event_wait_cancelled", "event_wait_refused", b"event_wait_refused", "event_wait_started", b"event_wait_started", "event_wait_timed_out", b"event_wait_timed_out", "kind", b"kind", "position", b"position", "revision", b"revision", "run_accepted", b"run_accepted", "run_cancelled", b"run_cancelled", "run_completed", b"run_completed", "run_continued", b"run_continued", "run_diverged", b"run_diverged", "run_failed", b"run_failed", "run_halted", b"run_halted", "run_opened", b"run_opened", "run_owner_lost", b"run_owner_lost", "run_parked", b"run_parked", "run_released", b"run_released", "run_retried", b"run_retried", "run_started", b"run_started", "run_terminated", b"run_terminated", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "signal_answered", b"signal_answered", "signal_received", b"signal_received", "state_published", b"state_published", "step_cancel_requested", b"step_cancel_requested", "step_cancelled", b"step_cancelled", "step_completed", b"step_completed", "step_deferred", b"step_deferred", "step_failed", b"step_failed", "step_quarantined", b"step_quarantined", "step_retried", b"step_retried", "step_scheduled", b"step_scheduled", "step_unquarantined", b"step_unquarantined", "step_waiting", b"step_waiting", "tags_set", b"tags_set", "time_ms", b"time_ms", "timer_cancelled", b"timer_cancelled", "timer_fired", b"timer_fired", "timer_started", b"timer_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["run_started", "run_opened", "run_parked", "run_released", "run_owner_lost", "run_diverged", "run_halted", "run_accepted", "run_waiting", "cancel_requested", "run_completed", "run_failed", "run_cancelled", "run_terminated", "run_continued", "run_timed_out", "run_retried", "step_scheduled", "attempt_started", "attempt_failed", "attempt_lost", "attempt_released", "step_retried", "step_waiting", "step_quarantined", "step_cancel_requested", "step_completed", "step_failed", "step_cancelled", "step_unquarantined", "step_deferred", "timer_started", "timer_fired", "timer_cancelled", "signal_received", "signal_answered", "state_published", "child_scheduled", "child_cancel_requested", "child_completed", "child_failed", "change_marked", "tags_set"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["run_started", "run_opened", "run_parked", "run_released", "run_owner_lost", "run_diverged", "run_halted", "run_accepted", "run_waiting", "cancel_requested", "run_completed", "run_failed", "run_cancelled", "run_terminated", "run_continued", "run_timed_out", "run_retried", "step_scheduled", "attempt_started", "attempt_failed", "attempt_lost", "attempt_released", "step_retried", "step_waiting", "step_quarantined", "step_cancel_requested", "step_completed", "step_failed", "step_cancelled", "step_unquarantined", "step_deferred", "timer_started", "timer_fired", "timer_cancelled", "signal_received", "signal_answered", "state_published", "child_scheduled", "child_cancel_requested", "child_completed", "child_failed", "change_marked", "tags_set", "event_wait_started", "event_matched", "event_wait_timed_out", "event_wait_cancelled", "event_wait_refused", "event_sent"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -330,6 +366,7 @@ class RunStarted(_message.Message):
     RETRY_OF_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Name of the workflow."""
     pool: _builtins.str
@@ -368,6 +405,10 @@ class RunStarted(_message.Message):
     def tags(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Tag]:
         """Words to find it by, sorted by key."""
 
+    @_builtins.property
+    def event(self) -> _common_pb2.EventRef:
+        """Started by an event: which one."""
+
     def __init__(
         self,
         *,
@@ -385,10 +426,11 @@ class RunStarted(_message.Message):
         retry_of: _builtins.int = ...,
         version: _builtins.str = ...,
         tags: _abc.Iterable[_common_pb2.Tag] | None = ...,
+        event: _common_pb2.EventRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "occurrence", b"occurrence", "parent", b"parent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "event", b"event", "input", b"input", "occurrence", b"occurrence", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "input", b"input", "occurrence", b"occurrence", "parent", b"parent", "part", b"part", "pool", b"pool", "retry_of", b"retry_of", "sampled", b"sampled", "tags", b"tags", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "event", b"event", "input", b"input", "occurrence", b"occurrence", "parent", b"parent", "part", b"part", "pool", b"pool", "retry_of", b"retry_of", "sampled", b"sampled", "tags", b"tags", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1798,3 +1840,187 @@ class TagsSet(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TagsSet: _TypeAlias = TagsSet  # noqa: Y015
+
+@_typing.final
+class EventWaitStarted(_message.Message):
+    """The workflow began to wait for an event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    MATCH_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """Task path, name of the event and occurrence: "0/order.paid#1"."""
+    digest: _builtins.int
+    """Digest of name, match and timeout."""
+    name: _builtins.str
+    """Name of the event."""
+    match: _builtins.bytes
+    """What must be equal in its data: a JSON object from paths ("order.id") to values."""
+    since_ms: _builtins.int
+    """Events that were accepted before count too, from this time on (ms since 1970)."""
+    until_ms: _builtins.int
+    """When the wait is over (ms since 1970); 0: never."""
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        digest: _builtins.int = ...,
+        name: _builtins.str = ...,
+        match: _builtins.bytes = ...,
+        since_ms: _builtins.int = ...,
+        until_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "digest", b"digest", "match", b"match", "name", b"name", "since_ms", b"since_ms", "until_ms", b"until_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventWaitStarted: _TypeAlias = EventWaitStarted  # noqa: Y015
+
+@_typing.final
+class EventMatched(_message.Message):
+    """An event that was waited for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """The wait."""
+    seq: _builtins.int
+    """Its place among those of the same name with the same values: later ones have larger numbers."""
+    @_builtins.property
+    def event(self) -> _common_pb2.NamedEvent:
+        """The event."""
+
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        event: _common_pb2.NamedEvent | None = ...,
+        seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "event", b"event", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventMatched: _TypeAlias = EventMatched  # noqa: Y015
+
+@_typing.final
+class EventWaitTimedOut(_message.Message):
+    """No event came in time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """The wait."""
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventWaitTimedOut: _TypeAlias = EventWaitTimedOut  # noqa: Y015
+
+@_typing.final
+class EventWaitCancelled(_message.Message):
+    """The workflow waits no longer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """The wait."""
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventWaitCancelled: _TypeAlias = EventWaitCancelled  # noqa: Y015
+
+@_typing.final
+class EventWaitRefused(_message.Message):
+    """A wait could not be set up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """The wait."""
+    reason: _builtins.str
+    """Why, in words, with what to do."""
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventWaitRefused: _TypeAlias = EventWaitRefused  # noqa: Y015
+
+@_typing.final
+class EventSent(_message.Message):
+    """The workflow sent an event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """Which one it is: "0/send_event#1"."""
+    digest: _builtins.int
+    """Digest of its name and data."""
+    event_id: _builtins.str
+    """Its id, derived from the run and the command unless the code gave one."""
+    name: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def data(self) -> _common_pb2.Payload:
+        """Encoded value."""
+
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        digest: _builtins.int = ...,
+        event_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        data: _common_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "data", b"data", "digest", b"digest", "event_id", b"event_id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventSent: _TypeAlias = EventSent  # noqa: Y015

@@ -126,6 +126,8 @@ class _CommandStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CommandS
     """A child run that has not closed."""
     COMMAND_STATE_DEFERRED: _CommandState.ValueType  # 8
     """A step whose attempt ended without an outcome: somebody outside has a token and finishes it."""
+    COMMAND_STATE_EVENT: _CommandState.ValueType  # 9
+    """A wait for an event."""
 
 class CommandState(_CommandState, metaclass=_CommandStateEnumTypeWrapper):
     """State of an open command."""
@@ -148,6 +150,8 @@ COMMAND_STATE_CHILD: CommandState.ValueType  # 7
 """A child run that has not closed."""
 COMMAND_STATE_DEFERRED: CommandState.ValueType  # 8
 """A step whose attempt ended without an outcome: somebody outside has a token and finishes it."""
+COMMAND_STATE_EVENT: CommandState.ValueType  # 9
+"""A wait for an event."""
 Global___CommandState: _TypeAlias = CommandState  # noqa: Y015
 
 @_typing.final
@@ -267,6 +271,10 @@ class RunHead(_message.Message):
     WAITING_STEPS_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    EVENT_ROUTER_FIELD_NUMBER: _builtins.int
+    EVENT_SLOT_FIELD_NUMBER: _builtins.int
+    EVENT_TRIGGERS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace."""
     run_id: _builtins.str
@@ -407,6 +415,22 @@ class RunHead(_message.Message):
     def tags(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Tag]:
         """Words to find it by, sorted by key."""
 
+    @_builtins.property
+    def event(self) -> Global___AcceptedEvent:
+        """Record: an event that was accepted."""
+
+    @_builtins.property
+    def event_router(self) -> Global___EventRouter:
+        """Record: where events of a name go."""
+
+    @_builtins.property
+    def event_slot(self) -> Global___EventSlot:
+        """Record: the events and waits of a name with certain values."""
+
+    @_builtins.property
+    def event_triggers(self) -> Global___EventTriggers:
+        """Record: which workflows events start."""
+
     def __init__(
         self,
         *,
@@ -471,10 +495,14 @@ class RunHead(_message.Message):
         waiting_steps: _builtins.int = ...,
         waiting_for: _builtins.str = ...,
         quarantined: _builtins.int = ...,
+        event: Global___AcceptedEvent | None = ...,
+        event_router: Global___EventRouter | None = ...,
+        event_slot: Global___EventSlot | None = ...,
+        event_triggers: Global___EventTriggers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "owner", b"owner", "parent", b"parent", "schedule", b"schedule"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "event", b"event", "event_router", b"event_router", "event_slot", b"event_slot", "event_triggers", b"event_triggers", "owner", b"owner", "parent", b"parent", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "close_at_ms", b"close_at_ms", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "delete_at_ms", b"delete_at_ms", "error_type", b"error_type", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "marks", b"marks", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "passed", b"passed", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "quarantined", b"quarantined", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retried_at", b"retried_at", "retries", b"retries", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "schedule", b"schedule", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "tags", b"tags", "timed_out", b"timed_out", "timeout_known", b"timeout_known", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "trouble", b"trouble", "undone", b"undone", "version", b"version", "waiting_for", b"waiting_for", "waiting_steps", b"waiting_steps", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "close_at_ms", b"close_at_ms", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "delete_at_ms", b"delete_at_ms", "error_type", b"error_type", "event", b"event", "event_router", b"event_router", "event_slot", b"event_slot", "event_triggers", b"event_triggers", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "marks", b"marks", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "passed", b"passed", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "quarantined", b"quarantined", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retried_at", b"retried_at", "retries", b"retries", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "schedule", b"schedule", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "tags", b"tags", "timed_out", b"timed_out", "timeout_known", b"timeout_known", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "trouble", b"trouble", "undone", b"undone", "version", b"version", "waiting_for", b"waiting_for", "waiting_steps", b"waiting_steps", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -528,6 +556,8 @@ class CommandRow(_message.Message):
     FAILURES_FIELD_NUMBER: _builtins.int
     DEFERRAL_KEY_FIELD_NUMBER: _builtins.int
     DEFERRED_MS_FIELD_NUMBER: _builtins.int
+    EVENT_SLOT_FIELD_NUMBER: _builtins.int
+    EVENT_POSITION_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """The command."""
     state: Global___CommandState.ValueType
@@ -602,6 +632,10 @@ class CommandRow(_message.Message):
     """What tokens for finishing the step from outside are made with: the token of its first attempt, kept when that is over."""
     deferred_ms: _builtins.int
     """`deferred`: since when (ms)."""
+    event_slot: _builtins.str
+    """`event`: record of the slot it waits in."""
+    event_position: _builtins.int
+    """`event`: where in the history the wait began."""
     @_builtins.property
     def holder(self) -> Global___Holder:
         """`held`: by whom."""
@@ -667,10 +701,12 @@ class CommandRow(_message.Message):
         failures: _abc.Iterable[_builtins.int] | None = ...,
         deferral_key: _builtins.bytes = ...,
         deferred_ms: _builtins.int = ...,
+        event_slot: _builtins.str = ...,
+        event_position: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "last_failure", b"last_failure", "progress", b"progress", "retry", b"retry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "child_run_id", b"child_run_id", "command_id", b"command_id", "deadline_ms", b"deadline_ms", "deferral_key", b"deferral_key", "deferred_ms", b"deferred_ms", "digest", b"digest", "dispatch_id", b"dispatch_id", "due_ms", b"due_ms", "failures", b"failures", "heard_ms", b"heard_ms", "heartbeat_ms", b"heartbeat_ms", "holder", b"holder", "input_bytes", b"input_bytes", "last_failure", b"last_failure", "local", b"local", "lost_count", b"lost_count", "name", b"name", "on_cancel", b"on_cancel", "on_parent_close", b"on_parent_close", "pool", b"pool", "progress", b"progress", "progress_ms", b"progress_ms", "progress_number", b"progress_number", "queue_due_ms", b"queue_due_ms", "queue_timeout_ms", b"queue_timeout_ms", "queued_ms", b"queued_ms", "redone", b"redone", "retry", b"retry", "retry_number", b"retry_number", "started_ms", b"started_ms", "state", b"state", "step_ms", b"step_ms", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "total_timeout_ms", b"total_timeout_ms", "tries_before", b"tries_before", "try_number", b"try_number", "waiting_noted", b"waiting_noted", "watch_step_ms", b"watch_step_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_most_once", b"at_most_once", "attempt", b"attempt", "cancel_requested", b"cancel_requested", "child_run_id", b"child_run_id", "command_id", b"command_id", "deadline_ms", b"deadline_ms", "deferral_key", b"deferral_key", "deferred_ms", b"deferred_ms", "digest", b"digest", "dispatch_id", b"dispatch_id", "due_ms", b"due_ms", "event_position", b"event_position", "event_slot", b"event_slot", "failures", b"failures", "heard_ms", b"heard_ms", "heartbeat_ms", b"heartbeat_ms", "holder", b"holder", "input_bytes", b"input_bytes", "last_failure", b"last_failure", "local", b"local", "lost_count", b"lost_count", "name", b"name", "on_cancel", b"on_cancel", "on_parent_close", b"on_parent_close", "pool", b"pool", "progress", b"progress", "progress_ms", b"progress_ms", "progress_number", b"progress_number", "queue_due_ms", b"queue_due_ms", "queue_timeout_ms", b"queue_timeout_ms", "queued_ms", b"queued_ms", "redone", b"redone", "retry", b"retry", "retry_number", b"retry_number", "started_ms", b"started_ms", "state", b"state", "step_ms", b"step_ms", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "total_timeout_ms", b"total_timeout_ms", "tries_before", b"tries_before", "try_number", b"try_number", "waiting_noted", b"waiting_noted", "watch_step_ms", b"watch_step_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -724,6 +760,11 @@ class Letter(_message.Message):
     CHILD_CLOSED_FIELD_NUMBER: _builtins.int
     STOP_CHILD_FIELD_NUMBER: _builtins.int
     START_SCHEDULED_FIELD_NUMBER: _builtins.int
+    SEND_EVENT_FIELD_NUMBER: _builtins.int
+    ROUTE_EVENT_FIELD_NUMBER: _builtins.int
+    SLOT_NEWS_FIELD_NUMBER: _builtins.int
+    USE_KEYS_FIELD_NUMBER: _builtins.int
+    EVENT_EFFECT_FIELD_NUMBER: _builtins.int
     letter_id: _builtins.str
     """Id of the outbox entry."""
     namespace: _builtins.str
@@ -748,6 +789,26 @@ class Letter(_message.Message):
     def start_scheduled(self) -> Global___StartScheduled:
         """Start that run for a schedule."""
 
+    @_builtins.property
+    def send_event(self) -> _common_pb2.NamedEvent:
+        """A run sends an event; for the record of its id."""
+
+    @_builtins.property
+    def route_event(self) -> _common_pb2.NamedEvent:
+        """An event was accepted; for the router of its name."""
+
+    @_builtins.property
+    def slot_news(self) -> Global___SlotNews:
+        """For a slot: an event, or a wait that begins or ends."""
+
+    @_builtins.property
+    def use_keys(self) -> Global___UseKeys:
+        """There are waits with these keys; for a router, from a slot."""
+
+    @_builtins.property
+    def event_effect(self) -> Global___EventEffect:
+        """What an event does to a run."""
+
     def __init__(
         self,
         *,
@@ -759,12 +820,17 @@ class Letter(_message.Message):
         child_closed: Global___ChildClosed | None = ...,
         stop_child: Global___StopChild | None = ...,
         start_scheduled: Global___StartScheduled | None = ...,
+        send_event: _common_pb2.NamedEvent | None = ...,
+        route_event: _common_pb2.NamedEvent | None = ...,
+        slot_news: Global___SlotNews | None = ...,
+        use_keys: Global___UseKeys | None = ...,
+        event_effect: Global___EventEffect | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["child_closed", b"child_closed", "kind", b"kind", "start_child", b"start_child", "start_scheduled", b"start_scheduled", "stop_child", b"stop_child"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["child_closed", b"child_closed", "event_effect", b"event_effect", "kind", b"kind", "route_event", b"route_event", "send_event", b"send_event", "slot_news", b"slot_news", "start_child", b"start_child", "start_scheduled", b"start_scheduled", "stop_child", b"stop_child", "use_keys", b"use_keys"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_closed", b"child_closed", "from_run_id", b"from_run_id", "kind", b"kind", "letter_id", b"letter_id", "namespace", b"namespace", "run_id", b"run_id", "start_child", b"start_child", "start_scheduled", b"start_scheduled", "stop_child", b"stop_child"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_closed", b"child_closed", "event_effect", b"event_effect", "from_run_id", b"from_run_id", "kind", b"kind", "letter_id", b"letter_id", "namespace", b"namespace", "route_event", b"route_event", "run_id", b"run_id", "send_event", b"send_event", "slot_news", b"slot_news", "start_child", b"start_child", "start_scheduled", b"start_scheduled", "stop_child", b"stop_child", "use_keys", b"use_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["start_child", "child_closed", "stop_child", "start_scheduled"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["start_child", "child_closed", "stop_child", "start_scheduled", "send_event", "route_event", "slot_news", "use_keys", "event_effect"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -1095,3 +1161,471 @@ class WorkerRecord(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerRecord: _TypeAlias = WorkerRecord  # noqa: Y015
+
+@_typing.final
+class AcceptedEvent(_message.Message):
+    """An event that was accepted: 24 h long nothing is done for its id again. Its data is in the letters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    DATA_BYTES_FIELD_NUMBER: _builtins.int
+    STARTS_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    DELETE_AT_MS_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """Its id."""
+    name: _builtins.str
+    """Its name."""
+    time_ms: _builtins.int
+    """When it was accepted (ms)."""
+    data_bytes: _builtins.int
+    """Size of its data in bytes."""
+    starts: _builtins.int
+    """Runs that it starts."""
+    delete_at_ms: _builtins.int
+    """When the record goes (ms)."""
+    @_builtins.property
+    def left(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartByEvent]:
+        """Runs that are still to be started."""
+
+    @_builtins.property
+    def data(self) -> _common_pb2.Payload:
+        """While `left` is not empty: the data."""
+
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        time_ms: _builtins.int = ...,
+        data_bytes: _builtins.int = ...,
+        starts: _builtins.int = ...,
+        left: _abc.Iterable[Global___StartByEvent] | None = ...,
+        data: _common_pb2.Payload | None = ...,
+        delete_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "data_bytes", b"data_bytes", "delete_at_ms", b"delete_at_ms", "event_id", b"event_id", "left", b"left", "name", b"name", "starts", b"starts", "time_ms", b"time_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptedEvent: _TypeAlias = AcceptedEvent  # noqa: Y015
+
+@_typing.final
+class EventRouter(_message.Message):
+    """Where events of a name go: one of several records of that name, each for a part of the events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KEY_SETS_FIELD_NUMBER: _builtins.int
+    ROUTED_FIELD_NUMBER: _builtins.int
+    LAST_MS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the events."""
+    routed: _builtins.int
+    """Events so far; those last routed are kept in the record's fields, for sets that come into use later."""
+    last_ms: _builtins.int
+    """When the last one was (ms)."""
+    @_builtins.property
+    def key_sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeySet]:
+        """Sets of keys that are in use."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        key_sets: _abc.Iterable[Global___KeySet] | None = ...,
+        routed: _builtins.int = ...,
+        last_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_sets", b"key_sets", "last_ms", b"last_ms", "name", b"name", "routed", b"routed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventRouter: _TypeAlias = EventRouter  # noqa: Y015
+
+@_typing.final
+class KeySet(_message.Message):
+    """Keys that runs give values for when they wait for events of a name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    until_ms: _builtins.int
+    """Until when it is in use (ms)."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Paths into the data, sorted."""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        until_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "until_ms", b"until_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeySet: _TypeAlias = KeySet  # noqa: Y015
+
+@_typing.final
+class EventSlot(_message.Message):
+    """Events of a name with the same values of a set of keys, and the runs that wait for one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    LAST_SEQ_FIELD_NUMBER: _builtins.int
+    LOGGED_FIELD_NUMBER: _builtins.int
+    LAST_MS_FIELD_NUMBER: _builtins.int
+    WAITS_FIELD_NUMBER: _builtins.int
+    MORE_WAITS_FIELD_NUMBER: _builtins.int
+    TELLING_FIELD_NUMBER: _builtins.int
+    TELLING_SEQ_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    KEYS_DUE_MS_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the events."""
+    last_seq: _builtins.int
+    """Number of the last event; numbers grow, also over the end of a record."""
+    logged: _builtins.int
+    """Events so far: event n stands in field n modulo the size of the log."""
+    last_ms: _builtins.int
+    """When the last one came (ms)."""
+    more_waits: _builtins.int
+    """Waits in fields."""
+    telling_seq: _builtins.int
+    """Its number."""
+    keys_due_ms: _builtins.int
+    """When the routers must hear again that the keys are in use (ms)."""
+    refused: _builtins.str
+    """Why nobody can wait here; empty: they can."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The keys."""
+
+    @_builtins.property
+    def waits(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventWait]:
+        """Some of the waits; the others stand in fields."""
+
+    @_builtins.property
+    def telling(self) -> _common_pb2.NamedEvent:
+        """What those in fields are being told, in parts."""
+
+    @_builtins.property
+    def ended(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Waits that ended, by their names: their beginnings may still be on the way."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        last_seq: _builtins.int = ...,
+        logged: _builtins.int = ...,
+        last_ms: _builtins.int = ...,
+        waits: _abc.Iterable[Global___EventWait] | None = ...,
+        more_waits: _builtins.int = ...,
+        telling: _common_pb2.NamedEvent | None = ...,
+        telling_seq: _builtins.int = ...,
+        ended: _abc.Iterable[_builtins.str] | None = ...,
+        keys_due_ms: _builtins.int = ...,
+        refused: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["telling", b"telling"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "keys", b"keys", "keys_due_ms", b"keys_due_ms", "last_ms", b"last_ms", "last_seq", b"last_seq", "logged", b"logged", "more_waits", b"more_waits", "name", b"name", "refused", b"refused", "telling", b"telling", "telling_seq", b"telling_seq", "waits", b"waits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventSlot: _TypeAlias = EventSlot  # noqa: Y015
+
+@_typing.final
+class EventWait(_message.Message):
+    """A run waits for an event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    AFTER_SEQ_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run."""
+    incarnation: _builtins.int
+    """Which start of that name."""
+    command_id: _builtins.str
+    """Which command of it."""
+    since_ms: _builtins.int
+    """Events that were accepted at this time or later count although they came before (ms)."""
+    after_seq: _builtins.int
+    """Those up to this number do not: the run has had them."""
+    position: _builtins.int
+    """Where in its history it began to wait."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+        command_id: _builtins.str = ...,
+        since_ms: _builtins.int = ...,
+        after_seq: _builtins.int = ...,
+        position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "command_id", b"command_id", "incarnation", b"incarnation", "position", b"position", "run_id", b"run_id", "since_ms", b"since_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventWait: _TypeAlias = EventWait  # noqa: Y015
+
+@_typing.final
+class SlotNews(_message.Message):
+    """What a slot is told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    BEGIN_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the events."""
+    refusal: _builtins.str
+    """The keys cannot be used: why."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The keys."""
+
+    @_builtins.property
+    def event(self) -> _common_pb2.NamedEvent:
+        """An event."""
+
+    @_builtins.property
+    def begin(self) -> Global___EventWait:
+        """A run begins to wait."""
+
+    @_builtins.property
+    def end(self) -> Global___EventWait:
+        """A run waits no longer."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        event: _common_pb2.NamedEvent | None = ...,
+        begin: Global___EventWait | None = ...,
+        end: Global___EventWait | None = ...,
+        refusal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end", "event", b"event", "kind", b"kind", "refusal", b"refusal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end", "event", b"event", "keys", b"keys", "kind", b"kind", "name", b"name", "refusal", b"refusal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["event", "begin", "end", "refusal"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___SlotNews: _TypeAlias = SlotNews  # noqa: Y015
+
+@_typing.final
+class UseKeys(_message.Message):
+    """There are waits with these keys."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the events."""
+    slot: _builtins.str
+    """The slot that says so."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The keys, sorted."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        slot: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "name", b"name", "slot", b"slot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UseKeys: _TypeAlias = UseKeys  # noqa: Y015
+
+@_typing.final
+class EventEffect(_message.Message):
+    """What an event does to a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    MATCHED_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    seq: _builtins.int
+    """matched: the event's number in the slot."""
+    reason: _builtins.str
+    """refused: why."""
+    @_builtins.property
+    def event(self) -> _common_pb2.NamedEvent:
+        """The event."""
+
+    @_builtins.property
+    def matched(self) -> Global___EventWait:
+        """It has waited for it."""
+
+    @_builtins.property
+    def start(self) -> Global___StartByEvent:
+        """It is started by it."""
+
+    @_builtins.property
+    def refused(self) -> Global___EventWait:
+        """It cannot wait for it: `reason`."""
+
+    def __init__(
+        self,
+        *,
+        event: _common_pb2.NamedEvent | None = ...,
+        matched: Global___EventWait | None = ...,
+        start: Global___StartByEvent | None = ...,
+        refused: Global___EventWait | None = ...,
+        seq: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "kind", b"kind", "matched", b"matched", "refused", b"refused", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "kind", b"kind", "matched", b"matched", "reason", b"reason", "refused", b"refused", "seq", b"seq", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["matched", "start", "refused"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___EventEffect: _TypeAlias = EventEffect  # noqa: Y015
+
+@_typing.final
+class StartByEvent(_message.Message):
+    """A run that an event starts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    PARAMETER_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """Its id."""
+    workflow: _builtins.str
+    """Name of its workflow."""
+    pool: _builtins.str
+    """Pool whose workers execute it."""
+    parameter: _builtins.str
+    """Parameter of the workflow that gets the event; empty: it takes none."""
+    whole: _builtins.bool
+    """True: it gets the whole event, else the data alone."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        workflow: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        parameter: _builtins.str = ...,
+        whole: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parameter", b"parameter", "pool", b"pool", "run_id", b"run_id", "whole", b"whole", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartByEvent: _TypeAlias = StartByEvent  # noqa: Y015
+
+@_typing.final
+class EventTriggers(_message.Message):
+    """Which workflows of a namespace events start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRIGGERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def triggers(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegisteredTrigger]:
+        """Each workflow once, by name."""
+
+    def __init__(
+        self,
+        *,
+        triggers: _abc.Iterable[Global___RegisteredTrigger] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["triggers", b"triggers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventTriggers: _TypeAlias = EventTriggers  # noqa: Y015
+
+@_typing.final
+class RegisteredTrigger(_message.Message):
+    """A workflow that events start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    TRIGGER_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    workflow: _builtins.str
+    """Name of the workflow, without a version."""
+    pool: _builtins.str
+    """Pool whose workers execute it."""
+    code: _builtins.str
+    """Name of its code, as workers announce it: with the version, if it has one."""
+    @_builtins.property
+    def trigger(self) -> _common_pb2.EventTrigger:
+        """By which events."""
+
+    def __init__(
+        self,
+        *,
+        workflow: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        trigger: _common_pb2.EventTrigger | None = ...,
+        code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trigger", b"trigger"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "pool", b"pool", "trigger", b"trigger", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisteredTrigger: _TypeAlias = RegisteredTrigger  # noqa: Y015

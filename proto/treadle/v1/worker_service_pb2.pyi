@@ -243,21 +243,27 @@ class WorkflowSpec(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
+    ON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the workflow, as in `workflows`: "billing", or "billing@2" for one with a version."""
     @_builtins.property
     def schedule(self) -> _schedule_pb2.ScheduleSpec:
         """When it is started by itself; its workflow and pool are those of the worker, and the schedule has the workflow's name."""
 
+    @_builtins.property
+    def on(self) -> _common_pb2.EventTrigger:
+        """Events that start it."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         schedule: _schedule_pb2.ScheduleSpec | None = ...,
+        on: _common_pb2.EventTrigger | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["schedule", b"schedule"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["on", b"on", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "schedule", b"schedule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "on", b"on", "schedule", b"schedule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -988,6 +994,8 @@ class Command(_message.Message):
     SCHEDULE_CHILD_FIELD_NUMBER: _builtins.int
     MARK_CHANGE_FIELD_NUMBER: _builtins.int
     SET_TAGS_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_EVENT_FIELD_NUMBER: _builtins.int
+    SEND_EVENT_FIELD_NUMBER: _builtins.int
     command_id: _builtins.str
     """Task path, name and occurrence: "0/validate#1"."""
     digest: _builtins.int
@@ -1028,6 +1036,14 @@ class Command(_message.Message):
     def set_tags(self) -> Global___SetTags:
         """Change the run's tags. A note."""
 
+    @_builtins.property
+    def wait_for_event(self) -> Global___WaitForEvent:
+        """Wait for an event."""
+
+    @_builtins.property
+    def send_event(self) -> Global___SendEvent:
+        """Send an event. A note, too."""
+
     def __init__(
         self,
         *,
@@ -1042,12 +1058,14 @@ class Command(_message.Message):
         schedule_child: Global___ScheduleChild | None = ...,
         mark_change: Global___MarkChange | None = ...,
         set_tags: Global___SetTags | None = ...,
+        wait_for_event: Global___WaitForEvent | None = ...,
+        send_event: Global___SendEvent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_signal", b"answer_signal", "cancel", b"cancel", "kind", b"kind", "mark_change", b"mark_change", "publish_state", b"publish_state", "schedule_child", b"schedule_child", "schedule_step", b"schedule_step", "set_tags", b"set_tags", "start_local_step", b"start_local_step", "start_timer", b"start_timer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_signal", b"answer_signal", "cancel", b"cancel", "kind", b"kind", "mark_change", b"mark_change", "publish_state", b"publish_state", "schedule_child", b"schedule_child", "schedule_step", b"schedule_step", "send_event", b"send_event", "set_tags", b"set_tags", "start_local_step", b"start_local_step", "start_timer", b"start_timer", "wait_for_event", b"wait_for_event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_signal", b"answer_signal", "cancel", b"cancel", "command_id", b"command_id", "digest", b"digest", "kind", b"kind", "mark_change", b"mark_change", "publish_state", b"publish_state", "schedule_child", b"schedule_child", "schedule_step", b"schedule_step", "set_tags", b"set_tags", "start_local_step", b"start_local_step", "start_timer", b"start_timer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_signal", b"answer_signal", "cancel", b"cancel", "command_id", b"command_id", "digest", b"digest", "kind", b"kind", "mark_change", b"mark_change", "publish_state", b"publish_state", "schedule_child", b"schedule_child", "schedule_step", b"schedule_step", "send_event", b"send_event", "set_tags", b"set_tags", "start_local_step", b"start_local_step", "start_timer", b"start_timer", "wait_for_event", b"wait_for_event"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["schedule_step", "start_timer", "cancel", "start_local_step", "publish_state", "answer_signal", "schedule_child", "mark_change", "set_tags"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["schedule_step", "start_timer", "cancel", "start_local_step", "publish_state", "answer_signal", "schedule_child", "mark_change", "set_tags", "wait_for_event", "send_event"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -1146,6 +1164,80 @@ class SetTags(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetTags: _TypeAlias = SetTags  # noqa: Y015
+
+@_typing.final
+class WaitForEvent(_message.Message):
+    """Wait for an event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MATCH_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    TIMES_OUT_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    AFTER_SEQ_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    match: _builtins.bytes
+    """What must be equal in its data: paths and values, a JSON object; empty: nothing."""
+    timeout_ms: _builtins.int
+    """How long (ms)."""
+    times_out: _builtins.bool
+    """False: without end."""
+    since_ms: _builtins.int
+    """Events that were accepted at this time or later count too (ms since 1970); 0: only those that come."""
+    after_seq: _builtins.int
+    """Those up to this number do not: the code has had them."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        match: _builtins.bytes = ...,
+        timeout_ms: _builtins.int = ...,
+        times_out: _builtins.bool = ...,
+        since_ms: _builtins.int = ...,
+        after_seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "match", b"match", "name", b"name", "since_ms", b"since_ms", "timeout_ms", b"timeout_ms", "times_out", b"times_out"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WaitForEvent: _TypeAlias = WaitForEvent  # noqa: Y015
+
+@_typing.final
+class SendEvent(_message.Message):
+    """Send an event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """Its id."""
+    name: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def data(self) -> _common_pb2.Payload:
+        """Encoded value."""
+
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        data: _common_pb2.Payload | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "event_id", b"event_id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendEvent: _TypeAlias = SendEvent  # noqa: Y015
 
 @_typing.final
 class PublishState(_message.Message):

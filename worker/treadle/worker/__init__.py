@@ -33,6 +33,8 @@ from treadle.worker.changes import changed, set_tags
 from treadle.worker.child_runs import ChildRun, start_child
 from treadle.worker.continuation import continue_as_new
 from treadle.worker.current import StepInfo, now, random, sleep_until, step_info, uuid4
+from treadle.worker.event_types import Event
+from treadle.worker.events import send_event, wait_for_event
 from treadle.worker.hooks import FailedRun, RaisedError
 from treadle.worker.long_steps import defer, heartbeat, last_progress, progress
 from treadle.worker.saga import Saga
@@ -71,6 +73,9 @@ __all__ = (
     "start_child",
     "ChildRun",
     "continue_as_new",
+    "Event",
+    "send_event",
+    "wait_for_event",
     "Saga",
     "Occurrence",
     # in hooks

@@ -28,7 +28,6 @@ from treadle.v1.worker_service_pb2 import (
     RegisterResponse,
     SessionRequest,
     SessionResponse,
-    WorkflowSpec,
 )
 from treadle.worker.app import Registry
 from treadle.worker.attempts import Attempts
@@ -58,6 +57,7 @@ from treadle.worker.loop.execution import execution_factory
 from treadle.worker.loop_watch import LoopWatch
 from treadle.worker.seals import Carrier, EventSeals
 from treadle.worker.session import Endpoint, GrpcEndpoint
+from treadle.worker.specs import specs_of
 from treadle.worker.step_values import StepValues
 from treadle.worker.steps import Step
 
@@ -128,14 +128,10 @@ class Worker:
             pool=config.pool,
             workflows=workflows,
             steps=steps,
-            specs=[
-                WorkflowSpec(name=name, schedule=schedule)
-                for name in workflows
-                if (schedule := registry.workflows[name].schedule) is not None
-            ],
             host=f"{socket.gethostname()}:{os.getpid()}",
             step_slots=self._slots,
             run_slots=config.run_slots,
+            specs=specs_of(registry, workflows),
         )
         self._executors = Executors(
             config.app, self._slots, child_arguments=("--log-level", config.log_level, "--service", config.pool)

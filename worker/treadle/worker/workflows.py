@@ -15,6 +15,7 @@ from treadle.protocol.signature import Signature
 from treadle.protocol.tags import check_version, code_name
 from treadle.v1.common_pb2 import ON_PARENT_CLOSE_CANCEL
 from treadle.worker.current import current_execution
+from treadle.worker.event_types import trigger_of
 from treadle.worker.fan_out import map_over
 from treadle.worker.hooks import hook_of
 from treadle.worker.schedules import Timing, declared
@@ -42,6 +43,7 @@ class Workflow(Generic[P, R]):
         on_failure: What is run when a run of it has failed.
         version: Which version of the workflow it is; "" for none.
         code: What workers announce it by: its name, with the version if it has one ("billing@2").
+        trigger: Events that start it; None: none do.
     """
 
     __name__: str
@@ -57,6 +59,8 @@ class Workflow(Generic[P, R]):
         timing: Timing | None = None,
         on_failure: Hook | None = None,
         version: str | None = None,
+        on: str | Iterable[str] | None = None,
+        when: str | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
@@ -73,6 +77,7 @@ class Workflow(Generic[P, R]):
         self.on_failure = None if on_failure is None else hook_of(self, on_failure)
         if self.schedule is not None:
             self.schedule.timeout_ms = self.timeout_ms
+        self.trigger = trigger_of(where, function, on, when)
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Inside a workflow: run it as a child, with a history of its own, and return what it returns.
@@ -154,6 +159,8 @@ def workflow(
     jitter: Duration | None = None,
     on_failure: Hook | None = None,
     version: str | None = None,
+    on: str | Iterable[str] | None = None,
+    when: str | None = None,
 ) -> _WorkflowDecorator: ...
 def workflow(
     function: Callable[..., Coroutine[Any, Any, Any]] | None = None,
@@ -170,6 +177,8 @@ def workflow(
     jitter: Duration | None = None,
     on_failure: Hook | None = None,
     version: str | None = None,
+    on: str | Iterable[str] | None = None,
+    when: str | None = None,
 ) -> Any:
     """Make an async function a workflow: `@workflow` or `@workflow(name="import", pool="flows")`.
 
@@ -191,6 +200,10 @@ def workflow(
         on_failure: A step or workflow that is called once with a FailedRun after a run of it has failed. Default: none.
         version: Pins runs to it: a run that starts with this version goes only to workers that have it, until it ends. An
             app may have several versions of one name. Default: none; runs go to any worker that has the name.
+        on: Events that start it, by name: one, or several; "contacts.*" means all whose names begin so. Its first parameter
+            gets the event's data; all of the event if its type is `Event[…]`.
+        when: Condition on them in CEL: `event.data.rows > 100`; there is `event` with id, name, time and data. What cannot be
+            said of an event (a field is missing) is not true.
 
     Raises:
         ConfigError: A name, a hint or the timing is wrong, or it is not an `async def`.
@@ -199,7 +212,15 @@ def workflow(
 
     def decorate(target: Callable[..., Coroutine[Any, Any, Any]]) -> Workflow[..., Any]:
         return Workflow(
-            target, name=name, pool=pool, timeout=timeout, timing=timing, on_failure=on_failure, version=version
+            target,
+            name=name,
+            pool=pool,
+            timeout=timeout,
+            timing=timing,
+            on_failure=on_failure,
+            version=version,
+            on=on,
+            when=when,
         )
 
     return decorate if function is None else decorate(function)

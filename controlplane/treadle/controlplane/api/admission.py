@@ -86,7 +86,7 @@ class Admission:
         name, version = split_name(checks.workflow_of(workflow))
         if version:
             check_version(version)
-        await self._check_outbox()
+        await self.check_outbox()
         known = self._known(namespace)
         if checks.pool_of(pool):
             await self._note_pool(namespace, pool)
@@ -150,8 +150,8 @@ class Admission:
                 return code
         return workflow if workflow in live else newest_first[0]
 
-    async def _check_outbox(self) -> None:
-        """Refuse while too much waits for the broker."""
+    async def check_outbox(self) -> None:
+        """Refuse while too much waits for the broker. Raises Refused, or Unavailable."""
         size = await self._outbox.get()
         if size >= self._outbox_max:
             raise Refused(

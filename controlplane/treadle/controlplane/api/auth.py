@@ -50,6 +50,8 @@ _READS: Final = frozenset(
         "/treadle.v1.ScheduleService/GetSchedule",
         "/treadle.v1.ScheduleService/ListSchedules",
         "/treadle.v1.BlobService/GetBlobStore",
+        "/treadle.v1.EventService/ListEvents",
+        "/treadle.v1.EventService/ListTriggers",
         "/treadle.v1.PoolService/ListPools",
         "/treadle.v1.PoolService/ListWorkers",
         "/treadle.v1.PoolService/CheckHealth",
@@ -62,13 +64,16 @@ _STARTS: Final = frozenset(
         "/treadle.v1.ScheduleService/TriggerSchedule",
         "/treadle.v1.StepService/CompleteStep",
         "/treadle.v1.StepService/FailStep",
+        "/treadle.v1.EventService/SendEvents",
     }
 )
-_STEERS: Final = frozenset(
-    f"/treadle.v1.RunService/{method}" for method in ("TerminateRun", "AcceptRun", "RetryRun", "ReleaseStep")
-) | frozenset(
-    f"/treadle.v1.ScheduleService/{method}Schedule"
-    for method in ("Create", "Change", "Pause", "Resume", "Backfill", "Delete")
+_STEERS: Final = (
+    frozenset(f"/treadle.v1.RunService/{method}" for method in ("TerminateRun", "AcceptRun", "RetryRun", "ReleaseStep"))
+    | frozenset(
+        f"/treadle.v1.ScheduleService/{method}Schedule"
+        for method in ("Create", "Change", "Pause", "Resume", "Backfill", "Delete")
+    )
+    | frozenset({"/treadle.v1.EventService/DeleteTrigger"})
 )
 _ALLOWED: Final[Mapping[str, frozenset[str]]] = {
     "viewer": _READS,

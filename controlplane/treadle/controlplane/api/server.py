@@ -20,6 +20,7 @@ from treadle.controlplane.telemetry import Metrics
 from treadle.protocol.errors import ConfigError
 from treadle.v1 import (
     blob_service_pb2,
+    event_service_pb2,
     pool_service_pb2,
     run_service_pb2,
     schedule_service_pb2,
@@ -27,6 +28,7 @@ from treadle.v1 import (
     worker_service_pb2,
 )
 from treadle.v1.blob_service_pb2_grpc import add_BlobServiceServicer_to_server
+from treadle.v1.event_service_pb2_grpc import EventServiceServicer, add_EventServiceServicer_to_server
 from treadle.v1.pool_service_pb2_grpc import PoolServiceServicer, add_PoolServiceServicer_to_server
 from treadle.v1.run_service_pb2_grpc import RunServiceServicer, add_RunServiceServicer_to_server
 from treadle.v1.schedule_service_pb2_grpc import ScheduleServiceServicer, add_ScheduleServiceServicer_to_server
@@ -58,7 +60,7 @@ class ApiServer:
 
     Args:
         config: Address, TLS, tokens.
-        runs, pools, schedules, steps: The services for clients.
+        runs, pools, schedules, steps, events: The services for clients.
         workers: The service for workers; None: clients only.
         metrics: Counts calls.
 
@@ -74,6 +76,7 @@ class ApiServer:
         pools: PoolServiceServicer,
         schedules: ScheduleServiceServicer | None = None,
         steps: StepServiceServicer | None = None,
+        events: EventServiceServicer | None = None,
         workers: WorkerServiceServicer | None = None,
         metrics: Metrics | None = None,
     ) -> None:
@@ -94,6 +97,9 @@ class ApiServer:
         if steps is not None:
             add_StepServiceServicer_to_server(steps, self._server)
             self._names.append(step_service_pb2.DESCRIPTOR.services_by_name["StepService"].full_name)
+        if events is not None:
+            add_EventServiceServicer_to_server(events, self._server)
+            self._names.append(event_service_pb2.DESCRIPTOR.services_by_name["EventService"].full_name)
         if workers is not None:
             add_WorkerServiceServicer_to_server(workers, self._server)
             self._names.append(worker_service_pb2.DESCRIPTOR.services_by_name["WorkerService"].full_name)

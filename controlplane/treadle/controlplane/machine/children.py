@@ -34,7 +34,7 @@ from treadle.v1.state_pb2 import (
 )
 from treadle.v1.worker_service_pb2 import Command
 
-from . import schedule_runs
+from . import events, schedule_runs
 from .requests import ChildEnded, Reply, Request, StartRun, StopRun
 from .view import RunView
 
@@ -157,6 +157,8 @@ def request_of(letter: Letter) -> tuple[RunKey, Request]:
     """
     run = RunKey(letter.namespace, letter.run_id)
     kind = letter.WhichOneof("kind")
+    if kind in events.KINDS:
+        return events.request_of(letter)
     if kind == "start_child":
         return run, _start(letter.letter_id, letter.start_child)
     if kind == "start_scheduled":

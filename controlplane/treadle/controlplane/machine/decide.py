@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from treadle.controlplane.store.port import Loaded, Want
-from treadle.protocol.ids import RECORD_MARK, RunKey
+from treadle.protocol.ids import RunKey
 from treadle.v1.job_pb2 import JOB_KIND_RUN
 from treadle.v1.state_pb2 import RUN_STATE_OPEN, RUN_STATE_PARKED, RunHead
 from treadle.v1.worker_service_pb2 import (
@@ -20,6 +20,7 @@ from . import (
     attempts,
     children,
     deferral,
+    events,
     leases,
     owners,
     progress,
@@ -32,6 +33,7 @@ from . import (
     timers,
 )
 from .env import Env
+from .event_requests import AcceptEvent, EventRequest
 from .requests import (
     AcceptRun,
     Asked,
@@ -62,7 +64,7 @@ __all__ = ("decide", "want")
 
 def want(run: RunKey, requests: Sequence[Request]) -> Want:
     """Return what must be loaded to decide these requests."""
-    need = Want(run, new=isinstance(requests[0], StartRun))
+    need = Want(run, new=isinstance(requests[0], StartRun | AcceptEvent))
     fields: dict[str, None] = {}
     for request in requests:
         if isinstance(request, Claimed):
@@ -97,7 +99,9 @@ def want(run: RunKey, requests: Sequence[Request]) -> Want:
             fields.update(dict.fromkeys(deferral.fields(request.token)))
         elif isinstance(request, ChildEnded):
             fields[f"c:{request.letter.parent.command_id}"] = None
-    if run.run_id.startswith(RECORD_MARK):
+        elif isinstance(request, EventRequest):
+            fields.update(dict.fromkeys(events.fields(request)))
+    if run.run_id.startswith(schedules.PREFIX):
         fields[schedule_runs.INPUT_FIELD] = None
     need.fields = list(fields)
     need.all_fields = _may_sweep(requests)
@@ -180,6 +184,8 @@ def _one(view: RunView, request: Request) -> Reply:
             children.ended(view, request)
         case StopRun():
             return runs.stop(view, request)
+    if isinstance(request, EventRequest):
+        return events.handle(view, request)
     return None
 
 

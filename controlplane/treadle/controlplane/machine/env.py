@@ -71,6 +71,10 @@ class Credit:
     wakes: bool = False
 
 
+def _nothing_known(namespace: str, name: str, keys: tuple[str, ...]) -> bool:
+    return False
+
+
 @dataclass(slots=True)
 class Env:
     """The world, as one decision sees it.
@@ -84,6 +88,8 @@ class Env:
         offer: Takes a credit of this replica's sessions for (namespace, pool, kind, name), of the preferred worker if it
             has one ("": of any); None: there is none. A credit that was taken and not used is given back by the caller.
         settings: Times and limits.
+        keys_known: Whether all routers of (namespace, name of events) were told of this set of keys not long ago. False does
+            no harm but a few letters.
         taken: Credits that `offer` gave, with the kind of their job, since the caller last cleared it.
     """
 
@@ -94,4 +100,5 @@ class Env:
     share: Callable[[], float]
     offer: Callable[[str, str, JobKind.ValueType, str, str], Credit | None]
     settings: Settings
+    keys_known: Callable[[str, str, tuple[str, ...]], bool] = _nothing_known
     taken: list[tuple[Credit, JobKind.ValueType]] = field(default_factory=list)

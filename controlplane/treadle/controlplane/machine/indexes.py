@@ -43,6 +43,7 @@ from treadle.v1.state_pb2 import (
 __all__ = (
     "attention_index",
     "error_index",
+    "events_index",
     "indexes_of",
     "status_index",
     "quarantine_index",
@@ -135,6 +136,11 @@ def schedule_index(namespace: str) -> str:
     return f"o:{namespace}"
 
 
+def events_index(namespace: str) -> str:
+    """Return the index of the records of events that were accepted."""
+    return f"v:{namespace}"
+
+
 def status_index(namespace: str, status: RunStatus.ValueType) -> str:
     """Return the index of all runs of a status."""
     return f"s:{namespace}:{_STATUS_NAMES[status]}"
@@ -165,6 +171,8 @@ def indexes_of(head: RunHead) -> list[str]:
     if head.state == 0:
         return []
     if head.state == RUN_STATE_RECORD:
+        if head.HasField("event"):
+            return [events_index(head.namespace)]
         return [schedule_index(head.namespace)] if head.HasField("schedule") else []
     status, namespace = status_of(head), head.namespace
     names = [status_index(namespace, status), workflow_index(namespace, head.workflow, status)]

@@ -20,6 +20,7 @@ from treadle.v1.history_pb2 import (
 )
 from treadle.v1.state_pb2 import (
     COMMAND_STATE_CHILD,
+    COMMAND_STATE_EVENT,
     COMMAND_STATE_HELD,
     COMMAND_STATE_TIMER,
     RUN_OUTCOME_COMPLETED,
@@ -44,7 +45,7 @@ from treadle.v1.worker_service_pb2 import (
     OwnerRequest,
 )
 
-from . import attempts, children, continuation, deadlines, failures, marks, progress, runs, signals
+from . import attempts, children, continuation, deadlines, event_waits, failures, marks, progress, runs, signals
 from .requests import Asked
 from .view import RunView
 
@@ -54,6 +55,7 @@ _FROM_WITHIN_MS = 5_000
 """A sleep counts from when its code asked, not from when many others' commits let it through; a worker that stood still for
 longer would make pauses shorter than whoever wrote them wants."""
 _OWN = signals.NOTES.union(("child_scheduled",))
+_ROWS = frozenset(("schedule_step", "start_timer", "schedule_child", "wait_for_event"))
 _ENDS = frozenset(("complete", "fail", "cancelled", "continue_run"))
 _OUTCOMES = signals.NOTES.union(
     (
@@ -64,6 +66,10 @@ _OUTCOMES = signals.NOTES.union(
         "timer_cancelled",
         "child_completed",
         "child_failed",
+        "event_matched",
+        "event_wait_timed_out",
+        "event_wait_cancelled",
+        "event_wait_refused",
     )
 )
 
@@ -169,7 +175,7 @@ def _settled_unseen(view: RunView, seen: int) -> set[str]:
 def _command(view: RunView, command: Command) -> None:
     kind = command.WhichOneof("kind")
     known = view.row(command.command_id) is not None or view.settled_here(command.command_id)
-    if kind in ("schedule_step", "start_timer", "schedule_child") and known:
+    if kind in _ROWS and known:
         return  # recorded: asking again is nothing (R7)
     if kind == "schedule_step":
         attempts.schedule(view, command)
@@ -187,6 +193,10 @@ def _command(view: RunView, command: Command) -> None:
         marks.mark(view, command)
     elif kind == "set_tags":
         marks.set_tags(view, command)
+    elif kind == "wait_for_event":
+        event_waits.begin(view, command)
+    elif kind == "send_event":
+        event_waits.send(view, command)
     elif kind == "cancel":
         row = view.row(command.command_id)
         if row is None:
@@ -196,6 +206,8 @@ def _command(view: RunView, command: Command) -> None:
             view.drop(row)
         elif row.state == COMMAND_STATE_CHILD:
             children.cancel(view, row)
+        elif row.state == COMMAND_STATE_EVENT:
+            event_waits.cancel(view, row)
         else:
             attempts.cancel_step(view, row)
 
@@ -385,6 +397,8 @@ def _strip(event: HistoryEvent, own: set[str], reply: OwnerAnswer) -> None:
         event.state_published.ClearField("state")
     elif kind == "signal_answered":
         event.signal_answered.ClearField("result")
+    elif kind == "event_sent":
+        event.event_sent.ClearField("data")
 
 
 def _forget_start(view: RunView, command_id: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from treadle.controlplane.store.port import Change, WorkerView
 from treadle.protocol.deferral import DeferralToken
 from treadle.protocol.errors import RequestError
-from treadle.v1.common_pb2 import Failure, ParentRun, Payload, Tag, TraceContext
+from treadle.v1.common_pb2 import EventRef, Failure, ParentRun, Payload, Tag, TraceContext
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import Job, JobKind
 from treadle.v1.run_service_pb2 import ConflictPolicy
@@ -26,6 +26,7 @@ from treadle.v1.worker_service_pb2 import (
 )
 
 from .env import Credit
+from .event_requests import EventRequest
 from .schedule_requests import ScheduleReply, ScheduleRequest
 
 __all__ = (
@@ -73,6 +74,7 @@ class StartRun:
     over: bool = False
     retry_of: int = 0
     tags: Sequence[Tag] = ()
+    event: EventRef | None = None
 
 
 @dataclass(slots=True)
@@ -262,6 +264,7 @@ Request = (
     | ChildEnded
     | StopRun
     | ScheduleRequest
+    | EventRequest
 )
 
 

@@ -24,6 +24,7 @@ from treadle.v1.history_pb2 import (
 from treadle.v1.job_pb2 import JOB_KIND_RUN
 from treadle.v1.state_pb2 import (
     COMMAND_STATE_CHILD,
+    COMMAND_STATE_EVENT,
     COMMAND_STATE_HELD,
     RUN_OUTCOME_FAILED,
     RUN_OUTCOME_TERMINATED,
@@ -50,7 +51,7 @@ from treadle.v1.worker_service_pb2 import (
     Verdict,
 )
 
-from . import children, marks, policies
+from . import children, event_waits, marks, policies
 from .env import Credit
 from .indexes import run_waits
 from .requests import AcceptRun, CancelRun, Claimed, PushedGrant, RunReply, StartRun, StopRun, TerminateRun
@@ -146,6 +147,7 @@ def _create(view: RunView, request: StartRun) -> None:
             parent=request.parent if request.occurrence is None else None,
             occurrence=request.occurrence,
             retry_of=request.retry_of,
+            event=request.event,
         )
     )
 
@@ -457,6 +459,8 @@ def sweep(view: RunView) -> None:
                 view.cancel_holder(row, "run closed")
         elif row.state == COMMAND_STATE_CHILD:
             children.leave(view, row)
+        elif row.state == COMMAND_STATE_EVENT:
+            event_waits.leave(view, row)
         view.drop(row)
     if not rows and not view.loaded.whole:
         view.drop_notes()  # they fill the page, and rows may be behind it

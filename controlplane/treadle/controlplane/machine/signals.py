@@ -17,7 +17,7 @@ from .view import RunView
 
 __all__ = ("NOTES", "STATE_FIELD", "answer", "answer_field", "publish", "receive", "seen_field")
 
-NOTES = frozenset(("signal_answered", "state_published", "change_marked", "tags_set"))
+NOTES = frozenset(("signal_answered", "state_published", "change_marked", "tags_set", "event_sent"))
 """Events that the owner itself wrote and its code need not see."""
 STATE_FIELD = "state"
 """Field of a run with the event of the state that was published last."""

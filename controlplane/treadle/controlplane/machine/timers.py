@@ -10,6 +10,7 @@ from treadle.v1.history_pb2 import TimerFired
 from treadle.v1.state_pb2 import (
     COMMAND_STATE_BACKOFF,
     COMMAND_STATE_DEFERRED,
+    COMMAND_STATE_EVENT,
     COMMAND_STATE_HELD,
     COMMAND_STATE_QUARANTINED,
     COMMAND_STATE_QUEUED,
@@ -20,11 +21,12 @@ from treadle.v1.state_pb2 import (
     RUN_STATE_NEEDS_ATTENTION,
     RUN_STATE_OPEN,
     RUN_STATE_QUEUED,
+    RUN_STATE_RECORD,
     RUN_STATE_WAITING,
     CommandRow,
 )
 
-from . import attempts, continuation, deadlines, deferral, runs
+from . import attempts, continuation, deadlines, deferral, event_waits, events, runs
 from .requests import FireTimer, Registered
 from .view import HOUR_MS, RunView
 
@@ -60,6 +62,8 @@ def _fire_row(view: RunView, request: FireTimer) -> None:
         view.not_before_ms = max(view.not_before_ms, row.due_ms)
         view.event(timer_fired=TimerFired(command_id=row.command_id))
         view.drop(row)
+    elif row.state == COMMAND_STATE_EVENT:
+        event_waits.time_out(view, row)
     elif row.state == COMMAND_STATE_BACKOFF:
         attempts.retry_due(view, row)
     elif row.state == COMMAND_STATE_WAITING:
@@ -107,6 +111,8 @@ def _fire_head(view: RunView, request: FireTimer) -> None:
             runs.delete(view)
     elif head.state == RUN_STATE_CONTINUING:
         continuation.go_on(view)
+    elif head.state == RUN_STATE_RECORD:
+        events.fire(view)
     elif head.state == RUN_STATE_WAITING:
         view.name_found(head.pool, code_name(head.workflow, head.version), "")
         runs.wake(view)

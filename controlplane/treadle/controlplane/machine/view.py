@@ -54,6 +54,9 @@ _MATTERS = frozenset(
         "child_completed",
         "child_failed",
         "run_timed_out",
+        "event_matched",
+        "event_wait_timed_out",
+        "event_wait_refused",
     )
 )
 """Events that workflow code can notice: they wake a parked run and are hinted to an owner."""
@@ -106,7 +109,7 @@ class RunView:
         self.matters = False
         self.moves = False
         self.may_sweep = False
-        self.shown = False
+        self.shown = self.hot = self.forgotten = False
         self.not_before_ms = 0
         self._stood = self.head.state, self.head.outcome
         self._was_active = self.head.state in _ACTIVE
@@ -215,6 +218,11 @@ class RunView:
     def put_note(self, name: str, data: bytes) -> None:
         """Keep something beside the rows, as long as there is the run."""
         self._notes[name] = data
+        self.dirty = True
+
+    def drop_note(self, name: str) -> None:
+        """Forget what is kept under a name."""
+        self._notes[name] = None
         self.dirty = True
 
     def drop_notes(self) -> None:
@@ -378,7 +386,7 @@ class RunView:
         change.not_before_ms = self.not_before_ms
         change.traced = head.sampled
         change.ended = head.state == RUN_STATE_CLOSED
-        change.cold = head.state not in _ACTIVE
+        change.cold = head.state not in _ACTIVE and not self.hot
         change.unread = self.loaded.cached and not self.loaded.head
         change.restart, change.keep_fields = self.restart, self.keep
         for command_id in self._stale_timers:
@@ -406,7 +414,7 @@ class RunView:
         change.outbox_add = self._outbox
         if self.deleted:
             change.delete, change.tombstone = True, change.head
-            change.tombstone_ms = self.env.settings.tombstone_ms
+            change.tombstone_ms = 0 if self.forgotten else self.env.settings.tombstone_ms
             change.timers_del.append("")
         replica = head.owner.replica_id if head.state == RUN_STATE_OPEN else ""
         cancels = tuple((c.worker_id, c.token, c.reason) for c in self.decision.cancels)

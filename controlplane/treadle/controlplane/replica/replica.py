@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from treadle.controlplane.events.known_keys import KnownKeys
 from treadle.controlplane.machine import Credit, Decision, Env, Request, Settings
 from treadle.controlplane.machine.requests import Asked, Claimed, Progressed, PushedGrant, Reply, Reported
 from treadle.controlplane.store.port import Hint
@@ -61,6 +62,7 @@ class Replica:
         self.replica_id = replica_id
         self.settings = settings
         self.credits = CreditBook()
+        self.keys = KnownKeys()
         self.sessions: dict[str, Session] = {}
         self._bits64, self._token, self._share = bits64, token, share
         self._owners: dict[RunKey, tuple[Session, OpenRun]] = {}
@@ -144,7 +146,17 @@ class Replica:
             return credit
 
         taken: list[tuple[Credit, JobKind.ValueType]] = []
-        return Env(store_now_ms, self.replica_id, self._bits64, self._token, self._share, offer, self.settings, taken)
+        return Env(
+            store_now_ms,
+            self.replica_id,
+            self._bits64,
+            self._token,
+            self._share,
+            offer,
+            self.settings,
+            lambda namespace, name, keys: self.keys.known(namespace, name, keys, now_ms),
+            taken,
+        )
 
     def failed(self, decision: Decision) -> None:
         """The commit of a decision did not happen: its credits were not used."""

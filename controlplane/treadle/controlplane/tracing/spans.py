@@ -364,13 +364,14 @@ class _Fold:
     def _end_timer(self, command_id: str, outcome: str) -> None:
         timer = self.state.timers.pop(command_id, None)
         if timer is not None:
-            values: Attributes = {
-                a.STEP_ID: command_id,
-                a.STEP_KIND: "sleep",
-                a.TIMER_FIRE_AT: timer.fire_at_ms,
-                a.WAIT_OUTCOME: outcome,
-            }
-            self._span(self._path(f"timer/{command_id}"), "sleep", timer.started_ms, values)
+            name, values = timer.told(command_id, outcome)
+            self._span(self._path(f"timer/{command_id}"), name, timer.started_ms, values)
+
+    def _timer_over(self, body: Any) -> None:
+        self._end_timer(body.command_id, OpenTimer.ends[type(body)])
+
+    def _wait_started(self, body: Any) -> None:
+        self.state.timers[body.command_id] = OpenTimer(self._now, body.until_ms, body.name)
 
     # --- children ----------------------------------------------------------------------------------------------------
     def _child_scheduled(self, body: Any) -> None:
@@ -489,7 +490,6 @@ _RULES: Final[dict[str, Callable[[_Fold, Any], None]]] = {
     "signal_answered": lambda fold, body: fold._end_question(
         body.signal_id, "refused" if body.HasField("failure") else "answered"
     ),
-    "timer_fired": lambda fold, body: fold._end_timer(body.command_id, "fired"),
-    "timer_cancelled": lambda fold, body: fold._end_timer(body.command_id, "cancelled"),
-}
+    "event_wait_started": _Fold._wait_started,
+} | dict.fromkeys(OpenTimer.ended_by, _Fold._timer_over)
 """Kind of an event -> what it does; all others are no concern of traces."""

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import msgspec
 
-__all__ = ("OpenChild", "OpenQuestion", "OpenStep", "OpenTimer", "ProjectionState", "Summary")
+from treadle.controlplane.tracing import attributes as a
+from treadle.controlplane.tracing.span_data import Attributes
+from treadle.v1 import history_pb2 as h
+
+__all__ = (
+    "OpenChild",
+    "OpenQuestion",
+    "OpenStep",
+    "OpenTimer",
+    "ProjectionState",
+    "Summary",
+)
 
 
 class OpenStep(msgspec.Struct, frozen=True, gc=False):
@@ -35,10 +47,35 @@ class OpenStep(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class OpenTimer:
-    """A timer that was started and has not fired. Milliseconds since 1970."""
+    """A timer that was started and has not fired, or a wait for an event (its name). Milliseconds since 1970."""
 
     started_ms: int
     fire_at_ms: int
+    event: str = ""
+
+    ends: ClassVar[dict[type, str]] = {
+        h.TimerFired: "fired",
+        h.TimerCancelled: "cancelled",
+        h.EventMatched: "event",
+        h.EventWaitTimedOut: "timeout",
+        h.EventWaitCancelled: "cancelled",
+        h.EventWaitRefused: "refused",
+    }
+    """What ends it -> how it ended."""
+    ended_by: ClassVar = (
+        *("timer_fired", "timer_cancelled"),
+        *("event_matched", "event_wait_timed_out", "event_wait_cancelled", "event_wait_refused"),
+    )
+
+    def told(self, command_id: str, outcome: str) -> tuple[str, Attributes]:
+        """Return name and attributes of its span."""
+        values: Attributes = {
+            a.STEP_ID: command_id,
+            a.STEP_KIND: "event" if self.event else "sleep",
+            a.TIMER_FIRE_AT: self.fire_at_ms,
+            a.WAIT_OUTCOME: outcome,
+        }
+        return f"wait {self.event}" if self.event else "sleep", values
 
 
 @dataclass(frozen=True, slots=True)

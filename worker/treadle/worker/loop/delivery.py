@@ -48,6 +48,9 @@ def _deliver(ask: Ask, outcome: Any) -> None:
     if ask.workflow is not None:
         _deliver_child(ask, ask.workflow, future, outcome)
         return
+    if isinstance(outcome, history.EventMatched | history.EventWaitTimedOut | history.EventWaitRefused):
+        future.set_result(outcome)
+        return
     if step is None:
         return
     if isinstance(outcome, history.StepCompleted):

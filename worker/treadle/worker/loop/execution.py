@@ -21,19 +21,20 @@ from treadle.protocol.ids import child_id
 from treadle.protocol.occurrence import given
 from treadle.v1 import history_pb2 as history
 from treadle.v1.common_pb2 import (
-    Failure,
     OnParentClose,
     Payload,
 )
-from treadle.v1.worker_service_pb2 import AnswerSignal, Command, PublishState, ScheduleChild
+from treadle.v1.worker_service_pb2 import Command, ScheduleChild
 from treadle.worker.loop.continuation import ContinueAsNew, found_in
 from treadle.worker.loop.delivery import deliver, is_sealed
 from treadle.worker.loop.durable_loop import DurableLoop, TimerCall
 from treadle.worker.loop.endings import CANCELLED_BY_ITSELF, ENDLESS, STUCK, raised, with_hook
+from treadle.worker.loop.events_had import EventsHad
 from treadle.worker.loop.future import DurableTask
 from treadle.worker.loop.ledger import Ask, Kind, Ledger
 from treadle.worker.loop.mail import Mail
 from treadle.worker.loop.marks import Marks
+from treadle.worker.loop.outside import Outside
 from treadle.worker.loop.port import Divergence, ExecutionFactory, Outcome, RunContext, Turn, Waits
 from treadle.worker.loop.redrive import past_of
 from treadle.worker.loop.waiting import StepFuture
@@ -55,7 +56,7 @@ def execution_factory(registry: Registry) -> ExecutionFactory:
     return make
 
 
-class WorkflowExecution:
+class WorkflowExecution(Outside):
     """Implements `treadle.worker.loop.port.Execution` over the durable event loop.
 
     Args:
@@ -69,7 +70,7 @@ class WorkflowExecution:
         self._ledger = Ledger(context)
         self._loop = DurableLoop(self)  # type: ignore[abstract]  # the rest refuses
         self._variables = contextvars.Context()
-        self.mail = Mail()
+        self.mail, self.had = Mail(), EventsHad()
         self.marks = Marks(context, self._ledger, self._loop)
         self._main: DurableTask | None = None
         self.fed = 0
@@ -203,6 +204,7 @@ class WorkflowExecution:
     # what events do
 
     def _run_started(self, event: history.RunStarted, _position: int) -> None:
+        self.had.started(event, round(self._loop.time() * 1000))
         if self._workflow.on_failure is not None:
             self._input = event.input
         try:
@@ -314,6 +316,9 @@ class WorkflowExecution:
     def _change_marked(self, event: history.ChangeMarked, position: int) -> None:
         self.marks.recorded(event, position)
 
+    def _event_wait_started(self, event: history.EventWaitStarted, position: int) -> None:
+        self._ledger.recorded(event.command_id, event.digest, position, None, kind=Kind.EVENT)
+
     # what code asks for
 
     def call_step(
@@ -419,20 +424,6 @@ class WorkflowExecution:
         """The code needs a timer no longer."""
         self._ledger.drop(call.ask)
 
-    def publish_state(self, data: bytes) -> None:
-        """The code shows its state."""
-        self._note("state", data, Command(publish_state=PublishState(state=Payload(data=data))))
-
-    def answer(self, signal_id: str, data: bytes, failure: Failure | None) -> None:
-        """The code answers a question: with encoded data, or with why there is no answer."""
-        said = AnswerSignal(signal_id=signal_id)
-        if failure is None:
-            said.result.data = data
-        else:
-            said.failure.CopyFrom(failure)
-            data = failure.SerializeToString(deterministic=True)
-        self._note("answer", b"%b\x1f%b" % (signal_id.encode(), data), Command(answer_signal=said))
-
     def continue_as_new(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ContinueAsNew:
         """What the code must raise to go on as a new part of the run with these arguments.
 
@@ -441,13 +432,6 @@ class WorkflowExecution:
             PayloadError: The arguments cannot be encoded.
         """
         return ContinueAsNew(self._workflow.signature.encode_call(args, kwargs, limit=self._limit))
-
-    def _note(self, name: str, data: bytes, command: Command) -> None:
-        loop = self._loop
-        if loop.closing:
-            raise GeneratorExit
-        if not loop.finishing:
-            self._ledger.note(loop.current_path(), name, data, command)
 
     def random(self) -> Random:
         """The random numbers of the task that runs: the same in each replay."""
@@ -477,6 +461,8 @@ _QUIET: Final[_Handlers] = {
     "state_published": WorkflowExecution._noted,
     "change_marked": WorkflowExecution._change_marked,
     "tags_set": WorkflowExecution._noted,
+    "event_sent": WorkflowExecution._noted,
+    "event_wait_started": WorkflowExecution._event_wait_started,
     "child_scheduled": WorkflowExecution._child_scheduled,
     "child_cancel_requested": WorkflowExecution._cancel_known,
 }
@@ -492,6 +478,10 @@ _HANDLERS: Final[_Handlers] = {
     "timer_fired": WorkflowExecution._timer_fired,
     "timer_cancelled": WorkflowExecution._timer_cancelled,
     "signal_received": WorkflowExecution._signal_received,
+    "event_matched": WorkflowExecution._child_ended,
+    "event_wait_timed_out": WorkflowExecution._child_ended,
+    "event_wait_refused": WorkflowExecution._child_ended,
+    "event_wait_cancelled": WorkflowExecution._timer_cancelled,
     "child_completed": WorkflowExecution._child_ended,
     "child_failed": WorkflowExecution._child_ended,
 }

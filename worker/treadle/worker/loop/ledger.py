@@ -35,6 +35,7 @@ class Kind(IntEnum):
     NOTE = 3
     """Nothing: it is said, and the code goes on."""
     CHILD = 4
+    EVENT = 5
 
 
 _LASTING = (Kind.NOTE, Kind.CHILD)
@@ -49,7 +50,7 @@ class Ask:
         data: Its encoded input; a timer's delay in milliseconds, as text.
         step, future: Steps only: the step object, and what the code awaits.
         call: Timers only: what runs when it fires.
-        prepared: Notes and children: the command, but for its id and digest.
+        prepared: Notes, children and waits for events: the command, but for its id and digest.
         workflow: Children only: what they run.
         taken: It was handed out by `take`: the core knows of it.
         recorded: The history has it.
@@ -142,7 +143,7 @@ def describe(command_id: str, data: bytes | None, kind: Kind = Kind.POOL_STEP) -
     """A command in words: its id with what it was given, shortened."""
     if kind is Kind.TIMER:
         return f"timer {command_id}" + (f" of {data.decode()} ms" if data else "")
-    what = {Kind.NOTE: "note", Kind.CHILD: "child"}.get(kind, "step")
+    what = {Kind.NOTE: "note", Kind.CHILD: "child", Kind.EVENT: "wait"}.get(kind, "step")
     if data is None:
         return f"{what} {command_id}"
     text = data.decode("utf-8", "replace")
@@ -180,7 +181,7 @@ class Ledger:
         self._past: Past | None = None
         self._unasked_pool_steps: set[str] = set()
         self.divergence: Divergence | None = None
-        self.open = [0, 0, 0, 0, 0]
+        self.open = [0] * len(Kind)
         self.untold = 0
 
     def begin_again(self, past: Past) -> None:
@@ -379,8 +380,8 @@ class Ledger:
     def waits(self) -> Waits:
         """What the code waits for."""
         due = [ask.fire_at_ms for ask in self._timers.values() if ask.fire_at_ms is not None]
-        pool, local, timers, _, children = self.open
-        return Waits(pool + children, local, timers, min(due, default=None))
+        pool, local, timers, _, children, events = self.open
+        return Waits(pool + children + events, local, timers, min(due, default=None))
 
     def ran_in_pool(self, command_id: str, ask: Ask | None) -> None:
         """The history ran as a pool step what the code calls as a local one, now or later: its outcome will come."""

@@ -4,7 +4,7 @@ A closed run that goes on keeps its history. RunRetried marks where it went on; 
 events before it, in their order, as if the others had never been:
 
     left out    outcomes of the run, its timeout, and cancels of it
-                every event of a step, timer or child that has no outcome, and of a timer or child that was cancelled
+                every event of a step, timer, wait or child that has no outcome, and of one that was cancelled
                 every event of one that failed, if the run's failure was made of it (RunFailed names these)
                 with `from_position`: every event of what was first recorded there or behind, whatever its outcome
     kept        everything else: what completed, failures that the code handled, signals
@@ -25,10 +25,15 @@ from treadle.v1.history_pb2 import HistoryEvent, RunFailed, RunRetried
 
 __all__ = ("Past", "past_of")
 
-_DONE: Final = frozenset(("step_completed", "child_completed", "timer_fired", "signal_answered", "state_published"))
+_DONE: Final = frozenset(
+    (
+        *("step_completed", "child_completed", "timer_fired", "signal_answered", "state_published"),
+        *("event_matched", "event_wait_timed_out", "event_sent"),
+    )
+)
 _CANCELS: Final = frozenset(("step_cancel_requested", "child_cancel_requested"))
 _FAILED: Final = frozenset(("step_failed", "child_failed"))
-_CANCELLED: Final = frozenset(("timer_cancelled",))
+_CANCELLED: Final = frozenset(("timer_cancelled", "event_wait_cancelled", "event_wait_refused"))
 _OF_THE_RUN: Final = frozenset(
     ("run_completed", "run_failed", "run_cancelled", "run_terminated", "run_timed_out", "cancel_requested")
 )

@@ -1,0 +1,1 @@
+"""Events outside the machine: which workflows they start, by name and condition."""

@@ -1,0 +1,33 @@
+"""Which sets of keys all routers of a name were told of not long ago: what this replica saw committed. No I/O."""
+
+from __future__ import annotations
+
+from treadle.controlplane.machine.event_routers import ROUTERS, routers
+from treadle.v1.state_pb2 import Letter
+
+__all__ = ("KnownKeys",)
+
+_FOR_MS = 600_000
+_MOST = 10_000
+
+_Set = tuple[str, str, tuple[str, ...]]
+
+
+class KnownKeys:
+    """See the module. A set that is not known here is told of again, which changes nothing."""
+
+    def __init__(self) -> None:
+        self._told: dict[_Set, dict[str, int]] = {}
+
+    def note(self, letter: Letter, now_ms: int) -> None:
+        """A letter to a router was applied."""
+        asked = letter.use_keys
+        key = (letter.namespace, asked.name, tuple(asked.keys))
+        if key not in self._told and len(self._told) >= _MOST:
+            self._told.clear()
+        self._told.setdefault(key, {})[letter.run_id] = now_ms
+
+    def known(self, namespace: str, name: str, keys: tuple[str, ...], now_ms: int) -> bool:
+        """Whether every router of the name was told of this set in the last minutes."""
+        told = self._told.get((namespace, name, keys), {})
+        return len(told) == ROUTERS and all(told.get(r, 0) > now_ms - _FOR_MS for r in routers(name))

@@ -1,0 +1,78 @@
+"""Which workflows an event starts: read from the namespace's record of triggers, anew for each batch of events.
+
+What a worker registered before an event was sent is seen by it: the record is read after the event came. What is registered
+at the same time may be seen or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from time import monotonic
+
+import structlog
+
+from treadle.controlplane.api.fresh import Fresh
+from treadle.controlplane.events.conditions import compiled, seen
+from treadle.controlplane.machine.events import TRIGGERS
+from treadle.controlplane.store.port import RunStore, Want
+from treadle.protocol.errors import FieldInvalid
+from treadle.protocol.events import pattern_fits
+from treadle.protocol.ids import RunKey
+from treadle.v1.common_pb2 import NamedEvent
+from treadle.v1.state_pb2 import RegisteredTrigger, RunHead, StartByEvent
+
+__all__ = ("Triggers", "starts_of")
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_NAMESPACES = 1_000
+
+
+class Triggers:
+    """See the module."""
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._known: dict[str, Fresh[Sequence[RegisteredTrigger]]] = {}
+
+    async def of(self, namespace: str) -> Sequence[RegisteredTrigger]:
+        """Return the triggers of a namespace as they are now, by workflow. Raises Unavailable."""
+        known = self._known.get(namespace)
+        if known is None:
+            if len(self._known) >= _NAMESPACES:
+                self._known.clear()
+            known = self._known[namespace] = Fresh(partial(self._read, namespace))
+        return await known.get(since=monotonic())
+
+    async def starts(self, namespace: str, events: Sequence[NamedEvent]) -> list[list[StartByEvent]]:
+        """Return, for each event, what it starts. Raises Unavailable."""
+        triggers = await self.of(namespace)
+        return [starts_of(triggers, event) for event in events]
+
+    async def _read(self, namespace: str) -> Sequence[RegisteredTrigger]:
+        (loaded,) = await self._store.load([Want(RunKey(namespace, TRIGGERS))])
+        return RunHead.FromString(loaded.head).event_triggers.triggers if loaded.head else ()
+
+
+def starts_of(triggers: Sequence[RegisteredTrigger], event: NamedEvent) -> list[StartByEvent]:
+    """Return the starts of workflows that are triggered by this event."""
+    starts: list[StartByEvent] = []
+    view = None
+    for known in triggers:
+        trigger = known.trigger
+        if not any(pattern_fits(pattern, event.name) for pattern in trigger.names):
+            continue
+        if trigger.condition:
+            view = view or seen(event)
+            try:
+                holds = compiled(trigger.condition).holds(view)
+            except FieldInvalid as error:  # it was understood where it was registered, and is not here
+                _log.error("condition_not_evaluated", workflow=known.workflow, error=str(error), remedy=error.remedy)
+                continue
+            if not holds:
+                continue
+        starts.append(
+            StartByEvent(workflow=known.code, pool=known.pool, parameter=trigger.parameter, whole=trigger.whole)
+        )
+    return starts
