@@ -26,6 +26,7 @@ PAGES = {
     "signals": "charged 12",
     "continue-as-new": ("Ada has paid 5 months", 3),
     "schedules": ["orders", "3 days", "started", "started", "started"],
+    "events": ["shipped 7", "order.created 7"],
     "fan-out": ["reserve", "release"],
     "redrive": ["charged chair", "shipped chair"],
     "failures": ("read-1", "StepError", {"page": "wrong"}),

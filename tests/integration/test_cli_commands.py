@@ -133,3 +133,21 @@ def test_steering_pools_and_doctor() -> None:
             assert doctor.out.startswith("✓ control plane   answers at")
 
     asyncio.run(main())
+
+
+def test_events() -> None:
+    async def main() -> None:
+        async with api_host() as host:
+            sent = await treadle(host, "events", "send", "order.paid", "-i", '{"order": 7}', "--id", "p7", "-o", "json")
+            assert (sent.code, sent.json["id"], sent.json["duplicate"], sent.json["starts"]) == (0, "p7", False, 0)
+            again = await treadle(host, "events", "send", "order.paid", "--id", "p7")
+            assert (again.code, again.out) == (0, "") and "was sent before" in again.err
+            listed = await treadle(host, "events", "list", "--name", "order.paid", "-o", "json")
+            assert [event["event_id"] for event in listed.json] == ["p7"]
+            assert (await treadle(host, "events", "triggers", "-o", "json")).json == []
+            missing = await treadle(host, "events", "forget", "nothing")
+            assert missing.code != 0 and "nothing" in missing.err
+            wrong = await treadle(host, "events", "send", "not a name")
+            assert wrong.code != 0 and "event name" in wrong.err
+
+    asyncio.run(main())

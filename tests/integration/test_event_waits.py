@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.test_events import DEADLINE_S, scene, until
 from treadle.client import Client, NewEvent, RunFailed
+from treadle.client.encryption import new_key
 from treadle.client.timeline import timeline_of
 from treadle.worker import ConfigError, send_event, step, wait_for_event, workflow
 
@@ -186,3 +187,24 @@ def test_what_is_wrong_is_raised_in_the_code(tmp_path: Path) -> None:
             send_event("x")
 
     asyncio.run(main())
+
+
+def test_with_a_codec_events_still_reach_everybody(tmp_path: Path) -> None:
+    """They are not encrypted: what a run sends, others compare, and other runs are started with."""
+    keys = tmp_path / "keys"
+    keys.write_text(new_key("k1"), encoding="utf-8")
+
+    async def main() -> None:
+        async with scene(tmp_path / "data", APP, keys_file=str(keys)) as client:
+            waiting = await client.start("pays", {"order": 8}, id="pays")
+            await waits(client, "pays", "order.paid")
+            await client.start("sender", {"order": 8}, id="sends")
+            await until(lambda: closed(client, "pays"))
+            (matched,) = [e.event_matched async for e in waiting.history() if e.HasField("event_matched")]
+            assert matched.event.data.data == b'{"order":{"id":8},"amount":5}'
+
+    asyncio.run(main())
+
+
+async def closed(client: Client, run: str) -> bool:
+    return (await client.run(run).get()).status.value == "completed"

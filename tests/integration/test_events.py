@@ -60,9 +60,9 @@ EVERYTHING = [count, import_contacts, audit, big_ones, without_data]
 
 
 @asynccontextmanager
-async def scene(folder: Path, app: list[Any]) -> AsyncIterator[Client]:
+async def scene(folder: Path, app: list[Any], **settings: Any) -> AsyncIterator[Client]:
     async with embedded(folder, 0) as address:
-        worker = Worker(WorkerConfig(app="x", server=address, pool="default"), collect(app))
+        worker = Worker(WorkerConfig(app="x", server=address, pool="default", **settings), collect(app))
         working = asyncio.create_task(worker.run())
         try:
             async with Client(address) as client:

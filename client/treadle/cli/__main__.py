@@ -43,6 +43,12 @@ _RUN_COMMANDS = {
     "release": ("steps:release", "Let quarantined steps of a run go on."),
     "replay": ("run_replay:replay", "Execute local code over recorded histories."),
 }
+_EVENT_COMMANDS = {
+    "send": ("events:send", "Send an event."),
+    "list": ("events:list_events", "List the events of the last 24 hours, newest first."),
+    "triggers": ("events:triggers", "List the workflows that events start."),
+    "forget": ("events:forget", "Make events start a workflow no longer."),
+}
 _STEP_COMMANDS = {
     "complete": ("step_finish:complete", "Give a step that was deferred its result."),
     "fail": ("step_finish:fail", "Let a step that was deferred fail."),
@@ -87,6 +93,10 @@ def app() -> App:
     for name, (where, line) in _SCHEDULE_COMMANDS.items():
         schedules.command(f"{_HERE}.{where}", name=name, help=line)
     root.command(schedules)
+    events = App(name="events", help="Send events; look at them and at what they start.", help_format="plaintext")
+    for name, (where, line) in _EVENT_COMMANDS.items():
+        events.command(f"{_HERE}.{where}", name=name, help=line)
+    root.command(events)
     steps = App(
         name=("steps", "step"), help="Finish steps from outside; look at those of all runs.", help_format="plaintext"
     )

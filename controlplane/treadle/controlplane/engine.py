@@ -99,7 +99,7 @@ class Engine:
         self._pages = asyncio.Event()
         self._aside: asyncio.Queue[tuple[bytes, Callable[[], None]]] = asyncio.Queue()
         self.garbage = 0
-        self.triggers = Triggers(store)
+        self.triggers = Triggers(store, self.clock.now)
         self.sent = SentByRuns(self.triggers, self.submit_letter)
         self.own_hints: Sequence[Hint] = ()
         self.code_of: CodeOf | None = None

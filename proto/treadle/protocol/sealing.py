@@ -184,7 +184,10 @@ def values_of(message: Message) -> Values:
     return known
 
 
-_VALUES: Final[dict[str, Values]] = {}
+_FOR_ALL: Final = ("treadle.v1.SendEvent", "treadle.v1.EventSent")
+"""Events are facts for everybody in a namespace: the control plane compares what they say, and any run may get them."""
+
+_VALUES: Final[dict[str, Values]] = {name: Values((), ()) for name in _FOR_ALL}
 
 
 def _found_in(message: Message) -> Values:

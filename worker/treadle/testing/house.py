@@ -8,11 +8,13 @@ from random import Random
 from types import ModuleType
 from typing import Any, Final
 
+from treadle.controlplane.events.triggers import starts_of
 from treadle.controlplane.machine import Request
 from treadle.protocol.errors import ConfigError
 from treadle.protocol.ids import RunKey
 from treadle.protocol.tags import code_name
-from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RUN_STATE_NEEDS_ATTENTION, RunHead
+from treadle.v1.common_pb2 import NamedEvent
+from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RUN_STATE_NEEDS_ATTENTION, RegisteredTrigger, RunHead, StartByEvent
 from treadle.worker.app import Registry, collect
 from treadle.worker.loop.execution import WorkflowExecution, execution_factory
 from treadle.worker.loop.port import Execution, RunContext
@@ -60,6 +62,7 @@ class House:
         self.plane = Plane(lambda: self.agenda.now, self._rng)
         self.stage = Stage(self.agenda)
         self.registry = Registry()
+        self.plane.starts = self.starts
         self.understudies = Understudies(lambda error: self.stage.heard(error, is_double=True))
         self._executions = execution_factory(self.registry)
         self._watch = Watch(self._make)
@@ -170,6 +173,15 @@ class House:
             raise ConfigError("this lab is closed: make a new one")
         self.plane.ask(run, request)
         self._settle()
+
+    def starts(self, event: NamedEvent) -> list[StartByEvent]:
+        """Return what an event starts, of the workflows that are there."""
+        triggers = [
+            RegisteredTrigger(workflow=one.name, code=one.code, pool=one.pool, trigger=one.trigger)
+            for one in self.registry.workflows.values()
+            if one.trigger is not None
+        ]
+        return starts_of(triggers, event, self.agenda.now)
 
     def close_run(self, run: RunKey) -> None:
         """Let time pass until a run has closed. Raises as `drive`."""

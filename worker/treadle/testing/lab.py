@@ -7,17 +7,20 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, TypeVar, overload
 
+from treadle.controlplane.machine.event_requests import AcceptEvent
+from treadle.controlplane.machine.event_routers import record_of as record_of_event
 from treadle.controlplane.machine.requests import SettleStep, StartRun
 from treadle.controlplane.machine.schedule_requests import DeclareSchedule
 from treadle.controlplane.machine.schedules import record_of
 from treadle.protocol.deferral import read_token
 from treadle.protocol.durations import Duration, to_ms
 from treadle.protocol.errors import ConfigError
+from treadle.protocol.events import check_event
 from treadle.protocol.failures import failure_of
 from treadle.protocol.ids import RunKey, check_run_id
 from treadle.protocol.payloads import encode
 from treadle.protocol.tags import code_name
-from treadle.v1.common_pb2 import Failure, Payload, TraceContext
+from treadle.v1.common_pb2 import Failure, NamedEvent, Payload, TraceContext
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_REJECT
 from treadle.v1.schedule_pb2 import ScheduleSpec
 from treadle.worker.loop import guard
@@ -149,6 +152,27 @@ class Lab:
         run = self.find(key.run_id)
         assert run is not None
         return run
+
+    def send(self, name: str, data: Any = None, *, id: str | None = None) -> int:
+        """Send an event: it starts the workflows that say so and that the lab was given, and runs that wait for it go on.
+
+        Args:
+            name, data, id: As for `Client.send`.
+
+        Returns:
+            How many workflows say so. Sent again under the same id within 24 h, it starts none of them again.
+
+        Raises:
+            FieldInvalid, PayloadError: The name, id or data is not allowed.
+        """
+        self._house.employ()
+        event_id = self._house.new_id("event") if id is None else id
+        event = NamedEvent(event_id=event_id, name=name, data=encode(data, what=f"event {name!r}"))
+        check_event(event)
+        record = RunKey(NAMESPACE, record_of_event(event.event_id))
+        starts = self._house.starts(event)
+        self._house.request(record, AcceptEvent(event, starts))
+        return len(starts)
 
     def schedule(self, workflow: Workflow[..., Any]) -> None:
         """Let the schedule that a workflow declares (`cron=`, `every=`) start runs as time passes; `runs` lists them.

@@ -7,21 +7,23 @@ the retention of closed runs lie beyond every test; each timer that is left is o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Final
 
 from treadle.controlplane.machine import Decision, Request, Settings, children, decide
 from treadle.controlplane.machine.decide import want
+from treadle.controlplane.machine.event_requests import AcceptEvent
 from treadle.controlplane.machine.requests import Claimed, FireTimer, PushedGrant, Reply
 from treadle.controlplane.replica import Replica, Session
 from treadle.controlplane.store.memory_core import MemoryCore
 from treadle.controlplane.store.port import Loaded, Outcome, Want
 from treadle.protocol.errors import ConfigError, RequestError
 from treadle.protocol.ids import RECORD_MARK, RunKey
+from treadle.v1.common_pb2 import NamedEvent
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import JOB_KIND_RUN, Job
-from treadle.v1.state_pb2 import RUN_STATE_NEEDS_ATTENTION, CommandRow, Letter, RunHead, WorkerRecord
+from treadle.v1.state_pb2 import RUN_STATE_NEEDS_ATTENTION, CommandRow, Letter, RunHead, StartByEvent, WorkerRecord
 from treadle.v1.worker_service_pb2 import VERDICT_GO, ClaimItem, ClaimVerdict, SessionHello, SessionRequest
 
 __all__ = ("NEVER_MS", "Plane")
@@ -68,6 +70,7 @@ class Plane:
         self.attention: dict[RunKey, None] = {}
         self._shards: list[int] = []
         self._ended: dict[RunKey, list[tuple[RunHead, list[HistoryEvent]]]] = {}
+        self.starts: Callable[[NamedEvent], Sequence[StartByEvent]] = lambda event: ()
         self._letters: deque[Letter] = deque()
         self._jobs: deque[Job] = deque()
 
@@ -162,6 +165,8 @@ class Plane:
         while self._letters:
             letter = self._letters.popleft()
             run, request = children.request_of(letter)
+            if isinstance(request, AcceptEvent):
+                request.starts = self.starts(request.event)
             reply = self._commit(run, request)
             told = children.refusal_of(letter, reply) if isinstance(reply, RequestError) else None
             if told is not None:

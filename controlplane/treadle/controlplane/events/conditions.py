@@ -55,9 +55,9 @@ class _Cel:
             return False
 
 
-def seen(event: NamedEvent) -> dict[str, Any]:
-    """Return an event as conditions see it."""
-    time = datetime.fromtimestamp(event.time_ms / 1000, UTC)
+def seen(event: NamedEvent, now_ms: int) -> dict[str, Any]:
+    """Return an event that is accepted now as conditions see it."""
+    time = datetime.fromtimestamp(now_ms / 1000, UTC)
     return {"id": event.event_id, "name": event.name, "time": time, "data": read_data(event.data)}
 
 

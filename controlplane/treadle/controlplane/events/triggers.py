@@ -6,7 +6,7 @@ at the same time may be seen or not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 
@@ -30,10 +30,15 @@ _NAMESPACES = 1_000
 
 
 class Triggers:
-    """See the module."""
+    """See the module.
 
-    def __init__(self, store: RunStore) -> None:
-        self._store = store
+    Args:
+        store: Has the record.
+        now_ms: The store's clock: what conditions see as the time of an event that is being sent.
+    """
+
+    def __init__(self, store: RunStore, now_ms: Callable[[], int]) -> None:
+        self._store, self._now_ms = store, now_ms
         self._known: dict[str, Fresh[Sequence[RegisteredTrigger]]] = {}
 
     async def of(self, namespace: str) -> Sequence[RegisteredTrigger]:
@@ -47,16 +52,16 @@ class Triggers:
 
     async def starts(self, namespace: str, events: Sequence[NamedEvent]) -> list[list[StartByEvent]]:
         """Return, for each event, what it starts. Raises Unavailable."""
-        triggers = await self.of(namespace)
-        return [starts_of(triggers, event) for event in events]
+        triggers, now_ms = await self.of(namespace), self._now_ms()
+        return [starts_of(triggers, event, now_ms) for event in events]
 
     async def _read(self, namespace: str) -> Sequence[RegisteredTrigger]:
         (loaded,) = await self._store.load([Want(RunKey(namespace, TRIGGERS))])
         return RunHead.FromString(loaded.head).event_triggers.triggers if loaded.head else ()
 
 
-def starts_of(triggers: Sequence[RegisteredTrigger], event: NamedEvent) -> list[StartByEvent]:
-    """Return the starts of workflows that are triggered by this event."""
+def starts_of(triggers: Sequence[RegisteredTrigger], event: NamedEvent, now_ms: int) -> list[StartByEvent]:
+    """Return the starts of workflows that are triggered by this event, which is accepted now."""
     starts: list[StartByEvent] = []
     view = None
     for known in triggers:
@@ -64,7 +69,7 @@ def starts_of(triggers: Sequence[RegisteredTrigger], event: NamedEvent) -> list[
         if not any(pattern_fits(pattern, event.name) for pattern in trigger.names):
             continue
         if trigger.condition:
-            view = view or seen(event)
+            view = view or seen(event, now_ms)
             try:
                 holds = compiled(trigger.condition).holds(view)
             except FieldInvalid as error:  # it was understood where it was registered, and is not here
