@@ -13,6 +13,7 @@ import pytest
 
 from tests.integration.test_cli_commands import Ended, treadle
 from treadle.client import Client, NotFound, Refused, StepSettled
+from treadle.client.encryption import AesGcm, new_key
 from treadle.controlplane.api.auth import Grantee
 from treadle.controlplane.embedded import embedded
 from treadle.protocol.errors import FieldInvalid
@@ -188,6 +189,64 @@ def test_a_heartbeat_that_is_missed_in_a_thread(play: Play) -> None:
         assert kinds.count("attempt_started") == 2 and not (await run.get()).progress
 
     play(body)
+
+
+SECRET = "the secret of the order"
+
+
+@step(retry=Retry(attempts=2, initial="0.05s"))
+def counts_here() -> str:
+    said = last_progress(str)
+    if said is None:
+        progress(SECRET)
+        raise ConnectionError
+    return said
+
+
+@workflow
+async def private() -> list[str]:
+    first = await approve(SECRET)
+    try:
+        await approve(SECRET)
+    except StepError as error:
+        return [first, error.message, await counts_here()]
+    return []
+
+
+def test_what_is_said_and_brought_is_encrypted_on_its_way(tmp_path: Path) -> None:
+    """Progress, results and errors from outside: the control plane has none of them in clear."""
+    keys = tmp_path / "keys"
+    keys.write_text(f"{new_key('a')}\n")
+    codec = AesGcm.from_file(keys)
+
+    async def main() -> None:
+        TOKENS.clear()
+        registry = collect([approve, private, counts_here])
+        async with embedded(tmp_path / "state", 0) as address, Client(address, codec=codec) as client:
+            config = WorkerConfig(app="x", server=address, pool="default", grace="0.1s", keys_file=str(keys))
+            worker = Worker(config, registry)
+            working = asyncio.create_task(worker.run())
+            try:
+                async with asyncio.timeout(60):
+                    run = await client.start(private, id="r1")
+                    await until(lambda: deferred(client, "r1"))
+                    assert (await run.get()).progress[0].value() == {"asked": SECRET}
+                    await client.complete_step(TOKENS[0], SECRET)
+
+                    async def asked_twice() -> bool:
+                        return len(TOKENS) == 2
+
+                    await until(asked_twice)
+                    await client.fail_step(TOKENS[1], LookupError(SECRET), final=True)
+                    assert await run.result(timeout="30s") == [SECRET, SECRET, SECRET]
+                    async with Client(address) as stranger:
+                        seen = [event.SerializeToString() async for event in stranger.run("r1").history()]
+                    assert seen and not any(SECRET.encode() in event for event in seen)
+            finally:
+                worker.drain()
+                await working
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("method", ["CompleteStep", "FailStep"])

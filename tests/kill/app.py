@@ -440,3 +440,18 @@ async def cargo(text: str, times: int, gate: str = "") -> str:
 async def stowed(text: str) -> str:
     """A child that returns what it is given."""
     return text
+
+
+@step(pool="steps", retry=_QUICK, heartbeat="1s")
+async def stall(n: int, seconds: float) -> int:
+    """A body whose first attempt blocks its loop, so that its worker cannot say that it is silent."""
+    async with noted():
+        if step_info().attempt == 1:
+            time.sleep(seconds)
+    return n * n
+
+
+@workflow(pool="flows")
+async def stalling(n: int, seconds: float) -> int:
+    """A long step that hangs."""
+    return await stall(n, seconds)

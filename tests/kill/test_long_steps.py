@@ -127,3 +127,18 @@ def test_a_token_that_was_handed_out_before_its_worker_died_is_good(house: House
     with pytest.raises(StepSettled):
         house.client.fail_step(first, "too late")
     assert "step_deferred" not in house.kinds("r")
+
+
+@pytest.mark.parametrize("lane", ["session"])
+def test_a_worker_that_hangs_is_found_silent(house: House) -> None:
+    """Its loop is blocked: it beats and cannot report. The servers end the attempt 5 s after the heartbeat is missing."""
+    house.worker("flows")
+    for _ in range(2):
+        house.worker("steps")
+    house.ready()
+    house.start("r", "stalling", n=3, seconds=20)
+    house.check({"r": 9})
+    first, second = house.starts("r")
+    assert first.pid != second.pid and 6.0 <= second.boot - first.boot < 15.0
+    (missed,) = [event.attempt_failed for event in house.history("r") if event.HasField("attempt_failed")]
+    assert missed.failure.type == "HeartbeatMissed" and "its worker did not report" in missed.failure.message

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
+from treadle.client.values import LARGEST_BYTES
+from treadle.protocol.deferral import read_token
 from treadle.protocol.errors import Unavailable
 from treadle.protocol.failures import failure_of
 from treadle.protocol.payloads import encode
@@ -28,23 +30,26 @@ _AGAIN_S: Final = 0.5
 
 async def complete(client: Client, token: str, value: Any, request_id: str | None) -> str:
     """See Client.complete_step."""
+    result = encode(value, what="result of the step", limit=LARGEST_BYTES)
     request = CompleteStepRequest(
         namespace=client.namespace,
         request_id=request_id or uuid4().hex,
         token=token,
-        result=encode(value, what="result of the step"),
+        result=await client.values.seal_result(read_token(token), result),
     )
     return (await _patiently(lambda: client.call(client.step_stub.CompleteStep, request))).run_id
 
 
 async def fail(client: Client, token: str, error: str | BaseException, *, final: bool, request_id: str | None) -> str:
     """See Client.fail_step."""
-    failure = Failure(type="StepError", message=error) if isinstance(error, str) else failure_of(error)
+    raised = Failure(type="StepError", message=error) if isinstance(error, str) else failure_of(error)
+    failure = client.values.seal_error(read_token(token), raised)
+    failure.final = failure.final or final
     request = FailStepRequest(
         namespace=client.namespace,
         request_id=request_id or uuid4().hex,
         token=token,
-        failure=Failure(type=failure.type, message=failure.message, final=final or failure.final),
+        failure=failure,
     )
     return (await _patiently(lambda: client.call(client.step_stub.FailStep, request))).run_id
 

@@ -10,6 +10,7 @@ from treadle.client.blobs import home_of
 from treadle.client.stream import RunStream
 from treadle.client.vault import ABOVE_BYTES, Vault, vault_of
 from treadle.client.views import RunInfo, run_info
+from treadle.protocol.deferral import DeferralToken
 from treadle.protocol.errors import PayloadUnreadable
 from treadle.protocol.payloads import check_size
 from treadle.protocol.sealing import FROM_RUN, FROM_STEP, TO_RUN, Codec, Place, place_of, place_of_schedule, values_of
@@ -67,12 +68,27 @@ class Values:
             BlobStoreUnavailable: It could not be stored.
             ConfigError: The store is not one that this process can use.
         """
+        place = Place(self._namespace, run_id, TO_RUN)
+        return await self._sealed(payload, what, place, home_of(self._namespace, run_id, None))
+
+    async def seal_result(self, step: DeferralToken, payload: Payload) -> Payload:
+        """Return what is sent instead of the result of a step that is finished from outside. Raises as `seal`."""
+        home = home_of(self._namespace, step.run_id, step.incarnation)
+        return await self._sealed(payload, "result of the step", self._from_step(step), home)
+
+    def seal_error(self, step: DeferralToken, failure: Failure) -> Failure:
+        """Return what is sent instead of the error of a step that is finished from outside."""
+        return self._small.seal_failure(failure, self._from_step(step))
+
+    def _from_step(self, step: DeferralToken) -> Place:
+        return Place(self._namespace, step.run_id, FROM_STEP, step.command_id)
+
+    async def _sealed(self, payload: Payload, what: str, place: Place, home: str) -> Payload:
         if self.stays(payload):
             return payload
         vault = self._small if len(payload.data) <= _SMALL_BYTES else await self._vault()
         check_size(len(payload.data), vault.limit, what)
-        place = Place(self._namespace, run_id, TO_RUN)
-        return await vault.sealed(payload, place, [home_of(self._namespace, run_id, None)])
+        return await vault.sealed(payload, place, [home])
 
     async def start(self, stream: RunStream, make: Callable[[], StartRunRequest]) -> tuple[int, str, StartAnswer]:
         """Start a run over the stream, once its input is sealed. `make` makes the request; see RunStream.start."""

@@ -97,7 +97,7 @@ class FailStepRequest(_message.Message):
     """What the step made with `defer`. A secret: it is neither logged nor recorded."""
     @_builtins.property
     def failure(self) -> _common_pb2.Failure:
-        """Why. Only type, message and `final` are taken."""
+        """Why. Type and its bases, message, `final`, and what is sealed of it are taken."""
 
     def __init__(
         self,

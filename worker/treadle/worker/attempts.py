@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from typing import Final
 
@@ -129,12 +130,17 @@ class Attempts:
         )
 
         running: Running | None = None
+        values, given = self._executors.values, asked.progress
+        if values is not None and given is not None:
+            given = values.open_progress(given, info)
 
         def ended(report: Report | None) -> None:
             nonlocal running
             if running is not None and self._local_steps.get(key) is running:
                 del self._local_steps[key]
             running = None  # what refers to itself is left to the garbage collector
+            if values is not None and report is not None and report.progress is not None:
+                report = replace(report, progress=values.seal_progress(report.progress.data, info))
             if report is None:
                 self._core.local_refused(token, asked.command_id, monotonic_ms())
             else:
@@ -153,7 +159,7 @@ class Attempts:
             local=True,
             facts=self._facts,
             heartbeat_ms=asked.step.heartbeat_ms,
-            progress=asked.progress,
+            progress=given,
         )
         begun = self._executors.start(call)
         if not begun.done:

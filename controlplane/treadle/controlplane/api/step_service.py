@@ -9,7 +9,6 @@ from treadle.controlplane.api.errors import Context
 from treadle.controlplane.api.starts import Engine, run_reply
 from treadle.controlplane.machine.requests import SettleStep
 from treadle.protocol.deferral import read_token
-from treadle.protocol.ids import RunKey
 from treadle.v1 import step_service_pb2 as pb
 from treadle.v1.common_pb2 import FAILURE_KIND_APPLICATION, Failure
 from treadle.v1.step_service_pb2_grpc import StepServiceServicer
@@ -18,6 +17,8 @@ __all__ = ("StepService",)
 
 _TYPE_CHARS: Final = 200
 _MESSAGE_CHARS: Final = 8_000
+_BASES: Final = 32
+_SEALED_BYTES: Final = 512 << 10
 
 
 class StepService(StepServiceServicer):
@@ -42,12 +43,15 @@ class StepService(StepServiceServicer):
     async def FailStep(self, request: pb.FailStepRequest, context: Context) -> pb.FailStepResponse:
         """See step_service.proto."""
         told = request.failure
+        checks.check_payload("failure", told.sealed, _SEALED_BYTES)
         asked = self._asked(request)
         asked.failure = Failure(
             kind=FAILURE_KIND_APPLICATION,
             type=told.type[:_TYPE_CHARS] or "StepError",
             message=told.message[:_MESSAGE_CHARS],
             final=told.final,
+            bases=[name[:_TYPE_CHARS] for name in told.bases[:_BASES]],
+            sealed=told.sealed if told.HasField("sealed") else None,
         )
         await self._settle(request, asked)
         return pb.FailStepResponse(run_id=asked.token.run_id, command_id=asked.token.command_id)
@@ -57,5 +61,5 @@ class StepService(StepServiceServicer):
         return SettleStep(read_token(request.token), checks.request_id_of(request.request_id))
 
     async def _settle(self, request: pb.CompleteStepRequest | pb.FailStepRequest, asked: SettleStep) -> None:
-        run = RunKey(checks.namespace_of(request.namespace), asked.token.run_id)
+        run = checks.run_of(request.namespace, asked.token.run_id)
         run_reply(asked, await self._engine.ask(run, asked))
