@@ -39,6 +39,7 @@ PAGES = {
     "long-steps": [sum(range(1000)), "12: approved by Ada"],
     "versions": ["size 30", "weight 21", "weight 21", "shipped for 14"],
     "search": [["order-12", "order-14"], ["order-13"], False, 3],
+    "time": ["room 2 reserved", "a badge by hand", "found near", "it ran longer than its timeout of 1 s"],
 }
 """Page -> what its `main` returns."""
 

@@ -48,7 +48,7 @@ class SimReplica:
         self.schedule, self.store = world.schedule, world.store
         self.up = False
         self.epoch = 0
-        self.settings = Settings(retention_ms=10**9)
+        self.settings = Settings(retention_ms=10**9, cleanup_ms=300_000)  # longer than any repair
         self.start()
 
     def start(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from .__main__ import broken_in
 from .ledger import Broken
 from .mutants import MUTANTS
-from .world import simulate
+from .world import World, simulate
 
 _SEEDS = int(os.environ.get("TREADLE_TEST_SEEDS", "2000"))
 
@@ -44,14 +44,36 @@ def test_pool_steps_go_both_ways_and_collide() -> None:
     assert sum(1 for world in worlds if world.ways["pushed"] and world.ways["claimed"]) > 10
 
 
+def _with(seed: int, *names: str) -> World:
+    """A schedule with runs of these workflows among others."""
+    world = World(seed)
+    for number, name in enumerate(names, start=50):
+        world.start_run(name, number)
+    world.run()
+    return world
+
+
 def test_long_steps_fall_silent_and_count_on() -> None:
     """Silence is told by workers and found by servers, and later attempts go on from what was committed."""
-    worlds = [simulate(seed) for seed in range(150)]
+    worlds = [_with(seed, "loads") for seed in range(150)]
     events = [event for world in worlds for record in world.ledger.runs.values() for event in record.events]
     missed = [e.attempt_failed.failure for e in events if e.attempt_failed.failure.type == "HeartbeatMissed"]
     found = [failure for failure in missed if failure.message.endswith("did not report")]
     assert len(found) > 3 and len(missed) > 2 * len(found)
     assert sum(world.ledger.counts.kept for world in worlds) > 50
+
+
+def test_limits_come_up_in_every_way() -> None:
+    """Steps that time out in a queue, by their holder's word and without it; runs that are interrupted by their timeout."""
+    worlds = [_with(seed, "hurried", "late") for seed in range(100)]
+    events = [event for world in worlds for record in world.ledger.runs.values() for event in record.events]
+    kinds = Counter(event.step_failed.failure.type for event in events if event.HasField("step_failed"))
+    assert kinds["QueueTimedOut"] > 2 and kinds["StepTimedOut"] > 5, kinds
+    late = [record.events for world in worlds for run, record in world.ledger.runs.items() if run.run_id[:5] == "late-"]
+    interrupted = [[event.WhichOneof("kind") for event in events].count("run_timed_out") for events in late]
+    assert sum(interrupted) > 5 and set(interrupted) <= {0, 1}
+    told = {"run_timed_out", "cancel_requested", "run_terminated"}
+    assert all(told & {event.WhichOneof("kind") for event in events} for events in late)
 
 
 def test_a_seed_replays_exactly() -> None:

@@ -15,6 +15,7 @@ from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job, JobKind
 from treadle.v1.worker_service_pb2 import LANE_AMQP, SessionHello, SessionRequest, SessionResponse
 from treadle.worker.app import collect
+from treadle.worker.bodies import timed_out
 from treadle.worker.core.core import WorkerCore
 from treadle.worker.core.port import (
     Ack,
@@ -122,6 +123,7 @@ class SimWorker:
             step_credits=step_credits,
             wake_slots=self.world.wake_slots,
             always_replay=self.world.always_replay,
+            run_timeouts={flow.name: flow.timeout_ms for flow in _REGISTRY.workflows.values() if flow.timeout_ms},
         )
         self.core = WorkerCore(settings, self._execution, lambda: rng.getrandbits(64) or 1)
         if rng.random() < 0.75:
@@ -382,6 +384,8 @@ class SimWorker:
         if report.result is not None and job.name in DEFERRED:
             report = defers(self, attempt, int(report.result.data))
         duration = speaks(self, attempt) if job.heartbeat_ms else self._duration()
+        if 0 < attempt.left_ms < duration and self.schedule.rng.random() < 0.7:  # else the servers find it
+            duration, report = attempt.left_ms, timed_out(job.name, attempt.left_ms, total_ms=1)
         self.later(duration, lambda: self.end_attempt(attempt.token, report))
 
     def _cut_off(self, action: CancelAttempt) -> None:
@@ -405,7 +409,10 @@ class SimWorker:
         self.world.ledger.starts_code(run, call.command_id, half_dead=self._half_dead(), at_most_once=call.at_most_once)
         report = self._body(call.name, call.input, call.at_most_once)
         self.world.ambush(self)
-        self.later(self._duration(), lambda: self._end_local(token, call.command_id, report))
+        duration = self._duration()
+        if 0 < action.left_ms < duration:
+            duration, report = action.left_ms, timed_out(call.name, action.left_ms, total_ms=1)
+        self.later(duration, lambda: self._end_local(token, call.command_id, report))
 
     def _end_local(self, token: bytes, command_id: str, report: Report) -> None:
         self.do(lambda: self.core.local_ended(token, command_id, report, self.now))

@@ -22,6 +22,9 @@ from treadle.worker import (
     workflow,
 )
 
+from .limited import STEPS as LIMITED
+from .limited import gentle, hurried, late
+
 QUICK = Retry(attempts=0, initial="200ms", cap="2s")
 
 
@@ -356,6 +359,9 @@ WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "sends": (sends, lambda n: n + 1),
     "once_more": (once_more, lambda n: n + 1),
     "turns": (turns, lambda n: [n + 1, n + 1, n + 2, n + 3, n + 2]),
+    "gentle": (gentle, lambda n: n + 1),
+    "hurried": (hurried, lambda n: n + 1),
+    "late": (late, lambda n: n + 1),
 }
 """Name -> (workflow, its result for an argument)."""
 
@@ -367,7 +373,7 @@ LETTERS: dict[str, list[tuple[str, int, bool]]] = {
 """Workflow -> what one sender sends it, in order: (name, value, whether it is a question)."""
 
 STEPS: dict[str, Callable[..., Any]] = {
-    s.name: s.function for s in (add, double, local_add, charge, local_charge, load, decide)
+    s.name: s.function for s in (add, double, local_add, charge, local_charge, load, decide, *LIMITED)
 }
 """What the bodies compute; the simulation runs them at once and lets time pass."""
 
@@ -375,6 +381,6 @@ DEFERRED = frozenset(("decide",))
 """Steps whose result comes from outside."""
 
 EVERYTHING = (
-    *(add, double, local_add, charge, local_charge, load, decide, payments),
+    *(add, double, local_add, charge, local_charge, load, decide, payments, *LIMITED),
     *(w for w, _ in WORKFLOWS.values()),
 )

@@ -211,6 +211,21 @@ def test_the_first_request_of_an_owner_says_what_its_code_asks_for() -> None:
     assert [r.run_timeout_ms for r in rig.requests()] == [0]
 
 
+def test_a_try_that_failed_while_it_was_to_end_is_not_the_end() -> None:
+    """Its failure was on its way when the code was cancelled: no further try is wanted, but still an end."""
+    run = Feeder(calls, "wait", None)
+    kinds(run)
+    (ask,) = run.execution._ledger._asks.values()
+    cancel(run)
+    assert kinds(run) == [f"end {WORK}"]
+    run.feed(attempt_failed=h.AttemptFailed(command_id=WORK, digest=ask.digest, try_number=1, local=True))
+    assert kinds(run) == [f"end {WORK}"]
+    run.feed(step_retried=h.StepRetried(command_id=WORK, try_number=2))
+    assert kinds(run) == []
+    run.feed(step_cancelled=h.StepCancelled(command_id=WORK, digest=ask.digest, local=True))
+    assert kinds(run) == [CLEANUP]
+
+
 # --- the core: local steps whose end is waited for -------------------------------------------------------------------------
 def ends_local(command_id: str = "l", *, at: int = 3) -> Rig:
     rig = opened_rig(
@@ -244,6 +259,15 @@ def test_a_local_step_that_runs_is_cut_off_and_its_end_recorded() -> None:
         rig.pass_ms(1_000)
         (told,) = [c for frame in rig.sent for request in frame.requests for c in request.checkpoints]
         assert told.kind == kind
+
+
+def test_what_has_ended_is_not_ended_again() -> None:
+    rig = ends_local()
+    assert rig.of(StartLocal) and rig.core.may_start_local(b"t", "l", rig.now)
+    rig.core.local_ended(b"t", "l", Report("failed", failure=Failure(type="Boom")), rig.now)
+    (failed,) = [c for request in rig.requests() for c in request.checkpoints]
+    tell(rig)
+    assert failed.kind == REPORT_KIND_FAILED and not any(request.checkpoints for request in rig.requests())
 
 
 def test_a_local_step_that_had_not_begun_is_recorded_as_cancelled_at_once() -> None:

@@ -159,8 +159,20 @@ def test_header_and_last_error() -> None:
     assert head[-1] == "  error  ValueError: boom"
     assert last_error(timeline_of(HISTORY)) == ("enrich, attempt 2", BOOM)
     assert last_error(Timeline()) is None
+    assert header_lines(info(deadline_ms=61_000), Timeline())[-1].startswith("  must end by 1970-01-01")
+    assert "it cleans up" in header_lines(info(deadline_ms=61_000, timed_out=True), Timeline())[-1]
+    assert plain_run(info(deadline_ms=61_000))["deadline"] == "1970-01-01T00:01:01.000+00:00"
+    assert plain_run(info())["deadline"] is None and not plain_run(info())["timed_out"]
     waits = header_lines(info(reason="no live worker in pool 'flows'"), Timeline())
     assert waits[-1] == "  no live worker in pool 'flows'"
+
+
+def test_progress_says_that_a_run_is_asked_to_end() -> None:
+    event = h.HistoryEvent(position=2, time_ms=61_000)
+    event.run_timed_out.CopyFrom(h.RunTimedOut(timeout_ms=60_000, close_at_ms=121_000, raised=True))
+    timeline = Timeline()
+    assert progress_line("r1", timeline, event) == "  ⊘ the run's timeout of 1 m 00 s is over · 1 m 00 s to clean up"
+    assert timeline.timed_out
 
 
 def test_progress_marks_lost_and_retried_attempts() -> None:

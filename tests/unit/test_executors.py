@@ -16,6 +16,9 @@ from treadle.v1.common_pb2 import (
     FAILURE_KIND_PAYLOAD,
     FAILURE_KIND_STEP_TIMED_OUT,
     FAILURE_KIND_TIMED_OUT,
+    ON_CANCEL_UNSPECIFIED,
+    ON_CANCEL_WAIT,
+    OnCancel,
     Payload,
 )
 from treadle.worker.app import Registry, load_app
@@ -50,6 +53,18 @@ async def stubborn() -> str:
     except asyncio.CancelledError:
         return "finished all the same"
     return "never"
+
+@step
+async def lingers() -> None:
+    for _ in range(2):  # the second cancel is that of the end of the test
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            continue
+
+@step
+def blocks() -> None:
+    GO_ON.wait(30)
 
 @step
 async def exits() -> None:
@@ -204,6 +219,36 @@ def test_a_cancel_reaches_the_code(play: Callable[[Body], None], reason: str, ki
         running.cancel(reason)
         report = await end
         assert (report.kind, report.reason) == (kind, reason)
+
+    play(body)
+
+
+@pytest.mark.parametrize("mode", [ON_CANCEL_UNSPECIFIED, ON_CANCEL_WAIT])
+def test_code_whose_end_is_waited_for_takes_its_time(
+    play: Callable[[Body], None], mode: OnCancel.ValueType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("treadle.worker.executors.CUT_OFF_S", 0.05)
+
+    async def body(rig: Rig) -> None:
+        rig.registry.steps["lingers"].on_cancel = mode
+        running, end = rig.start("lingers", timeout_ms=400)
+        await until(lambda: running.started)
+        await asyncio.sleep(0)  # its body has begun to wait
+        began = time.monotonic()
+        running.cancel("cancelled")
+        assert (await end).kind == "cancelled"
+        waited = time.monotonic() - began
+        assert waited > 0.2 if mode == ON_CANCEL_WAIT else waited < 0.3, "at its timeout, or soon"
+
+    play(body)
+
+
+def test_a_cancelled_thread_is_given_up_at_its_timeout(play: Callable[[Body], None]) -> None:
+    async def body(rig: Rig) -> None:
+        running, end = rig.start("blocks", timeout_ms=100)
+        running.cancel("cancelled")
+        assert (await end).kind == "cancelled"
+        assert await rig.value("in_thread", 1)
 
     play(body)
 

@@ -18,7 +18,17 @@ from treadle.controlplane.tracing.span_data import HeadFacts, SpanData
 from treadle.controlplane.tracing.spans import SPANS_A_NAME, SPANS_A_RUN, project
 from treadle.controlplane.tracing.state import ProjectionState
 from treadle.v1 import history_pb2 as h
-from treadle.v1.common_pb2 import FAILURE_KIND_LOST, FAILURE_KIND_TIMED_OUT, Failure, Payload, TraceContext
+from treadle.v1.common_pb2 import (
+    FAILURE_KIND_LOST,
+    FAILURE_KIND_QUEUE_TIMED_OUT,
+    FAILURE_KIND_RUN_TIMED_OUT,
+    FAILURE_KIND_STEP_TIMED_OUT,
+    FAILURE_KIND_TIMED_OUT,
+    Failure,
+    FailureKind,
+    Payload,
+    TraceContext,
+)
 
 FACTS = HeadFacts("default", "order-42", 0x1234)
 BOOM = Failure(type="ValueError", message="boom", traceback="Traceback: boom")
@@ -228,6 +238,7 @@ def test_a_close_ends_what_is_open() -> None:
         (h.RunCompleted(), "success", "ok"),
         (h.RunFailed(failure=BOOM), "failure", "error"),
         (h.RunFailed(failure=Failure(kind=FAILURE_KIND_TIMED_OUT)), "timeout", "error"),
+        (h.RunFailed(failure=Failure(kind=FAILURE_KIND_RUN_TIMED_OUT)), "timeout", "error"),
         (h.RunCancelled(), "cancellation", "unset"),
         (h.RunTerminated(), "cancellation", "unset"),
     ],
@@ -235,6 +246,21 @@ def test_a_close_ends_what_is_open() -> None:
 def test_outcomes_of_runs(end: Message, outcome: str, status: str) -> None:
     run = spans(START, (2000, end))["run"]
     assert (run.attributes[a.RUN_OUTCOME], run.status) == (outcome, status)
+
+
+@pytest.mark.parametrize("kind", [FAILURE_KIND_QUEUE_TIMED_OUT, FAILURE_KIND_STEP_TIMED_OUT])
+def test_a_step_that_came_to_a_limit_says_so(kind: FailureKind.ValueType) -> None:
+    """Nobody held it: its span is the wait."""
+    scheduled = h.StepScheduled(command_id=WORK, name="work", pool="crm")
+    made = spans(START, (1100, scheduled), (3100, h.StepFailed(command_id=WORK, failure=Failure(kind=kind))))
+    span = made[f"step/{WORK}/1"]
+    assert (ms(span), span.attributes[a.ATTEMPT_OUTCOME], span.status) == ((1100, 3100), "timeout", "error")
+
+
+def test_a_local_step_that_was_told_to_end_has_a_span() -> None:
+    ended = h.StepCancelled(command_id="0/l#1", attempt=1, name="l", local=True)
+    span = spans(START, (2000, ended))["step/0/l#1/1"]
+    assert span.attributes[a.ATTEMPT_OUTCOME] == "cancelled" and span.status == "unset"
 
 
 def test_a_timer_says_when_it_was_to_fire() -> None:

@@ -22,6 +22,7 @@ from treadle.controlplane.counters import DecisionCounter
 from treadle.controlplane.duties.blobs import BlobDuty
 from treadle.controlplane.duties.gauges import GaugeDuty
 from treadle.controlplane.duties.leases import LeaseChecker
+from treadle.controlplane.duties.leftovers import LeftoverDuty
 from treadle.controlplane.duties.outbox import OutboxDuty
 from treadle.controlplane.duties.queues import QueueWatch
 from treadle.controlplane.duties.silence import SilenceDuty
@@ -82,6 +83,7 @@ class ControlPlane:
             timers.run,
             OutboxDuty(self.engine, timers).run,
             SilenceDuty(self.engine, leases, timers).run,
+            LeftoverDuty(self.engine).run,
         ]
         if config.blobs:
             every_s = config.blob_sweep_ms / 1000

@@ -11,7 +11,6 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
@@ -19,7 +18,8 @@ import structlog
 from treadle.protocol.eager import start_now
 from treadle.protocol.errors import ConfigError, PayloadError, TreadleError
 from treadle.protocol.payloads import MAX_PAYLOAD_BYTES
-from treadle.v1.common_pb2 import Payload
+from treadle.v1.common_pb2 import ON_CANCEL_ABANDON, ON_CANCEL_WAIT, Payload
+from treadle.worker.attempt_call import Call
 from treadle.worker.bodies import (
     Arguments,
     crashed,
@@ -33,12 +33,11 @@ from treadle.worker.bodies import (
 )
 from treadle.worker.child_wire import Run, Said
 from treadle.worker.children import Child, ChildDied, Children
-from treadle.worker.core.port import Attempt, Report
+from treadle.worker.core.port import Report
 from treadle.worker.current import STEP_INFO, StepInfo
 from treadle.worker.pulse import Pulse
-from treadle.worker.spans import SpanFacts, Spans
+from treadle.worker.spans import Spans
 from treadle.worker.step_values import StepValues
-from treadle.worker.steps import Step
 from treadle.worker.threads import Job, StepThread, Threads
 
 __all__ = ("CUT_OFF_S", "Call", "Executors", "Running")
@@ -46,49 +45,10 @@ __all__ = ("CUT_OFF_S", "Call", "Executors", "Running")
 CUT_OFF_S: Final = 2.0
 """How long user code that was told to end may take for it."""
 
-_log = structlog.stdlib.get_logger(__name__)
-
-
-_NO_FACTS: Final = SpanFacts()
 _LOCK: Final = threading.Lock()
 """A step may say something for the first time in two threads at once."""
 
-
-@dataclass(slots=True, kw_only=True)
-class Call:
-    """One attempt, as the executors see it. (Not frozen: one is made for each step, and freezing triples its price.)
-
-    Attributes:
-        step: The step.
-        payload: Its encoded arguments.
-        info: What the step may know; its `cancel_reason` is set when it is cut off.
-        timeout_ms: Longest duration; 0: no limit.
-        left_ms: What is left of the step's total timeout; 0: no limit.
-        alone: In a child process of its own.
-        local: A local step; these have threads of their own, so that they cannot keep pool steps from starting.
-        may_start: Asked as the last thing before user code.
-        ended: Told the end, on the event loop, once; None: `may_start` said no, or it was cut off before.
-        facts: For its span.
-        attempt: Of a pool step: what was granted.
-        heartbeat_ms: Longest silence; 0: no limit.
-        progress: What an attempt before it said last of how far it was.
-        said: Told what the code says of its progress (None: that it goes on), on the event loop, before `ended`.
-    """
-
-    step: Step[..., Any]
-    payload: Payload
-    info: StepInfo
-    may_start: Callable[[], bool]
-    ended: Callable[[Report | None], None]
-    timeout_ms: int = 0
-    left_ms: int = 0
-    alone: bool = False
-    local: bool = False
-    facts: SpanFacts = _NO_FACTS
-    attempt: Attempt | None = None
-    heartbeat_ms: int = 0
-    progress: Payload | None = None
-    said: Callable[[Call, bytes | None], None] | None = None
+_log = structlog.stdlib.get_logger(__name__)
 
 
 class Running:
@@ -183,12 +143,22 @@ class Running:
         """Tell the code to end. Before its start it will not start; a thread can only be asked (`step_info()`)."""
         if self.done or self.overdue or self.call.info.cancel_reason:
             return
+        if reason == "run closed" and self.call.step.on_cancel == ON_CANCEL_ABANDON:
+            return
         self.call.info.cancel_reason = reason
         if not self.started:
             return
         self._cut(reason)
-        if self.thread is None or reason == "drain":
+        if not self._may_take_its_time():
             self._later(CUT_OFF_S, self._give_up)
+
+    def _may_take_its_time(self) -> bool:
+        """Whether it ends by itself, at its timeout at the latest: a thread, or what its caller waits for."""
+        call = self.call
+        if call.info.cancel_reason == "drain" or self.child is not None:
+            return False
+        awaited = call.step.on_cancel == ON_CANCEL_WAIT and call.info.cancel_reason == "cancelled"
+        return self.thread is not None or awaited
 
     def end(self, report: Report | None) -> None:
         """Tell the end, unless it was told already."""
@@ -206,7 +176,11 @@ class Running:
         self.call.ended(report)
 
     def _time_out(self) -> None:
-        if self.done or self.call.info.cancel_reason:
+        if self.done:
+            return
+        if self.call.info.cancel_reason:
+            if self._may_take_its_time():
+                self._give_up()
             return
         self.overdue = True
         if self.thread is not None:

@@ -294,7 +294,6 @@ class PushedGrant:
 class CancelOrder:
     """Tell a holder to cut off an attempt."""
 
-    replica_id: str
     worker_id: str
     token: bytes
     reason: str

@@ -258,7 +258,7 @@ class RunView:
     def cancel_holder(self, row: CommandRow, reason: str) -> None:
         """Tell the holder of a step to cut it off."""
         holder = row.holder
-        self.decision.cancels.append(CancelOrder(holder.replica_id, holder.worker_id, holder.token, reason))
+        self.decision.cancels.append(CancelOrder(holder.worker_id, holder.token, reason))
 
     # --- dispatching ---------------------------------------------------------------------------------------------
     def step_job(self, row: CommandRow) -> Job:

@@ -168,7 +168,7 @@ class Replica:
         for pushed in decision.grants:
             self.push(run, pushed)
         for order in decision.cancels:
-            if order.replica_id == self.replica_id and order.worker_id in self.sessions:
+            if order.worker_id in self.sessions:  # it may have come here since it got GO
                 self.sessions[order.worker_id].cancel(order.token, order.reason)
         if decision.owner_gone is not None:
             held = self._owners.get(run)

@@ -157,8 +157,8 @@ class LocalSteps:
     def end(self, call: LocalCall) -> Checkpoint | None:
         """It is to end, and its end to be recorded. Returns that, if nothing of it runs that will tell."""
         command_id = call.command_id
-        if self._reported.get(command_id) == call.try_number:
-            return None  # it has ended
+        if command_id in self._reported:
+            return None  # a try has ended; if the step goes on after it, the code asks again
         local = self.active.get(command_id)
         if local is not None and local.running:
             self._cut(command_id, "cancelled")

@@ -255,7 +255,7 @@ class WorkflowExecution(Outside):
             return
         ask = self._ledger.recorded(event.command_id, event.digest, position, None)
         if ask is not None:
-            ask.call_wanted = False
+            self._ledger.try_failed(ask)
             ask.progress = event.progress if event.HasField("progress") else ask.progress
 
     def _step_retried(self, event: history.StepRetried, _position: int) -> None:

@@ -332,6 +332,12 @@ class Ledger:
         self._close(ask)
         return ask
 
+    def try_failed(self, ask: Ask) -> None:
+        """A try of a local step failed, and another one would follow."""
+        ask.call_wanted = False
+        if ask.cancelling:
+            self._local_ends.append(ask)
+
     def call_again(self, ask: Ask, try_number: int) -> None:
         """The wait before another try of a local step is over."""
         ask.try_number = try_number
