@@ -49,8 +49,8 @@ class Backlog:
             self._others.pop(run, None)
             self._woken.pop(run, None)
             self._timers[run] = None
-        elif run not in self._timers:
-            self._line_of(run)[run] = None
+        elif run not in self._timers and run not in self._others and run not in self._woken:
+            self._line_of(run)[run] = None  # one line only: which it would be changes while it waits
 
     def put_back(self, run: RunKey, items: list[Item]) -> None:
         """Put back what was taken and is not done; it stays first of its run. To be released like all that was taken."""
