@@ -40,6 +40,10 @@ PAGES = {
     "versions": ["size 30", "weight 21", "weight 21", "shipped for 14"],
     "search": [["order-12", "order-14"], ["order-13"], False, 3],
     "time": ["room 2 reserved", "a badge by hand", "found near", "it ran longer than its timeout of 1 s"],
+    "from-celery": ["Summer: small-a.png+small-slow.png"],
+    "from-temporal": ["charge of 12 for order-42; order-42 is on its way", "charge of 12 for order-42"],
+    "from-inngest": "welcomed account of ada@example.com",
+    "from-step-functions": ["2 rows, approved by Ada", "Rejected: a row is empty"],
 }
 """Page -> what its `main` returns."""
 
