@@ -13,7 +13,7 @@ import pytest
 
 from treadle.protocol.errors import ConfigError, NotDeterministic
 from treadle.testing import Lab, NeedsAttention
-from treadle.worker import continue_as_new, step, workflow
+from treadle.worker import changed, continue_as_new, set_tags, step, workflow
 
 CALLS = count()
 
@@ -238,3 +238,40 @@ def test_the_fixture_is_named_in_a_conftest(tmp_path: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert "1 failed, 2 passed, 1 error" in ran.stdout, ran.stdout
     assert ran.stdout.count("is not the same when it is replayed") == 1, "a test that failed is not told twice"
+
+
+# --- code that changes in marked places, and versions ------------------------------------------------------------------
+@workflow(name="sale")
+async def marked_sale(days: int) -> int:
+    first = await (b(10) if changed("bigger") else a(1))
+    await asyncio.sleep(86400 * days)
+    return first + await (b(20) if changed("dearer") else a(2))
+
+
+def test_a_marked_change_takes_the_old_way_where_the_run_has_passed_it() -> None:
+    with Lab() as lab:
+        run = lab.start(old_sale, 2)
+        lab.restart(marked_sale)
+        assert run.result() == 1 + 20
+        assert lab.start(marked_sale, 2).result() == 10 + 20
+
+
+@workflow(name="bill", version="1")
+async def first_bill(days: int) -> int:
+    await asyncio.sleep(86400 * days)
+    return await a(1)
+
+
+@workflow(name="bill", version="2")
+async def second_bill(days: int) -> int:
+    set_tags(version="second")
+    await asyncio.sleep(86400 * days)
+    return await b(2)
+
+
+def test_versions_of_a_workflow_run_side_by_side() -> None:
+    with Lab() as lab:
+        first, second = lab.start(first_bill, 2), lab.start(second_bill, 2)
+        lab.restart()
+        assert (first.result(), second.result()) == (1, 2)
+        assert (first.tags, second.tags) == ({}, {"version": "second"})

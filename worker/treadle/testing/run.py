@@ -55,6 +55,11 @@ class Run(Generic[R]):
         """Whether it has its outcome."""
         return self._head.state == RUN_STATE_CLOSED
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """Its tags, as its code set them."""
+        return {tag.key: tag.value for tag in self._head.tags}
+
     def result(self) -> R:
         """Let time pass until the run has closed, and return what its workflow returned.
 
