@@ -266,3 +266,29 @@ async def forgotten() -> None:
 def test_what_nobody_finishes_is_told(lab: Lab) -> None:
     with pytest.raises(Stuck, match="step 'waits_for_ever' to be finished from outside: hand its token"):
         lab.start(forgotten).result()
+
+
+# --- large values ------------------------------------------------------------------------------------------------------
+@step
+def large(size: int) -> str:
+    return "x" * size
+
+
+@step(pool="far")
+def size_of(text: str) -> int:
+    return len(text)
+
+
+@workflow
+async def weighs(size: int) -> int:
+    text = await large(size)
+    return await size_of(text)
+
+
+def test_values_are_as_large_as_production_takes_them() -> None:
+    with Lab() as lab:
+        assert lab.start(weighs, 500_000).result() == 500_000
+        with pytest.raises(RunFailed, match="PayloadTooLarge"):
+            lab.start(weighs, 2_000_000).result()
+    with Lab(max_payload_bytes=64 << 20) as lab:
+        assert lab.start(weighs, 2_000_000).result() == 2_000_000

@@ -106,6 +106,7 @@ class Member:
         executions: Makes coroutines.
         now: The time in milliseconds.
         rng: Where its ids come from.
+        payload_limit: Bytes of the largest value of workflow code.
         name: Of the worker; a number is enough.
         pool: Whom it works for.
         workflows, steps: What it has.
@@ -120,6 +121,7 @@ class Member:
         *,
         now: Callable[[], int],
         rng: Random,
+        payload_limit: int,
         name: str,
         pool: str,
         workflows: frozenset[str],
@@ -140,6 +142,7 @@ class Member:
             right_ms=NEVER_MS,
             unanswered_ms=NEVER_MS,
             give_back_session_ms=NEVER_MS,
+            payload_limit=payload_limit,
         )
         self.core = WorkerCore(settings, executions, lambda: rng.getrandbits(64) or 1)
         hello = SessionHello(

@@ -47,6 +47,7 @@ class House:
     Args:
         start_ms: What time it is at first.
         seed: Where chance comes from.
+        payload_limit: Bytes of the largest value.
 
     Attributes:
         agenda: The clock, and what is planned.
@@ -56,11 +57,12 @@ class House:
         understudies: What plays in place of workflows.
     """
 
-    def __init__(self, start_ms: int, seed: int) -> None:
+    def __init__(self, start_ms: int, seed: int, payload_limit: int) -> None:
+        self.payload_limit = payload_limit
         self._rng = Random(seed)
         self.agenda = Agenda(start_ms)
         self.plane = Plane(lambda: self.agenda.now, self._rng)
-        self.stage = Stage(self.agenda)
+        self.stage = Stage(self.agenda, payload_limit)
         self.registry = Registry()
         self.plane.starts = self.starts
         self.understudies = Understudies(lambda error: self.stage.heard(error, is_double=True))
@@ -123,6 +125,7 @@ class House:
                 self._watch,
                 now=lambda: self.agenda.now,
                 rng=self._rng,
+                payload_limit=self.payload_limit,
                 name=self.new_id("worker"),
                 pool=pool,
                 workflows=frozenset(thing.code for thing in mine if isinstance(thing, Workflow)),
@@ -160,7 +163,7 @@ class House:
                     looked = looked[-1:]  # what its code asked for before counts only in part
                 if looked and not self.understudies.plays(code_name(head.workflow, head.version)):
                     asked = self._watch.asked[run.run_id, head.incarnation]
-                    check_replay(_context(head), self._watch.make, history, asked, looked)
+                    check_replay(self._context(head), self._watch.make, history, asked, looked)
 
     # --- going on ----------------------------------------------------------------------------------------------------
     def request(self, run: RunKey, request: Request) -> None:
@@ -274,9 +277,22 @@ class House:
             del self.plane.attention[run]
             raise NeedsAttention(f"run {run.run_id} needs attention: {self.plane.head(run).attention}")
 
+    def _context(self, head: RunHead) -> RunContext:
+        return RunContext(
+            namespace=head.namespace,
+            run_id=head.run_id,
+            incarnation=head.incarnation,
+            workflow=code_name(head.workflow, head.version),
+            accepted_until=head.accepted_until,
+            retried_at=head.retried_at,
+            passed_until=head.passed,
+            marks=frozenset(head.marks),
+            payload_limit=self.payload_limit,
+        )
+
     def _signals(self, run: RunKey) -> list[tuple[bool, str]]:
         """What the code of an open run waits for: a replay tells."""
-        execution = self._watch.make(_context(self.plane.head(run)))
+        execution = self._watch.make(self._context(self.plane.head(run)))
         assert isinstance(execution, WorkflowExecution)
         try:
             for event in self.plane.history(run):
@@ -290,19 +306,6 @@ def _registry_of(app: App) -> Registry:
     if isinstance(app, Workflow | Step):
         return Registry().add(app)
     return app if isinstance(app, Registry) else collect(app)
-
-
-def _context(head: RunHead) -> RunContext:
-    return RunContext(
-        namespace=head.namespace,
-        run_id=head.run_id,
-        incarnation=head.incarnation,
-        workflow=code_name(head.workflow, head.version),
-        accepted_until=head.accepted_until,
-        retried_at=head.retried_at,
-        passed_until=head.passed,
-        marks=frozenset(head.marks),
-    )
 
 
 def _name_of(thing: Workflow[..., Any] | Step[..., Any]) -> str:

@@ -18,7 +18,7 @@ from treadle.protocol.errors import ConfigError
 from treadle.protocol.events import check_event
 from treadle.protocol.failures import failure_of
 from treadle.protocol.ids import RunKey, check_run_id
-from treadle.protocol.payloads import encode
+from treadle.protocol.payloads import MAX_PAYLOAD_BYTES, encode
 from treadle.protocol.tags import code_name
 from treadle.v1.common_pb2 import Failure, NamedEvent, Payload, TraceContext
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_REJECT
@@ -67,6 +67,7 @@ class Lab:
         start: What time it is at first, with a time zone. Default: 2030-01-01, midnight UTC.
         seed: Where run ids, `treadle.worker.random()` and the jitter of retries come from; one seed is one course of things.
         check_replay: Whether runs are replayed at the end. Default: yes.
+        max_payload_bytes: Largest encoded value. Default: 1 MiB; with a blob store, production takes 64 MiB.
 
     Raises:
         ConfigError: Two workflows or steps have the same name, or `start` has no time zone.
@@ -78,11 +79,12 @@ class Lab:
         start: datetime = START,
         seed: int = 0,
         check_replay: bool = True,
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
     ) -> None:
         if start.tzinfo is None:
             raise ConfigError(f"Lab(start={start!r}): give it a time zone, as in datetime(2030, 1, 1, tzinfo=UTC)")
         guard.install()  # the refusals of production: no files, sockets and threads in workflow code
-        self._house = House(round(start.timestamp() * 1000), seed)
+        self._house = House(round(start.timestamp() * 1000), seed, max_payload_bytes)
         self._runs: dict[str, Run[Any]] = {}
         self._check_replay = check_replay
         self._house.add(apps)
@@ -134,7 +136,7 @@ class Lab:
             PayloadError: An argument cannot be encoded.
             NotDeterministic: The workflow calls what only a step may call.
         """
-        payload = workflow.signature.encode_call(args, kwargs)
+        payload = workflow.signature.encode_call(args, kwargs, limit=self._house.payload_limit)
         add_reachable(self._house.registry, workflow)
         key = RunKey(NAMESPACE, self._house.new_id(workflow.name) if id is None else check_run_id(id))
         self._house.employ()
@@ -291,7 +293,7 @@ class Lab:
             FieldInvalid: It is no token.
             PayloadError: The value cannot be encoded.
         """
-        self._finish(token, request_id, encode(value, what="result of the step"), None)
+        self._finish(token, request_id, encode(value, what="result of the step", limit=self._house.payload_limit), None)
 
     def fail_step(
         self, token: str, error: str | BaseException, *, final: bool = False, request_id: str | None = None

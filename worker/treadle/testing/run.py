@@ -198,7 +198,8 @@ class Run(Generic[R]):
 
     def _send(self, name: str, value: Any, id: str | None, *, asks: bool) -> str:
         signal_id = id or self._house.new_id("question" if asks else "signal")
-        data = encode(value, what=f"{'question' if asks else 'signal'} {name!r}")
+        what = f"{'question' if asks else 'signal'} {name!r}"
+        data = encode(value, what=what, limit=self._house.payload_limit)
         self._house.request(self._key, SignalRun(signal_id, name, data, asks))
         return signal_id
 

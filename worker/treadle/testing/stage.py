@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from treadle.protocol.errors import ConfigError, PayloadError
-from treadle.protocol.payloads import MAX_PAYLOAD_BYTES
 from treadle.v1.common_pb2 import Payload
 from treadle.worker.bodies import cut_off, failed, heartbeat_missed, run_async, run_sync, timed_out
 from treadle.worker.core.port import Report
@@ -70,14 +69,18 @@ class Attempt:
 class Stage:
     """See the module.
 
+    Args:
+        agenda: The clock.
+        limit: Bytes of the largest result.
+
     Attributes:
         doubles: By name of the step.
         calls: Every attempt that began.
         broken: What a test must hear of at once: a failed assertion of a double, a Ctrl-C.
     """
 
-    def __init__(self, agenda: Agenda) -> None:
-        self._agenda = agenda
+    def __init__(self, agenda: Agenda, limit: int) -> None:
+        self._agenda, self._limit = agenda, limit
         self.doubles: dict[str, Double] = {}
         self.calls: list[Call] = []
         self.broken: BaseException | None = None
@@ -144,11 +147,11 @@ class Stage:
         if inspect.iscoroutinefunction(function):
             step.function = self._watched_async(function, is_double)
             arguments = step.signature.decode_call(attempt.payload)  # its own: it may change them
-            self._spawn(running, run_async(step, arguments, attempt.info, MAX_PAYLOAD_BYTES), context)
+            self._spawn(running, run_async(step, arguments, attempt.info, self._limit), context)
         else:
             step.function = self._watched(function, is_double)
             with _loop_aside():
-                report = context.run(run_sync, step, attempt.payload, attempt.info, MAX_PAYLOAD_BYTES)
+                report = context.run(run_sync, step, attempt.payload, attempt.info, self._limit)
             running.end(report)
 
     def cancel(self, key: object, reason: str) -> None:
