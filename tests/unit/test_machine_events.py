@@ -315,6 +315,11 @@ def test_an_end_that_overtakes_its_beginning_ends_it() -> None:
     world.deliver(begin)
     world.settle()
     assert not world.slot(order=7).waits and not world.slot(order=7).ended
+    world.wait("r2", match={"order": 7})
+    world.settle()
+    world.send(event(order=7))
+    world.settle()
+    assert (world.got(), world.got("r2")) == ([], ["e1"])
 
 
 def test_a_parked_run_is_woken() -> None:

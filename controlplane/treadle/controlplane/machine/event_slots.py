@@ -67,7 +67,11 @@ def tell(view: RunView, request: TellSlot) -> Unavailable | None:
 def _slot(view: RunView, news: SlotNews) -> EventSlot:
     if not view.exists:
         records.make(view).event_slot.CopyFrom(EventSlot(name=news.name, keys=news.keys, last_ms=view.now))
-    return view.head.event_slot
+    slot = view.head.event_slot
+    if not news.HasField("end") and slot.keys != news.keys:  # an end came first, and names no keys
+        del slot.keys[:]
+        slot.keys.extend(news.keys)
+    return slot
 
 
 # --- events --------------------------------------------------------------------------------------------------------------
