@@ -150,7 +150,7 @@ class MemoryCore(MemoryCursors):
             run = self._state.runs[change.run] = run.copy(self._generation)
         run.revision = change.revision
         run.head = change.head
-        for name in change.del_fields:
+        for name in () if change.restart else change.del_fields:
             run.fields.pop(name, None)
         run.fields.update(change.set_fields)
         run.events.extend(change.events)
