@@ -17,6 +17,7 @@ from pathlib import Path
 
 from treadle.worker import (
     Deferred,
+    FailedRun,
     Retry,
     StepError,
     StepLost,
@@ -455,3 +456,27 @@ async def stall(n: int, seconds: float) -> int:
 async def stalling(n: int, seconds: float) -> int:
     """A long step that hangs."""
     return await stall(n, seconds)
+
+
+@step(pool="steps", retry=Retry(attempts=1))
+async def guarded(n: int, gate: str) -> int:
+    """Fails as long as its gate is closed."""
+    async with noted():
+        if not (Path(os.environ["KILL_GATES"]) / gate).exists():
+            raise RuntimeError(f"gate {gate} is closed")
+        return n * n
+
+
+@step(retry=_QUICK)
+async def tell(failed: FailedRun) -> str:
+    async with noted(local=True):
+        return failed.id
+
+
+@workflow(pool="flows", on_failure=tell)
+async def redriven(n: int, gate: str) -> int:
+    """Steps, one of which fails until its gate is open, and what comes behind it."""
+    total = sum(await asyncio.gather(*(square(i) for i in range(n))))
+    total += await local_square(n)
+    total += await guarded(n, gate)
+    return total + await local_square(n + 1)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from treadle.v1.history_pb2 import HistoryEvent
+from treadle.worker.loop.redrive import past_of
 
 __all__ = ("Entry", "check_ledger", "read_ledger")
 
@@ -154,6 +155,10 @@ def _check_history(run: str, events: Sequence[HistoryEvent]) -> list[str]:
         kind = event.WhichOneof("kind") or ""
         if event.position != number:
             wrong.append(f"{run}: position {event.position} where {number} should be")
+        if kind == "run_retried" and closed:
+            closed = ""
+            kept = past_of(events[:number]).events
+            settled = {getattr(e, k).command_id for e in kept if (k := e.WhichOneof("kind") or "") in _STEP_OUTCOMES}
         if closed:
             wrong.append(f"{run}: {kind} after {closed}")
         if kind in _STEP_OUTCOMES:

@@ -10,6 +10,7 @@ from treadle.controlplane.store.port import Change, Want
 from treadle.protocol.ids import RECORD_MARK, RunKey
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RunHead
+from treadle.worker.loop.redrive import past_of
 
 from .long_steps import Counts
 
@@ -63,6 +64,8 @@ class Ledger:
             kind = event.WhichOneof("kind") or ""
             if event.position != len(record.events) + 1:
                 raise Broken(f"S1: {change.run} has event {event.position} after {len(record.events)}")
+            if kind == "run_retried":
+                self._goes_on(change.run, record, event)
             if record.outcome:
                 raise Broken(f"S1: {change.run} has {kind} after its outcome {record.outcome}")
             record.events.append(event)
@@ -87,6 +90,18 @@ class Ledger:
         for key in [key for key in self.starts if key[0] == run]:
             del self.starts[key]
         return record
+
+    def _goes_on(self, run: RunKey, record: RunRecord, event: HistoryEvent) -> None:
+        """What counts of the past is settled; the rest is asked for again."""
+        if record.outcome not in _RUN_OUTCOMES:
+            raise Broken(f"S1: {run} goes on, but it is {record.outcome or 'open'}")
+        record.outcome = ""
+        self.closed -= 1
+        kept = past_of([*record.events, event]).events
+        kinds = [(kind, one) for one in kept if (kind := one.WhichOneof("kind") or "") in _STEP_OUTCOMES]
+        record.settled = {getattr(one, kind).command_id for kind, one in kinds if kind != "step_cancelled"}
+        for key in [key for key in self.starts if key[0] == run and key[1] not in record.settled]:
+            del self.starts[key]
 
     def _has_wake_up(self, change: Change) -> None:
         head = RunHead.FromString(change.head)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from treadle.controlplane.replica import Session
 from treadle.controlplane.store.port import Beat
+from treadle.protocol.failures import failure_of
 from treadle.protocol.ids import RunKey
 from treadle.protocol.payloads import encode
 from treadle.protocol.topology import Queue
@@ -433,6 +434,8 @@ class SimWorker:
             coroutine.send(None)
         except StopIteration as done:
             return Report("completed", result=encode(done.value, what=name), duration_ms=1)
+        except LookupError as error:
+            return Report("failed", failure=failure_of(error), duration_ms=1)
         raise AssertionError("a simulated step must not wait")
 
     def _execution(self, context: RunContext) -> Execution:

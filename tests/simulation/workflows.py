@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from treadle.worker import (
+    FailedRun,
     Retry,
+    Saga,
     StepError,
     changed,
     continue_as_new,
@@ -334,6 +336,71 @@ async def payments(n: int) -> int:
     return await local_add(paid.data["amount"], again.data["amount"])
 
 
+@workflow
+async def undoes(n: int) -> list[int]:
+    """What a saga did is undone, last first, once."""
+    undone: list[int] = []
+
+    async def undo(x: int) -> None:
+        undone.append(await add(x, 100))
+
+    async def undo_here(x: int) -> None:
+        undone.append(await local_add(x, 200))
+
+    try:
+        async with Saga() as saga:
+            saga.undo(undo, await add(n, 1))
+            saga.undo(undo_here, await local_add(n, 2))
+            await asyncio.sleep(0.2)
+            raise LookupError("not to be had")
+    except LookupError:
+        return undone
+
+
+MENDED: set[int] = set()
+"""Arguments for which what is picky returns: a person mended the world before the run was told to go on."""
+
+
+@step(pool="default", retry=Retry(attempts=2, initial="100ms"))
+async def picky(n: int) -> int:
+    if n not in MENDED:
+        raise LookupError("the world is not mended")
+    return n
+
+
+@step(retry=Retry(attempts=1))
+async def local_picky(n: int) -> int:
+    if n not in MENDED:
+        raise LookupError("the world is not mended here")
+    return n
+
+
+@step(retry=QUICK)
+async def note_failure(failed: FailedRun) -> str:
+    return failed.id
+
+
+@workflow(on_failure=note_failure)
+async def mended(n: int) -> int:
+    """Fails while a sibling sleeps, and goes on when it is told to."""
+    first = await add(n, 1)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.sleep(2))
+        second = group.create_task(picky(n))
+    return await local_add(first, second.result())
+
+
+@workflow(on_failure=note_failure)
+async def mended_here(n: int) -> int:
+    """The same with a local step, in a child."""
+    return await add(await mended_child(n), 1)
+
+
+@workflow
+async def mended_child(n: int) -> int:
+    return await local_picky(await local_add(n, 0))
+
+
 WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "chain": (chain, lambda n: (n + 11) * 2),
     "fan": (fan, lambda n: [n + i + 101 for i in range(3)]),
@@ -357,6 +424,9 @@ WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "loads": (loads, lambda n: [3 * n, 3 * n + 3]),
     "errands": (errands, lambda n: [n + 1, n, None, n + 1]),
     "sends": (sends, lambda n: n + 1),
+    "undoes": (undoes, lambda n: [n + 202, n + 101]),
+    "mended": (mended, lambda n: 2 * n + 1),
+    "mended_here": (mended_here, lambda n: n + 1),
     "once_more": (once_more, lambda n: n + 1),
     "turns": (turns, lambda n: [n + 1, n + 1, n + 2, n + 3, n + 2]),
     "gentle": (gentle, lambda n: n + 1),
@@ -372,15 +442,14 @@ LETTERS: dict[str, list[tuple[str, int, bool]]] = {
 }
 """Workflow -> what one sender sends it, in order: (name, value, whether it is a question)."""
 
-STEPS: dict[str, Callable[..., Any]] = {
-    s.name: s.function for s in (add, double, local_add, charge, local_charge, load, decide, *LIMITED)
-}
+BODIES = (add, double, local_add, charge, local_charge, load, decide, picky, local_picky, note_failure, *LIMITED)
+STEPS: dict[str, Callable[..., Any]] = {s.name: s.function for s in BODIES}
 """What the bodies compute; the simulation runs them at once and lets time pass."""
 
 DEFERRED = frozenset(("decide",))
 """Steps whose result comes from outside."""
 
-EVERYTHING = (
-    *(add, double, local_add, charge, local_charge, load, decide, payments, *LIMITED),
-    *(w for w, _ in WORKFLOWS.values()),
-)
+REDRIVEN = frozenset(("mended", "mended_here"))
+"""Workflows whose runs fail, and are then told to go on."""
+
+EVERYTHING = (*BODIES, mended_child, payments, *(w for w, _ in WORKFLOWS.values()))

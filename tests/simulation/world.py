@@ -18,6 +18,7 @@ from treadle.controlplane.machine.requests import (
     CancelRun,
     Claimed,
     Reply,
+    RetryRun,
     RunReply,
     SignalRun,
     StartRun,
@@ -43,7 +44,7 @@ from .clock import Schedule
 from .ledger import Broken, Ledger
 from .replica import SimReplica
 from .worker import Link, SimWorker
-from .workflows import EVERYTHING, LETTERS, WORKFLOWS
+from .workflows import EVERYTHING, LETTERS, MENDED, REDRIVEN, WORKFLOWS
 
 __all__ = ("FAULTS", "World", "simulate")
 
@@ -88,6 +89,8 @@ class World:
         self.expected: dict[RunKey, Any] = {}
         self.interrupted: set[RunKey] = set()
         self.started: set[RunKey] = set()
+        self.to_redrive: set[tuple[RunKey, int]] = set()
+        MENDED.clear()
         self.on_commit: Callable[[RunKey, Decision], None] = lambda run, decision: None
 
     # --- what the parts ask of it ------------------------------------------------------------------------------------
@@ -102,6 +105,14 @@ class World:
 
     def observed(self, run: RunKey, decision: Decision) -> None:
         self.on_commit(run, decision)
+        for event in decision.events:
+            if event.run_failed.hook_run_id:  # its letter may still be on its way
+                self.known(RunKey(run.namespace, event.run_failed.hook_run_id))
+        failed = any(event.HasField("run_failed") for event in decision.events)
+        if failed and decision.head is not None and run in self.expected and decision.head.workflow in REDRIVEN:
+            self.to_redrive.add((run, decision.head.length))
+            MENDED.add(int(run.run_id.rpartition("-")[2]))
+            self.schedule.later(self.schedule.rng.randint(0, 3000), partial(self.redrive, run, decision.head.length))
         if self.schedule.trace is not None:
             kinds = ", ".join(f"#{e.position} {e.WhichOneof('kind')}" for e in decision.events)
             if kinds:
@@ -234,6 +245,24 @@ class World:
 
         ask()
 
+    def redrive(self, run: RunKey, length: int) -> None:
+        """A person lets a run go on, and asks until that is taken."""
+        request = RetryRun(f"retry-{length}", "mended")
+
+        def settle(reply: Reply | Exception) -> None:
+            if isinstance(reply, RunReply):
+                self.to_redrive.discard((run, length))
+
+        def ask() -> None:
+            if (run, length) not in self.to_redrive:
+                return
+            up = [replica for replica in self.replicas if replica.up]
+            if up:
+                self.schedule.rng.choice(up).ask(run, request, settle)
+            self.schedule.later(1500, ask)
+
+        ask()
+
     def interrupt(self, run: RunKey) -> None:
         request: Request = CancelRun("c1", "test")
         if self.schedule.rng.random() < 0.3:
@@ -294,7 +323,7 @@ class World:
             self.interrupt(self.schedule.rng.choice(sorted(self.expected)))
 
     def _over(self) -> bool:
-        return self.ledger.closed == len(self.ledger.runs)
+        return self.ledger.closed == len(self.ledger.runs) and not self.to_redrive
 
     def _check_results(self) -> None:
         for run, expected in self.expected.items():
@@ -308,6 +337,16 @@ class World:
                 raise Broken(f"{run} returned {result!r}, expected {expected!r}")
             self._check_replay(run)
             self._check_letters(run)
+        self._check_hooks()
+
+    def _check_hooks(self) -> None:
+        """Each failure was handled, by one run that returned."""
+        for run, record in list(self.ledger.runs.items()):
+            for event in record.events:
+                if event.run_failed.hook_run_id:
+                    hook = self.ledger.runs.get(RunKey(run.namespace, event.run_failed.hook_run_id))
+                    if hook is None or hook.outcome != "run_completed":
+                        raise Broken(f"{run} failed at {event.position}, and its hook is {hook and hook.outcome}")
 
     def _check_letters(self, run: RunKey) -> None:
         """What was acknowledged stands once in the history, in order, and each question has one answer."""
@@ -327,6 +366,7 @@ class World:
         """S4, once more: a fresh coroutine that is fed the history asks for what is there, and ends the same way."""
         record = self.ledger.record(run)
         workflow = record.events[0].run_started.workflow
+        retried = max((event.position for event in record.events if event.HasField("run_retried")), default=0)
         marks = [event.change_marked.name for event in record.events if event.HasField("change_marked")]
         if len(set(marks)) != len(marks):
             raise Broken(f"{run}: changes are marked twice: {marks}")
@@ -337,6 +377,7 @@ class World:
             workflow=workflow,
             passed_until=len(record.events),
             marks=frozenset(marks),
+            retried_at=retried,
         )
         execution = _FACTORY(context)
         for event in record.events[:-1]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.replay.catalogue import CATALOGUE, REGISTRY, approve
 from tests.replay.catalogue import LETTERS as CATALOGUE_LETTERS
-from tests.simulation.workflows import EVERYTHING, LETTERS, STEPS, WORKFLOWS
+from tests.simulation.workflows import EVERYTHING, LETTERS, MENDED, REDRIVEN, STEPS, WORKFLOWS
 
 from treadle.controlplane.machine.requests import SignalRun
 from treadle.protocol.errors import RunError, RunFailed
@@ -50,6 +50,7 @@ def send(lab: Lab, run: Run[Any], after_ms: int, name: str, data: bytes, asks: b
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_of_the_simulation(name: str) -> None:
     workflow, result = WORKFLOWS[name]
+    MENDED.clear()
     with Lab(collect(EVERYTHING)) as lab:
         for step in lab._house.registry.steps.values():
             if step.name in STEPS:
@@ -58,6 +59,11 @@ def test_of_the_simulation(name: str) -> None:
             run = lab.start(workflow, number)
             for order, (letter, value, asks) in enumerate(LETTERS.get(name, ())):
                 send(lab, run, 100 * (order + 1), letter, b"%d" % value, asks)
+            if name in REDRIVEN:
+                with pytest.raises(RunFailed):
+                    run.result()
+                MENDED.add(number)
+                run.retry()
             try:
                 assert run.result() == result(number)
             except Stuck as error:

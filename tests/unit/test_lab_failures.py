@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from treadle.protocol.errors import NotFound, RunClosed, RunFailed
+from treadle.protocol.errors import NotFound, RunFailed, WrongState
 from treadle.testing import Lab
 from treadle.worker import FailedRun, Retry, step, workflow
 
@@ -66,7 +66,7 @@ def test_a_run_goes_on_where_it_failed(lab: Lab) -> None:
     run.retry(reason="there is room again")
     assert run.result() == 3
     assert [call.step for call in run.calls].count("fetch") == 1
-    with pytest.raises(RunClosed):
+    with pytest.raises(WrongState):
         run.retry()
     lab.replace(fetch, returns="other")
     run.retry(from_step="fetch")

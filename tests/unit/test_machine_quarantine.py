@@ -6,7 +6,7 @@ import pytest
 from tests.unit.machine_rig import Rig, quarantined
 
 from treadle.controlplane.machine.requests import ReleaseSteps, Reply, RunReply
-from treadle.protocol.errors import NotFound, RunClosed
+from treadle.protocol.errors import NotFound, RunClosed, WrongState
 from treadle.v1.state_pb2 import COMMAND_STATE_QUEUED
 from treadle.v1.worker_service_pb2 import ANSWER_OK
 
@@ -43,7 +43,7 @@ def test_the_same_request_releases_once() -> None:
 def test_what_is_not_quarantined_is_refused(ids: tuple[str, ...]) -> None:
     rig = quarantined()
     refused = release(rig, *ids)
-    assert isinstance(refused, RunClosed) and refused.reason == "NOT_QUARANTINED"
+    assert isinstance(refused, WrongState) and refused.reason == "NOT_QUARANTINED"
 
 
 def test_one_that_was_released_and_kills_again_is_quarantined_again() -> None:

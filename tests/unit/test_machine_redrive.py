@@ -20,7 +20,7 @@ from treadle.controlplane.machine.requests import (
     StopRun,
     TerminateRun,
 )
-from treadle.protocol.errors import NotFound, Refused, RequestError, RunClosed, Unavailable
+from treadle.protocol.errors import NotFound, Refused, RequestError, Unavailable, WrongState
 from treadle.protocol.ids import hook_id
 from treadle.v1.common_pb2 import Failure, ParentRun, RetryPolicy, RetryRule
 from treadle.v1.state_pb2 import (
@@ -122,11 +122,11 @@ def test_cancelled_and_terminated_runs_may_go_on_and_no_cancel_is_left(how: str)
 @pytest.mark.parametrize(
     ("ends", "more", "error", "reason"),
     [
-        (None, {}, RunClosed, "RUN_OPEN"),
-        ({"complete": CompleteRun()}, {}, RunClosed, "NOT_FAILED"),
-        ({"fail": FailRun(undone=True)}, {}, RunClosed, "RUN_UNDONE"),
-        ({"cancelled": CancelledRun(undone=True)}, {}, RunClosed, "RUN_UNDONE"),
-        ({"fail": FAILED}, {"from_position": 3, "length": 1}, RunClosed, "RUN_CHANGED"),
+        (None, {}, WrongState, "RUN_NOT_CLOSED"),
+        ({"complete": CompleteRun()}, {}, WrongState, "RUN_NOT_FAILED"),
+        ({"fail": FailRun(undone=True)}, {}, WrongState, "RUN_UNDONE"),
+        ({"cancelled": CancelledRun(undone=True)}, {}, WrongState, "RUN_UNDONE"),
+        ({"fail": FAILED}, {"from_position": 3, "length": 1}, WrongState, "RUN_CHANGED"),
     ],
 )
 def test_what_may_not_go_on_says_why(
@@ -419,6 +419,36 @@ def test_each_failure_has_one_hook() -> None:
     ids = {letter.run_id for letter in letters(rig)}
     incarnation = rig.head.incarnation
     assert ids == {hook_id("ns", RUN.run_id, incarnation, 0), hook_id("ns", RUN.run_id, incarnation, 1)}
+
+
+def test_a_run_that_ended_because_its_timeout_was_over_has_a_hook_too() -> None:
+    rig = Rig()
+    start = rig.start_request()
+    start.timeout_ms = 5_000
+    rig.ask(start)
+    owner = rig.open()
+    rig.wait(5_000)
+    rig.fire()
+    assert rig.kinds()[-1] == "run_timed_out"
+    assert owner.say(cancelled=CancelledRun(hook=HOOK)).answer == ANSWER_OK
+    failed = rig.last("run_failed")
+    assert failed.failure.type == "RunTimedOut"
+    assert [letter.run_id for letter in letters(rig)] == [failed.hook_run_id]
+
+
+def test_a_run_that_was_timed_out_goes_on_with_its_time_before_it() -> None:
+    rig = Rig()
+    start = rig.start_request()
+    start.timeout_ms = 5_000
+    rig.ask(start)
+    owner = rig.open()
+    rig.wait(5_000)
+    rig.fire()
+    owner.say(cancelled=CancelledRun())
+    rig.wait(60_000)
+    retry(rig)
+    head = rig.head
+    assert (head.deadline_ms, head.close_at_ms, head.timed_out) == (rig.now + 5_000, 0, False)
 
 
 def test_a_hook_whose_letter_comes_twice_is_started_once_and_never_refused() -> None:

@@ -376,3 +376,57 @@ def test_the_budget_of_a_run_keeps_room_for_its_end() -> None:
     made = spans(*entries, DONE)
     assert len(made) <= SPANS_A_RUN
     assert made["run"].attributes[a.DROPPED] == 6_000 + 2 - len(made)
+
+
+# --- a run that goes on after it had closed ----------------------------------------------------------------------------
+def test_a_continued_run_has_spans_of_its_own_for_what_it_does_again() -> None:
+    failed = h.RunFailed(failure=BOOM)
+    sleep = h.TimerStarted(command_id="0/sleep#1", fire_at_ms=9000)
+    child = h.ChildScheduled(command_id="0/ship#1", workflow="ship", run_id="s")
+    made = spans(
+        START,
+        (1100, scheduled()),
+        (1200, started(1)),
+        (1300, h.StepFailed(command_id=WORK, attempt=1, failure=BOOM)),
+        (1350, sleep),
+        (1360, child),
+        (1400, failed),
+        (5000, h.RunRetried(number=1)),
+        (5100, scheduled()),
+        (5200, started(2)),
+        (5250, sleep),
+        (5260, child),
+        (5300, h.StepCompleted(command_id=WORK, attempt=2)),
+        (6000, h.TimerFired(command_id="0/sleep#1")),
+        (6100, h.ChildCompleted(command_id="0/ship#1")),
+        (9000, h.RunCompleted()),
+    )
+    assert set(made) == {
+        "anchor",
+        f"step/{WORK}/1",
+        f"step/{WORK}/2",
+        "timer/0/sleep#1",
+        "timer/0/sleep#1~1",
+        "child/0/ship#1",
+        "child/0/ship#1~1",
+        "run",
+        "run~1",
+    }
+    assert ms(made["run"]) == (1000, 1400) and made["run"].status == "error"
+    assert ms(made["run~1"]) == (5000, 9000) and made["run~1"].status == "ok"
+    assert ms(made[f"step/{WORK}/2"]) == (5100, 5300)
+
+
+def test_a_quarantined_step_that_goes_on_has_another_attempt() -> None:
+    made = spans(
+        START,
+        (1100, scheduled()),
+        (1200, started(1)),
+        (1300, h.AttemptLost(command_id=WORK, attempt=1, reason="closed")),
+        (1300, h.StepQuarantined(command_id=WORK, losses=5)),
+        (4000, h.StepUnquarantined(command_id=WORK)),
+        (4100, started(2)),
+        (4200, h.StepCompleted(command_id=WORK, attempt=2)),
+        DONE,
+    )
+    assert ms(made[f"step/{WORK}/2"]) == (4000, 4200)

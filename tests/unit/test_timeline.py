@@ -205,3 +205,27 @@ def test_a_run_without_its_worker_waits() -> None:
     timeline = timeline_of(history(START, (1100, h.RunWaiting(workflow="w"))))
     assert timeline.status is RunStatus.WAITING
     assert timeline.reason == "no worker has the workflow 'w'"
+
+
+def test_a_run_that_goes_on_after_it_had_closed() -> None:
+    failure = Failure(type="ValueError", message="boom")
+    events = history(
+        (1000, h.RunStarted(workflow="w")),
+        (1100, scheduled()),
+        (1200, h.AttemptStarted(command_id="0/work#1", attempt=1, worker_id="a")),
+        (1300, h.StepFailed(command_id="0/work#1", attempt=1, failure=failure)),
+        (1400, h.RunFailed(failure=failure, hook_run_id="h")),
+    )
+    timeline = timeline_of(events)
+    assert (timeline.status, timeline.hook_run_id) == (RunStatus.FAILED, "h")
+    more = history(
+        *[(event.time_ms, getattr(event, event.WhichOneof("kind") or "")) for event in events],
+        (5000, h.RunRetried(number=1)),
+        (5100, scheduled()),
+        (5200, h.AttemptStarted(command_id="0/work#1", attempt=2, worker_id="b")),
+    )
+    timeline = timeline_of(more)
+    step = timeline.steps["0/work#1"]
+    assert (timeline.status, timeline.failure, timeline.closed_ms) == (RunStatus.RUNNING, None, None)
+    assert (timeline.retries, timeline.hook_run_id) == (1, "")
+    assert (step.state, step.end_ms, [a.outcome for a in step.attempts]) == ("running", None, ["failed", "running"])

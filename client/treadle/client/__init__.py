@@ -40,6 +40,7 @@ from treadle.protocol.errors import (
     StepSettled,
     TreadleError,
     Unavailable,
+    WrongState,
 )
 
 __all__ = (
@@ -87,4 +88,5 @@ __all__ = (
     "StepSettled",
     "TreadleError",
     "Unavailable",
+    "WrongState",
 )

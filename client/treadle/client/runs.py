@@ -186,7 +186,8 @@ class RunHandle(Generic[R]):
 
         Raises:
             NotFound: There is no such run, or no such step in its history.
-            RunClosed: It may not go on so; `reason` of the error says why (RUN_OPEN, NOT_FAILED, RUN_UNDONE).
+            WrongState: It may not go on so; `reason` says why: RUN_NOT_CLOSED, RUN_NOT_FAILED (give `from_step`), RUN_UNDONE
+                (a saga undid what was done: give `from_step`).
             ConfigError: Both `from_step` and `input` are given.
         """
         request = retry_request(self._steering(reason), from_step, input)
@@ -203,7 +204,8 @@ class RunHandle(Generic[R]):
 
         Raises:
             NotFound: There is no such run.
-            RunClosed: It is closed, or no such step of it is quarantined.
+            RunClosed: It is closed.
+            WrongState: No such step of it is quarantined.
         """
         request = ReleaseStepRequest(step=step, **self._steering(reason))
         return tuple((await self._client.call(self._client.stub.ReleaseStep, request)).command_ids)

@@ -30,6 +30,7 @@ from treadle.protocol.errors import (
     StepSettled,
     TreadleError,
     Unavailable,
+    WrongState,
 )
 
 __all__ = ("DOMAIN", "from_rpc_error", "from_status", "no_answer", "to_status")
@@ -79,6 +80,11 @@ _BY_CODE: Final[dict[str, type[RequestError]]] = {
 _BY_REASON: Final[dict[str, type[RequestError]]] = {
     "RUN_CLOSED": RunClosed,
     "STEP_SETTLED": StepSettled,
+    "RUN_NOT_CLOSED": WrongState,
+    "RUN_NOT_FAILED": WrongState,
+    "RUN_UNDONE": WrongState,
+    "RUN_CHANGED": WrongState,
+    "NOT_QUARANTINED": WrongState,
     "LEASE_LOST": LeaseLost,
     "SCHEDULE_BUSY": Refused,
     "SCHEDULE_DECLARED": Refused,

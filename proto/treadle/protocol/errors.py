@@ -88,6 +88,7 @@ __all__ = (
     "StepTimedOut",
     "TreadleError",
     "Unavailable",
+    "WrongState",
 )
 
 
@@ -177,6 +178,13 @@ class StepSettled(RequestError):
 
     code = "FAILED_PRECONDITION"
     reason = "STEP_SETTLED"
+
+
+class WrongState(RequestError):
+    """The run, or a step of it, is not in a state in which this can be asked; `reason` tells which it would have to be."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "WRONG_STATE"
 
 
 class LeaseLost(RequestError):

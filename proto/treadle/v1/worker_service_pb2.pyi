@@ -1661,16 +1661,22 @@ class CancelledRun(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     UNDONE_FIELD_NUMBER: _builtins.int
+    HOOK_FIELD_NUMBER: _builtins.int
     undone: _builtins.bool
     """True: a saga undid what had been done before."""
+    @_builtins.property
+    def hook(self) -> Global___FailureHook:
+        """Where the run's timeout was the cancel: what handles that failure; absent when the workflow has no `on_failure`."""
+
     def __init__(
         self,
         *,
         undone: _builtins.bool = ...,
+        hook: Global___FailureHook | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hook", b"hook"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["undone", b"undone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hook", b"hook", "undone", b"undone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

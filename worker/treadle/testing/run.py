@@ -183,7 +183,7 @@ class Run(Generic[R]):
 
         Raises:
             NotFound: It has no such step.
-            RunClosed: It may not go on so.
+            WrongState: It may not go on so.
         """
         request = RetryRun(self._house.new_id("retry"), reason)
         if from_step is not None:

@@ -102,7 +102,7 @@ class Redrives:
 
         Raises:
             NotFound: There is no such run.
-            RunClosed: No such step of it is quarantined.
+            RequestError: It is closed, or no such step of it is quarantined.
         """
         run = checks.run_of(request.namespace, request.run_id)
         name = quarantine_index(run.namespace)

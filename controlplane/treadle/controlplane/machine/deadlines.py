@@ -29,9 +29,9 @@ from treadle.v1.state_pb2 import (
     CommandRow,
     RunHead,
 )
-from treadle.v1.worker_service_pb2 import ScheduleStep
+from treadle.v1.worker_service_pb2 import CancelledRun, ScheduleStep
 
-from . import runs
+from . import failures, runs
 from .env import Settings
 from .view import RunView
 
@@ -180,10 +180,12 @@ def fire_run(view: RunView) -> bool:
     return True
 
 
-def end_run(view: RunView, unread: list[str], *, undone: bool) -> None:
+def end_run(view: RunView, unread: list[str], said: CancelledRun) -> None:
     """The code ended by the cancellation that its limit raised."""
-    view.event(run_failed=RunFailed(failure=_failure(view.head), unread=unread, undone=undone))
-    view.head.undone = undone
+    hook_run_id = failures.start_hook(view, said.hook) if said.HasField("hook") else ""
+    failed = RunFailed(failure=_failure(view.head), unread=unread, undone=said.undone, hook_run_id=hook_run_id)
+    view.event(run_failed=failed)
+    view.head.undone = said.undone
     runs.close(view, RUN_OUTCOME_FAILED)
 
 

@@ -14,7 +14,7 @@ from treadle.v1.worker_service_pb2 import FailureHook, OwnerRequest
 from . import runs
 from .view import RunView
 
-__all__ = ("HOOK_TRIGGER", "cancelled", "failed")
+__all__ = ("HOOK_TRIGGER", "cancelled", "failed", "start_hook")
 
 HOOK_TRIGGER = "on_failure"
 """What a hook's history says started it."""
@@ -31,13 +31,14 @@ def failed(view: RunView, ask: OwnerRequest) -> None:
         undone=said.undone,
     )
     if said.HasField("hook"):
-        event.hook_run_id = _start_hook(view, said.hook)
+        event.hook_run_id = start_hook(view, said.hook)
     view.event(run_failed=event)
     view.head.undone = said.undone
     runs.close(view, RUN_OUTCOME_FAILED)
 
 
-def _start_hook(view: RunView, hook: FailureHook) -> str:
+def start_hook(view: RunView, hook: FailureHook) -> str:
+    """Start what handles the failure that this commit records; returns its run id."""
     head = view.head
     run_id = hook_id(head.namespace, head.run_id, head.incarnation, head.retries)
     start = StartChild(

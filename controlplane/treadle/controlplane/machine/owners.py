@@ -330,7 +330,7 @@ def _last_word(view: RunView, ask: OwnerRequest, length: int) -> Answer.ValueTyp
     elif final == "fail":
         failures.failed(view, ask)
     elif final == "cancelled" and head.timed_out:
-        deadlines.end_run(view, list(ask.unread), undone=ask.cancelled.undone)
+        deadlines.end_run(view, list(ask.unread), ask.cancelled)
     elif final == "cancelled":
         failures.cancelled(view, ask)
     elif final == "continue_run":

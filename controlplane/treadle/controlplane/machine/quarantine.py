@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from treadle.protocol.errors import RequestError, RunClosed
+from treadle.protocol.errors import RequestError, WrongState
 from treadle.v1.history_pb2 import StepQuarantined, StepUnquarantined
 from treadle.v1.state_pb2 import COMMAND_STATE_QUARANTINED, CommandRow
 
@@ -35,7 +35,7 @@ def release(view: RunView, request: ReleaseSteps) -> RunReply | RequestError:
     rows = [row for row in found if row is not None and row.state == COMMAND_STATE_QUARANTINED]
     if not rows:
         what = f"step {request.step!r}" if request.step else "no step"
-        return RunClosed(
+        return WrongState(
             f"{what} of run {view.run.run_id!r} is {'not ' if request.step else ''}quarantined",
             reason="NOT_QUARANTINED",
             remedy="see `treadle steps quarantined`",

@@ -7,7 +7,7 @@ tries and attempts go on from where they were (`tries_before`), so that old copi
 
 from __future__ import annotations
 
-from treadle.protocol.errors import Refused, RequestError, RunClosed, Unavailable
+from treadle.protocol.errors import Refused, RequestError, Unavailable, WrongState
 from treadle.protocol.tags import code_name
 from treadle.v1.common_pb2 import ParentRun, Payload
 from treadle.v1.history_pb2 import RunRetried
@@ -47,11 +47,13 @@ def retry(view: RunView, request: RetryRun) -> RunReply | RequestError:
 def _refuse(view: RunView, request: RetryRun) -> RequestError | None:
     head, what = view.head, f"run {view.run.run_id!r}"
     if not view.closed:
-        return RunClosed(f"{what} is open", reason="RUN_OPEN", remedy="wait until it has closed, or terminate it first")
+        return WrongState(
+            f"{what} is open", reason="RUN_NOT_CLOSED", remedy="wait until it has closed, or terminate it first"
+        )
     if request.input is not None:
         return None
     if request.length and request.length != head.length:
-        return RunClosed(f"{what} changed while its step was looked up", reason="RUN_CHANGED", remedy="ask again")
+        return WrongState(f"{what} changed while its step was looked up", reason="RUN_CHANGED", remedy="ask again")
     if head.sweeping:
         return Unavailable(f"{what} has only just closed", reason=SWEEPING, remedy="ask again in a moment")
     if head.retries >= _RETRIES:
@@ -59,13 +61,13 @@ def _refuse(view: RunView, request: RetryRun) -> RequestError | None:
     if request.from_position:
         return None
     if head.outcome == RUN_OUTCOME_COMPLETED:
-        return RunClosed(
+        return WrongState(
             f"{what} has completed: nothing of it has failed",
-            reason="NOT_FAILED",
+            reason="RUN_NOT_FAILED",
             remedy="name the step from which it is to run again, or give another input",
         )
     if head.undone:
-        return RunClosed(
+        return WrongState(
             f"{what} undid its completed steps when it failed, so it cannot go on behind them",
             reason="RUN_UNDONE",
             remedy="name the first step that was undone: it and everything behind it run again",

@@ -27,6 +27,8 @@ def say_outcome(request: OwnerRequest, feed: Feed, outcome: Outcome) -> None:
     if outcome.cancelled:
         request.cancelled.SetInParent()
         request.cancelled.undone = outcome.undone
+        if outcome.hook is not None:
+            request.cancelled.hook.CopyFrom(outcome.hook)
     elif outcome.failure is not None:
         _say_failure(request.fail, outcome, outcome.failure)
     else:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from treadle.protocol.failures import failure_of
-from treadle.v1.common_pb2 import FAILURE_KIND_STUCK, Failure, Payload
+from treadle.v1.common_pb2 import FAILURE_KIND_RUN_TIMED_OUT, FAILURE_KIND_STUCK, Failure, Payload
 from treadle.worker.hooks import hook_message
 from treadle.worker.loop.blame import blame_of
 from treadle.worker.loop.port import Outcome, RunContext
@@ -42,9 +42,18 @@ def raised(error: BaseException) -> Outcome:
     )
 
 
-def with_hook(outcome: Outcome, workflow: Workflow[..., Any], context: RunContext, given: Payload) -> Outcome:
-    """Return the outcome with what handles it, if it is a failure and the workflow says so."""
+def with_hook(
+    outcome: Outcome, workflow: Workflow[..., Any], context: RunContext, given: Payload, timeout: str
+) -> Outcome:
+    """Return the outcome with what handles it, if it is a failure and the workflow says so.
+
+    `timeout`: how long the run might take, in words, if code that ended as cancelled did so because that is over; else "".
+    """
     hook = workflow.on_failure
-    if hook is None or outcome.failure is None or outcome.hook is not None:
+    if hook is None or outcome.hook is not None:
         return outcome
-    return replace(outcome, hook=hook_message(hook, context, given, outcome.failure))
+    failure = outcome.failure
+    if failure is None and outcome.cancelled and timeout:
+        message = f"it ran longer than its timeout of {timeout}"
+        failure = Failure(kind=FAILURE_KIND_RUN_TIMED_OUT, type="RunTimedOut", message=message, final=True)
+    return outcome if failure is None else replace(outcome, hook=hook_message(hook, context, given, failure))

@@ -79,7 +79,7 @@ class WorkflowExecution(Outside):
         self._ended = False
         self._closed = False
         self._before: list[history.HistoryEvent] | None = [] if context.retried_at else None
-        self._input = Payload()
+        self._input, self._timeout = Payload(), ""
         self.undone = False
         self._calls: list[Coroutine[Any, Any, Any]] = []
         self._calls_limit = 64
@@ -171,7 +171,7 @@ class WorkflowExecution(Outside):
         finally:
             loop.leave()
         if self.outcome is not None:
-            self.outcome = with_hook(self.outcome, self._workflow, self.context, self._input)
+            self.outcome = with_hook(self.outcome, self._workflow, self.context, self._input, self._timeout)
 
     def _look_at_main(self, idle: bool) -> None:
         main = self._main
@@ -232,9 +232,9 @@ class WorkflowExecution(Outside):
         """As a cancel; one that came before was raised, and code is not interrupted twice."""
         if self._cancel_requested:
             return
-        self._cancel_requested = True
+        self._cancel_requested, self._timeout = True, in_words(event.timeout_ms)
         if self._main is not None and not self._main.done():
-            self._main.cancel(f"the run's timeout of {in_words(event.timeout_ms)} is over")
+            self._main.cancel(f"the run's timeout of {self._timeout} is over")
 
     def _step_scheduled(self, event: history.StepScheduled, position: int) -> None:
         ask = self._ledger.recorded(event.command_id, event.digest, position, event.input)

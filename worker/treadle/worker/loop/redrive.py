@@ -34,6 +34,7 @@ _DONE: Final = frozenset(
 _CANCELS: Final = frozenset(("step_cancel_requested", "child_cancel_requested"))
 _FAILED: Final = frozenset(("step_failed", "child_failed"))
 _CANCELLED: Final = frozenset(("timer_cancelled", "event_wait_cancelled", "event_wait_refused"))
+_OUTCOMES: Final = _DONE | _FAILED | _CANCELLED | {"step_cancelled"}
 _OF_THE_RUN: Final = frozenset(
     ("run_completed", "run_failed", "run_cancelled", "run_terminated", "run_timed_out", "cancel_requested")
 )
@@ -65,24 +66,32 @@ class _Life:
     cancelling: bool = False
 
 
+_Entry = tuple[HistoryEvent, str, Any, str]
+"""An event, its kind, what it says, and which command it is about ("": none)."""
+
+
 def past_of(events: Iterable[HistoryEvent]) -> Past:
     """Return what counts of a history that ends with RunRetried."""
     past = Past()
+    entries: list[_Entry] = []
     for event in events:
         kind = event.WhichOneof("kind") or ""
         body = getattr(event, kind) if kind else None
+        command_id = getattr(body, "command_id", "")
         if kind == "run_retried":
-            _drop(past, event.run_retried)
+            entries = _kept(entries, event.run_retried, past)
         elif kind == "child_scheduled":
-            past.asked[event.child_scheduled.command_id] = event.child_scheduled.digest
-        past.events.append(event)
-        _count(past.tries, kind, body)
+            past.asked[command_id] = event.child_scheduled.digest
+        entries.append((event, kind, body, command_id))
+        if command_id:
+            _count(past.tries, kind, body, command_id)
+    past.events = [entry[0] for entry in entries]
     return past
 
 
-def _drop(past: Past, retried: RunRetried) -> None:
+def _kept(entries: list[_Entry], retried: RunRetried, past: Past) -> list[_Entry]:
     """Leave out what counts no more from here on."""
-    lives, failed = _lives(past.events)
+    lives, failed = _lives(entries)
     because = set(failed.because)
     gone: set[str] = set()
     for command_id, life in lives.items():
@@ -96,43 +105,31 @@ def _drop(past: Past, retried: RunRetried) -> None:
             or (life.outcome in _FAILED and (life.cancelling or failed.because_all or command_id in because))
         ):
             gone.add(command_id)
-    past.events = [event for event in past.events if not _is_left_out(event, gone)]
+    return [entry for entry in entries if entry[3] not in gone and entry[1] not in _OF_THE_RUN]
 
 
-def _lives(events: Iterable[HistoryEvent]) -> tuple[dict[str, _Life], RunFailed]:
+def _lives(entries: Iterable[_Entry]) -> tuple[dict[str, _Life], RunFailed]:
     lives: dict[str, _Life] = {}
     failed = RunFailed()
-    for event in events:
-        kind = event.WhichOneof("kind") or ""
-        if kind == "run_failed":
-            failed = event.run_failed
-        command_id = _command_of(event, kind)
+    for event, kind, _, command_id in entries:
         if not command_id:
+            if kind == "run_failed":
+                failed = event.run_failed
             continue
-        life = lives.setdefault(command_id, _Life(event.position))
-        if kind == "child_cancel_requested":
-            life.cancelling = True
-        elif kind in _DONE or kind in _FAILED or kind in _CANCELLED or kind == "step_cancelled":
+        life = lives.get(command_id)
+        if life is None:
+            life = lives[command_id] = _Life(event.position)
+        if kind in _OUTCOMES:
             life.outcome = kind
+        elif kind == "child_cancel_requested":
+            life.cancelling = True
         elif kind not in _CANCELS:
             life.outcome = ""  # asked for again after an earlier retry
     return lives, failed
 
 
-def _is_left_out(event: HistoryEvent, gone: set[str]) -> bool:
-    kind = event.WhichOneof("kind") or ""
-    return kind in _OF_THE_RUN or _command_of(event, kind) in gone
-
-
-def _command_of(event: HistoryEvent, kind: str) -> str:
-    return getattr(getattr(event, kind), "command_id", "") if kind else ""
-
-
-def _count(tries: dict[str, int], kind: str, body: Any) -> None:
+def _count(tries: dict[str, int], kind: str, body: Any, command_id: str) -> None:
     """Note the highest number in use. One that was dispatched and never claimed is in use, too."""
-    command_id = getattr(body, "command_id", "")
-    if not command_id:
-        return
     known = tries.get(command_id, 0)
     if kind in ("step_scheduled", "step_retried"):
         tries[command_id] = known + 1
