@@ -231,6 +231,7 @@ def test_the_fixture_is_named_in_a_conftest(tmp_path: Path) -> None:
         "-q",
         "-p",
         "no:cacheprovider",
+        "-rN",  # the summary tells messages in full again where CI is set
         "--rootdir",
         str(tmp_path),
         str(tmp_path),
