@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -61,5 +62,19 @@ def test_values_go_when_nobody_can_need_them(s3: S3Server) -> None:
             assert await duty.sweep() == len(dead)
             assert sorted(blob.key for blob in store.list()) == sorted(kept)
             assert await duty.sweep() == 0
+
+    asyncio.run(main())
+
+
+def test_a_sweep_that_comes_often_leaves_a_start_the_time_that_it_needs(s3: S3Server) -> None:
+    async def main() -> None:
+        async with house() as here:
+            store, in_s = open_store(s3.url), 600.0
+            duty = BlobDuty(here.engine, here.timers, store, every_s=60, clock=lambda: time.time() + in_s)
+            head = await here.start("r")
+            store.put(f"{home_of('default', 'r', head.incarnation ^ 1)}/a", b"x")
+            assert await duty.sweep() == 0
+            in_s = 3700.0
+            assert await duty.sweep() == 1
 
     asyncio.run(main())

@@ -49,7 +49,7 @@ class ServerConfig:
             s3://bucket/prefix, without credentials; "": nowhere. See docs/payloads.md.
         blob_above_bytes: Values of more bytes are kept there, 1 KiB to 1 MiB. Default 64 KiB.
         max_blob_bytes: Largest value where there is a store, up to 1 GiB. Default 64 MiB.
-        blob_sweep_ms: How often values of deleted runs are looked for and deleted. Default 1 hour.
+        blob_sweep_ms: How often values that nobody can need are looked for and deleted. Default 1 hour.
         outbox_max: From so many entries in the outbox on, starts are refused.
         retention_ms: Closed runs are deleted after so long. Default 7 days.
         worker_amqp_url: What workers are told to consume from; "": they use the session lane.

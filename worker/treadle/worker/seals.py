@@ -154,8 +154,7 @@ class EventSeals:
         """The value that the code ended with, where it is kept, and what it is for."""
         run = self._run
         if outcome.next_input is not None:
-            place = Place(run.namespace, run.run_id, TO_RUN)
-            return outcome.next_input, [home_of(run.namespace, run.run_id, None)], place
+            return outcome.next_input, self._homes, Place(run.namespace, run.run_id, TO_RUN)
         return outcome.result, self._outcome_homes, self._from_run()
 
     def _outcome(self, outcome: Outcome, value: Payload | None) -> Outcome:

@@ -15,7 +15,7 @@ from . import runs
 from .requests import RunReply, SignalRun
 from .view import RunView
 
-__all__ = ("NOTES", "STATE_FIELD", "answer", "answer_field", "publish", "receive", "seen_field")
+__all__ = ("NOTES", "STATE_FIELD", "answer", "answer_field", "is_answer", "publish", "receive", "seen_field")
 
 NOTES = frozenset(("signal_answered", "state_published", "change_marked", "tags_set", "event_sent"))
 """Events that the owner itself wrote and its code need not see."""
@@ -36,6 +36,11 @@ def seen_field(signal_id: str) -> str:
 def answer_field(signal_id: str) -> str:
     """Return the field of a run with the event that answered a question."""
     return f"a:{signal_id}"
+
+
+def is_answer(field: str) -> bool:
+    """Whether it is a field that `answer_field` names."""
+    return field.startswith("a:")
 
 
 def receive(view: RunView, request: SignalRun) -> RunReply | RequestError:
