@@ -50,7 +50,7 @@ from treadle.v1.worker_service_pb2 import (
     StartTimer,
 )
 
-__all__ = ("POLICY", "RUN", "Owner", "Rig", "local", "quarantined", "schedule", "sleep", "value")
+__all__ = ("POLICY", "RUN", "Owner", "Rig", "local", "quarantined", "schedule", "sleep", "swept", "value")
 
 RUN = RunKey("ns", "run-1")
 POLICY = RetryPolicy(attempts=3, initial_ms=1000, factor=2, cap_ms=60_000, jitter=0.5)
@@ -430,4 +430,11 @@ def quarantined() -> Rig:
         rig.hold(f"W{n}")
         rig.kill()
     assert rig.the_row().state == COMMAND_STATE_QUARANTINED
+    return rig
+
+
+def swept(rig: Rig) -> Rig:
+    """Let the sweep of a run that has closed come to its end."""
+    while rig.head.sweeping:
+        rig.fire()
     return rig

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.machine_rig import RUN, Owner, Rig, value
+from tests.unit.machine_rig import RUN, Owner, Rig, swept, value
 
 from treadle.controlplane.machine.children import applied, refusal_of, request_of
-from treadle.controlplane.machine.requests import ChildEnded, RunReply, StartRun, StopRun
+from treadle.controlplane.machine.policies import SWEEPING
+from treadle.controlplane.machine.requests import ChildEnded, RetryRun, RunReply, StartRun, StopRun
 from treadle.protocol.errors import NotFound, RunClosed, RunIdConflict, Unavailable
 from treadle.protocol.ids import RunKey
 from treadle.v1.common_pb2 import (
@@ -22,6 +23,7 @@ from treadle.v1.common_pb2 import (
     OnParentClose,
     ParentRun,
 )
+from treadle.v1.run_service_pb2 import CONFLICT_POLICY_TERMINATE_EXISTING
 from treadle.v1.state_pb2 import (
     RUN_OUTCOME_COMPLETED,
     RUN_OUTCOME_FAILED,
@@ -152,6 +154,19 @@ def test_when_the_parent_closes_the_policy_decides(policy: OnParentClose.ValueTy
     assert all(RUN.run_id in stop.reason for stop in found)
     rig.ask(ended(rig, outcome=RUN_OUTCOME_COMPLETED))
     assert rig.kinds()[-1] == "run_completed"
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["start", "retry with another input"])
+def test_its_children_hear_of_a_close_before_the_id_is_used_again(over: bool) -> None:
+    rig, _ = parent(child(ON_PARENT_CLOSE_TERMINATE))
+    again = rig.start_request("two", CONFLICT_POLICY_TERMINATE_EXISTING)
+    request = RetryRun("two", "", input=value("other")) if over else again
+    rig.terminate()
+    refused = rig.ask(request)
+    assert isinstance(refused, Unavailable) and refused.reason == SWEEPING and rig.decision.change is None
+    swept(rig)
+    assert isinstance(rig.ask(request), RunReply) and rig.kinds() == ["run_started"]
+    assert [letter.stop_child.terminate for letter in letters(rig) if letter.HasField("stop_child")] == [True]
 
 
 # --- the child ---------------------------------------------------------------------------------------------------------

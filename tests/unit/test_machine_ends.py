@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.machine_rig import RUN, Owner, Rig, schedule, value
+from tests.unit.machine_rig import RUN, Owner, Rig, schedule, sleep, value
 
 from treadle.controlplane.machine import Settings
 from treadle.controlplane.machine.indexes import status_of
@@ -16,6 +16,7 @@ from treadle.controlplane.machine.requests import (
     RunReply,
     TerminateRun,
 )
+from treadle.controlplane.store.port import Change, Outcome, Want
 from treadle.protocol.errors import NotFound, RunClosed
 from treadle.v1.job_pb2 import JOB_KIND_STEP, Job
 from treadle.v1.run_service_pb2 import (
@@ -144,6 +145,18 @@ def test_the_head_is_closed_first_and_rows_are_swept_in_pages() -> None:
     assert left == sorted(left, reverse=True) and left[1] > 0 and not swept.sweeping
     assert not rig.fields() and swept.open_commands == 0 and told == [(token, "run closed")]
     assert rig.timers() == {"": rig.head.delete_at_ms}
+
+
+def test_a_row_that_nobody_can_read_does_not_keep_a_sweep_from_its_end() -> None:
+    rig = Rig()
+    rig.with_step(schedule(), sleep())
+    (loaded,) = rig.store.load_now([Want(RUN)])
+    damaged = Change(RUN, loaded.revision, 7, loaded.head, set_fields={"c:0/sleep#1": b"\xff\xff\xff"})
+    assert rig.store.commit_now([damaged])[0].outcome is Outcome.OK
+    rig.terminate()
+    rig.fire()
+    rig.fire()
+    assert not rig.head.sweeping and not rig.fields() and list(rig.timers()) == [""]
 
 
 def test_a_sweep_goes_before_the_retention() -> None:

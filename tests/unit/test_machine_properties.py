@@ -185,7 +185,8 @@ class Anything(RuleBasedStateMachine):
             self.made += 1
             start = rig.start_request(f"new-{self.made}", CONFLICT_POLICY_ALLOW_CLOSED)
             again = RetryRun(f"again-{self.made}", "why", 2)
-            return [lambda: self.put(start, False), lambda: self.put(again, False)]
+            sweep = [lambda: self.fire_what_is_due(False)] * rig.head.sweeping
+            return [lambda: self.put(start, False), lambda: self.put(again, False), *sweep]
         actions: list[Callable[[], None]] = [lambda: self.fire_what_is_due(False), lambda: self.time_passes(500)]
         if state == RUN_STATE_OPEN:
             actions += [lambda: self.lose("", rng.choice(LOSSES))] * (rng.random() < 0.3)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.unit.machine_rig import POLICY, RUN, Owner, Rig, schedule, sleep, value
+from tests.unit.machine_rig import POLICY, RUN, Owner, Rig, schedule, sleep, swept, value
 from tests.unit.test_machine_children import letters
 
 from treadle.controlplane.machine.children import refusal_of, request_of
-from treadle.controlplane.machine.redrive import SWEEPING
+from treadle.controlplane.machine.policies import SWEEPING
 from treadle.controlplane.machine.requests import (
     CancelRun,
     ChildEnded,
@@ -62,12 +62,6 @@ POLICY_WITH_RULE = RetryPolicy(
 
 def retry(rig: Rig, request_id: str = "r", **more: object) -> Reply:
     return rig.ask(RetryRun(request_id, "mended", **more))  # type: ignore[arg-type]
-
-
-def swept(rig: Rig) -> Rig:
-    while rig.head.sweeping:
-        rig.fire()
-    return rig
 
 
 def failed(*commands: Command) -> tuple[Rig, Owner]:
@@ -161,6 +155,8 @@ def test_it_waits_until_what_the_close_left_behind_is_cleared_away() -> None:
     owner.say(fail=FAILED)
     refused = retry(rig)
     assert isinstance(refused, Unavailable) and refused.reason == SWEEPING
+    over = retry(rig, "over", input=value("other"))
+    assert isinstance(over, Unavailable) and over.reason == SWEEPING, "a new start would know nothing of it"
     swept(rig)
     assert isinstance(retry(rig), RunReply) and rig.head.open_commands == 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import pytest
-from tests.unit.machine_rig import Rig, schedule, sleep, value
+from tests.unit.machine_rig import Rig, schedule, sleep, swept, value
 
 from treadle.controlplane.batches import Item, fold
 from treadle.controlplane.machine.requests import (
@@ -121,6 +121,7 @@ def test_what_a_taken_id_means(policy: ConflictPolicy.ValueType, open_: str, clo
     first = rig.head
     if is_closed:
         rig.terminate()
+        swept(rig)
     reply = rig.ask(rig.start_request("two", policy))
     expected = closed if is_closed else open_
     if expected == START:
@@ -143,6 +144,7 @@ def test_what_is_left_of_the_incarnation_before_is_stale() -> None:
     run_job, step_job, token = rig.run_job(), rig.step_job(), rig.hold().token
     before = rig.head.incarnation
     rig.terminate()
+    swept(rig)
     rig.start("two", CONFLICT_POLICY_ALLOW_CLOSED)
     assert rig.claim(run_job).verdict == VERDICT_STALE and rig.claim(step_job).verdict == VERDICT_STALE
     assert rig.report(token, incarnation=before).answer == ANSWER_SETTLED

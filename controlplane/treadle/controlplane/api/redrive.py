@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 from treadle.controlplane.api import checks
@@ -10,11 +9,11 @@ from treadle.controlplane.api.admission import Admission
 from treadle.controlplane.api.pages import Cursor, page_size, read_token, write_token
 from treadle.controlplane.api.records import Records
 from treadle.controlplane.api.starts import Engine, run_reply
+from treadle.controlplane.api.sweeps import when_swept
 from treadle.controlplane.machine import requests
 from treadle.controlplane.machine.indexes import quarantine_index, waiting_member
-from treadle.controlplane.machine.redrive import SWEEPING
 from treadle.controlplane.store.port import IndexEntry, Store, Want
-from treadle.protocol.errors import NotFound, Unavailable
+from treadle.protocol.errors import NotFound
 from treadle.protocol.ids import SHARDS, RunKey
 from treadle.protocol.tags import code_name
 from treadle.v1 import run_service_pb2 as pb
@@ -22,8 +21,6 @@ from treadle.v1.state_pb2 import COMMAND_STATE_QUARANTINED, CommandRow, RunHead
 
 __all__ = ("Redrives",)
 
-_SWEEP_S: Final = 0.05
-_SWEEP_TRIES: Final = 60
 _A_RUN: Final = 200
 """So many steps of one run are released at once."""
 
@@ -64,15 +61,8 @@ class Redrives:
             asked.length, asked.from_position, asked.step = await self._find(run, checks.step_of(request.from_step))
         head = await self._records.head(run)
         await self._admission.target_of(run.namespace, code_name(head.workflow, head.version), head.pool)
-        for tried in range(_SWEEP_TRIES):
-            try:
-                reply = run_reply(asked, await self._engine.ask(run, asked))
-                return pb.RetryRunResponse(run=await self._records.view(reply.head))
-            except Unavailable as error:
-                if error.reason != SWEEPING or tried == _SWEEP_TRIES - 1:
-                    raise
-            await asyncio.sleep(_SWEEP_S)
-        raise AssertionError("the last try returns or raises")
+        reply = run_reply(asked, await when_swept(lambda: self._engine.ask(run, asked)))
+        return pb.RetryRunResponse(run=await self._records.view(reply.head))
 
     async def _find(self, run: RunKey, step: str) -> tuple[int, int, str]:
         """Return the length of the history, and the position and id of the first event of a step.

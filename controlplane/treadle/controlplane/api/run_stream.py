@@ -19,12 +19,12 @@ from treadle.controlplane.api.admission import Target
 from treadle.controlplane.api.auth import caller
 from treadle.controlplane.api.ends import RunEnds, Watch
 from treadle.controlplane.api.errors import status_of_error
-from treadle.controlplane.api.starts import Starts, run_reply
+from treadle.controlplane.api.starts import Starts, in_the_way, run_reply
 from treadle.controlplane.api.views import show
 from treadle.controlplane.machine import requests
 from treadle.controlplane.machine.requests import Reply, RunReply
 from treadle.controlplane.machine.view import first_of
-from treadle.protocol.errors import FieldInvalid, Refused, RequestError, RunIdConflict, TreadleError
+from treadle.protocol.errors import FieldInvalid, Refused, RequestError, TreadleError
 from treadle.protocol.ids import RunKey, check_run_id
 from treadle.v1 import run_service_pb2 as pb
 from treadle.v1.history_pb2 import HistoryEvent
@@ -146,10 +146,17 @@ class RunStream:
         self._starts.submit(run, start, partial(self._answered, item.number, run, start, watch))
 
     def _answered(
-        self, number: int, run: RunKey, start: requests.StartRun, watch: Watch | None, reply: Reply | Exception
+        self,
+        number: int,
+        run: RunKey,
+        start: requests.StartRun,
+        watch: Watch | None,
+        reply: Reply | Exception,
+        *,
+        replaced: bool = False,
     ) -> None:
         """Take the machine's answer to a start."""
-        if isinstance(reply, RunIdConflict) and reply.reason == "RUN_OPEN" and not self._closed:
+        if not replaced and in_the_way(reply) and not self._closed:
             task = asyncio.create_task(self._replace(number, run, start, watch))
             self._replacing.add(task)
             task.add_done_callback(self._replacing.discard)
@@ -169,13 +176,13 @@ class RunStream:
         self._wake()
 
     async def _replace(self, number: int, run: RunKey, start: requests.StartRun, watch: Watch | None) -> None:
-        """The run that has the id is ended first."""
+        """The run that has the id is ended, and cleared away, first."""
         reply: RunReply | Exception
         try:
             reply = await self._starts.replacing(run, start)
         except Exception as error:
             reply = error
-        self._answered(number, run, start, watch, reply)
+        self._answered(number, run, start, watch, reply, replaced=True)
 
     def _started(self, number: int, run: RunKey, watch: Watch | None, reply: RunReply) -> None:
         self._starts.count(run, reply)

@@ -8,7 +8,9 @@ from typing import Final, Protocol
 
 from treadle.controlplane.api import checks
 from treadle.controlplane.api.admission import Admission
+from treadle.controlplane.api.sweeps import when_swept
 from treadle.controlplane.machine import requests
+from treadle.controlplane.machine.policies import SWEEPING
 from treadle.controlplane.machine.requests import Reply, Request, RunReply
 from treadle.controlplane.telemetry import Metrics
 from treadle.protocol.errors import RunClosed, RunIdConflict, Unavailable
@@ -16,7 +18,7 @@ from treadle.protocol.ids import RunKey, check_run_id
 from treadle.protocol.tags import tags_of
 from treadle.v1 import run_service_pb2 as pb
 
-__all__ = ("Engine", "Starts", "run_reply")
+__all__ = ("Engine", "Starts", "in_the_way", "run_reply")
 
 _REPLACE_TRIES: Final = 5
 
@@ -89,20 +91,20 @@ class Starts:
         return reply
 
     def submit(self, run: RunKey, start: requests.StartRun, settle: Callable[[Reply | Exception], None]) -> None:
-        """Start one run in a batch with others. A RunIdConflict with the reason RUN_OPEN asks for `replacing`."""
+        """Start one run in a batch with others. Some answers ask for `replacing`, see `in_the_way`."""
         self._engine.submit(run, start, settle)
 
     async def replacing(self, run: RunKey, start: requests.StartRun) -> RunReply:
-        """Start; where the policy says so, first end the run that has the id (one commit ends, the next one starts).
+        """Start; where the policy says so, first end the run that has the id, and let its children and waits know.
 
         Raises:
             RequestError: It was refused.
         """
         for _ in range(_REPLACE_TRIES):
             try:
-                return run_reply(start, await self._engine.ask(run, start))
+                return run_reply(start, await when_swept(lambda: self._engine.ask(run, start)))
             except RunIdConflict as conflict:
-                if conflict.reason != "RUN_OPEN":
+                if not in_the_way(conflict):
                     raise
             ended = requests.TerminateRun(f"{start.request_id}/replaces", "replaced by a new start of the same id")
             with suppress(RunClosed):  # it closed by itself meanwhile: as good
@@ -117,6 +119,11 @@ class Starts:
         """Count a start that was answered."""
         if reply.started:
             self._metrics.count("treadle.runs", namespace=run.namespace, outcome="started")
+
+
+def in_the_way(reply: Reply | Exception) -> bool:
+    """Whether a start was refused only because the run that has the id must end, or be cleared away, first."""
+    return isinstance(reply, RunIdConflict | Unavailable) and reply.reason in ("RUN_OPEN", SWEEPING)
 
 
 def run_reply(asked: Request, reply: Reply | Exception) -> RunReply:

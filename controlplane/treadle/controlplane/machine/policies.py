@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from treadle.protocol.errors import RequestError, RunIdConflict
+from treadle.protocol.errors import RequestError, RunIdConflict, Unavailable
 from treadle.v1.run_service_pb2 import (
     CONFLICT_POLICY_ALLOW_CLOSED,
     CONFLICT_POLICY_ALLOW_FAILED,
@@ -17,7 +17,10 @@ from treadle.v1.state_pb2 import RUN_OUTCOME_COMPLETED, RunOutcome
 from .requests import RunReply, StartRun
 from .view import RunView
 
-__all__ = ("conflict",)
+__all__ = ("SWEEPING", "conflict", "unswept")
+
+SWEEPING: Final = "RUN_SWEEPING"
+"""Why a run that has just closed can neither go on nor make room for a moment: what it left behind is not cleared away."""
 
 _REPLACE_CLOSED: Final = (CONFLICT_POLICY_ALLOW_CLOSED, CONFLICT_POLICY_TERMINATE_EXISTING, CONFLICT_POLICY_USE_OPEN)
 
@@ -42,6 +45,13 @@ def conflict(view: RunView, request: StartRun) -> RunReply | RequestError | None
         remedy="give another id, or a conflict policy: use_existing, use_open, allow_closed, allow_failed, "
         "terminate_existing",
     )
+
+
+def unswept(view: RunView) -> Unavailable | None:
+    """Return why the id is not free yet though its run has closed: its children and waits do not know of it."""
+    if not view.head.sweeping:
+        return None
+    return Unavailable(f"run {view.run.run_id!r} has only just closed", reason=SWEEPING, remedy="ask again in a moment")
 
 
 def _stands(view: RunView) -> str:

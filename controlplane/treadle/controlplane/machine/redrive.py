@@ -14,14 +14,12 @@ from treadle.v1.history_pb2 import RunRetried
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_ALLOW_CLOSED
 from treadle.v1.state_pb2 import RUN_OUTCOME_COMPLETED, RUN_OUTCOME_UNSPECIFIED
 
-from . import deadlines, runs
+from . import deadlines, policies, runs
 from .requests import RetryRun, RunReply, StartRun
 from .view import RunView
 
-__all__ = ("SWEEPING", "retry", "start_child_again")
+__all__ = ("retry", "start_child_again")
 
-SWEEPING = "RUN_SWEEPING"
-"""Why a run that has just closed cannot go on for a moment: what it left behind is not cleared away."""
 _RETRIES = 100
 """So often a run may be continued: each time its replay has one more past to look through."""
 
@@ -50,12 +48,10 @@ def _refuse(view: RunView, request: RetryRun) -> RequestError | None:
         return WrongState(
             f"{what} is open", reason="RUN_NOT_CLOSED", remedy="wait until it has closed, or terminate it first"
         )
-    if request.input is not None:
-        return None
     if request.length and request.length != head.length:
         return WrongState(f"{what} changed while its step was looked up", reason="RUN_CHANGED", remedy="ask again")
-    if head.sweeping:
-        return Unavailable(f"{what} has only just closed", reason=SWEEPING, remedy="ask again in a moment")
+    if head.sweeping or request.input is not None:
+        return policies.unswept(view)
     if head.retries >= _RETRIES:
         return Refused(f"{what} has been continued {_RETRIES} times", remedy="start it over with --input, or anew")
     if request.from_position:
@@ -123,8 +119,9 @@ def start_child_again(view: RunView, request: StartRun) -> RunReply | RequestErr
         return RunReply(head)
     if not view.closed and head.cancel_requested:
         return Unavailable(f"run {view.run.run_id!r} is being cancelled", remedy="the letter comes again")
-    if view.closed and head.sweeping:
-        return Unavailable(f"run {view.run.run_id!r} has only just closed", reason=SWEEPING)
+    busy = policies.unswept(view) if view.closed else None
+    if busy is not None:
+        return busy
     if view.closed and (request.over or head.outcome == RUN_OUTCOME_COMPLETED or head.undone):
         runs.begin(view, request)
         return RunReply(view.head)

@@ -99,7 +99,7 @@ def start(view: RunView, request: StartRun) -> RunReply | RequestError:
     if view.exists:
         if request.request_id in view.head.request_ids:
             return RunReply(view.head, started=True)
-        refusal = policies.conflict(view, request)
+        refusal = policies.conflict(view, request) or policies.unswept(view)
         if refusal is not None:
             return refusal
     begin(view, request)

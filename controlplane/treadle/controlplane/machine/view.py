@@ -11,6 +11,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from treadle.controlplane.store.port import Change, Hint, Loaded
 from treadle.protocol.ids import RunKey, span_id, trace_id
 from treadle.protocol.tags import code_name
@@ -153,10 +155,14 @@ class RunView:
         return mine
 
     def all_rows(self) -> list[CommandRow]:
-        """Return the open rows that were loaded (`Want.all_fields`) or written since."""
+        """Return the open rows that were loaded (`Want.all_fields`) or written since; damaged ones go, so that a sweep ends."""
         for name in [] if self.restart else self.loaded.fields:
             if name.startswith("c:"):
-                self.row(name[2:])
+                try:
+                    self.row(name[2:])
+                except DecodeError:
+                    self._rows[name[2:]] = self._touched[name[2:]] = None
+                    self.timer_gone(name[2:])
         return [row for row in self._rows.values() if row is not None]
 
     def input_of(self, command_id: str) -> Payload:
