@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from treadle.client import Client, RunFailed
+from treadle.client import Client, RunFailed, RunTimedOut
 from treadle.client.encryption import AesGcm, new_key
 from treadle.controlplane.embedded import embedded
 from treadle.worker import (
@@ -84,6 +84,15 @@ async def failing(text: str) -> str:
     return await load()
 
 
+@workflow(timeout="0.2s", on_failure=handle)
+async def deaf(text: str) -> None:
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            await load()
+
+
 async def _use(client: Client) -> None:
     run = await client.start(parts, 0, SECRET, id="short")
     await run.signal("more", "!")
@@ -109,6 +118,12 @@ async def _use(client: Client) -> None:
         await wrong.result("30s")
     failed = await handled.get()
     assert (failed.error.message, failed.input) == (SECRET, {"text": SECRET})
+    for text in (SECRET, LARGE):
+        endless = await client.start(deaf, text)
+        with pytest.raises(RunTimedOut):
+            await endless.result("30s")
+        failed = await handled.get()
+        assert (failed.id, failed.error.type, failed.input) == (endless.id, "RunTimedOut", {"text": text})
     await wrong.retry(input={"text": "well"})
     assert await wrong.result("30s") == SECRET
 
@@ -118,8 +133,8 @@ def test_nothing_is_readable_and_everything_arrives(tmp_path: Path) -> None:
     keys.write_text(new_key("k"))
 
     async def main() -> None:
-        registry = collect([load, decide, deciding, parts, told, handle, failing])
-        async with embedded(tmp_path / "state", 0) as address:
+        registry = collect([load, decide, deciding, parts, told, handle, failing, deaf])
+        async with embedded(tmp_path / "state", 0, cleanup_ms=500) as address:
             config = WorkerConfig(app="here", server=address, keys_file=str(keys), always_replay=True)
             worker = Worker(config, registry)
             working = asyncio.create_task(worker.run())

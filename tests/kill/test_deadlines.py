@@ -104,6 +104,46 @@ def test_a_run_s_deadline_survives_the_death_of_everything(build: Build) -> None
     assert {entry.run for entry in house.starts(step="tidy")} == {"by-code", "by-call"}
 
 
+def test_a_run_whose_workers_are_gone_is_handled_by_those_that_come(build: Build) -> None:
+    """Its worker dies, everything dies; the control plane closes it alone, and what handles that waits for a worker."""
+    house = build("session")
+    server = house.server(CLEANUP="1s")
+    (owner,) = employ(house, "flows")
+    house.start("gone", "deaf", gate="never")
+    house.until_starts(1, run="gone")
+    until("its timeout is known", lambda: house.client.run("gone").get().deadline is not None)
+    owner.kill()
+    server.kill()
+    house.redis.kill()
+    house.redis.start()
+    server.restart()
+    until("it is closed", lambda: "run_failed" in house.kinds("gone"), seconds=30)
+    (hook,) = [e.run_failed.hook_run_id for e in house.history("gone") if e.HasField("run_failed")]
+    server.kill()
+    server.restart()
+    employ(house, "flows", "steps")
+    house.check({hook: None})
+    house.until_starts(1, run=hook, step="hears")
+    assert len(house.starts(step="hears")) == 1
+    assert [run.id for run in house.client.list(workflow="deaf.on_failure")] == [hook]
+    assert house.kinds("gone").count("run_failed") == 1
+
+
+def test_code_that_never_said_a_word_is_handled_once_though_its_worker_lives_on(build: Build) -> None:
+    house = build("session")
+    house.server(CLEANUP="1s")
+    (owner,) = employ(house, "flows")
+    house.client.start("mute", {"gate": "never"}, id="mute", pool="flows", timeout="2s")
+    until("it is closed", lambda: "run_failed" in house.kinds("mute"), seconds=30)
+    assert house.kinds("mute") == ["run_started", "run_opened", "run_timed_out", "run_failed"]
+    (hook,) = [e.run_failed.hook_run_id for e in house.history("mute") if e.HasField("run_failed")]
+    house.ready(house.worker("flows", app=APP, PYTHONPATH=PATH), house.worker("steps", app=APP, PYTHONPATH=PATH))
+    house.check({hook: None})
+    owner.kill()
+    assert len(house.starts(step="hears")) == 1
+    assert [run.id for run in house.client.list(workflow="mute.on_failure")] == [hook]
+
+
 def test_each_limit_of_a_step_ends_it_with_an_error_of_its_own(house: House) -> None:
     employ(house, "flows", "steps")
     server = house.servers[0]

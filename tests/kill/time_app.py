@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tests.kill.app import note, noted, opened
-from treadle.worker import Retry, Step, StepTimedOut, sleep_until, step, step_info, workflow
+from treadle.worker import FailedRun, Retry, Step, StepTimedOut, sleep_until, step, step_info, workflow
 
 _QUICK = Retry(attempts=0, initial="0.1s", cap="0.2s")
 _LONG_S = 600.0
@@ -130,6 +130,35 @@ async def bounded() -> str:
     finally:
         await tidy("bounded")
     return "never"
+
+
+@step(pool="steps")
+async def hears(failed: FailedRun) -> None:
+    assert (failed.error.type, failed.input) == ("RunTimedOut", {"gate": "never"})
+    note("start", local=False)
+
+
+@step
+async def begins(gate: str) -> None:
+    note("start", local=True)
+
+
+@workflow(pool="flows", timeout="3s", on_failure=hears)
+async def deaf(gate: str) -> None:
+    """Goes on whatever it is told."""
+    await begins(gate)
+    while True:
+        try:
+            await asyncio.sleep(_LONG_S)
+        except asyncio.CancelledError:
+            continue
+
+
+@workflow(pool="flows", on_failure=hears)
+async def mute(gate: str) -> None:
+    """Never says a word: its first turn has no end."""
+    while gate:
+        pass
 
 
 @step

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from treadle.worker import Retry, StepTimedOut, step, workflow
+from treadle.worker import FailedRun, Retry, StepTimedOut, step, workflow
 
-__all__ = ("STEPS", "gentle", "hurried", "late")
+__all__ = ("STEPS", "deaf", "gentle", "hurried", "late")
 
 _QUICK = Retry(attempts=0, initial="200ms", cap="2s")
 
@@ -36,9 +36,6 @@ async def local_hurry(a: int) -> int:
     return a
 
 
-STEPS = (listen, local_listen, leave, hurry, local_hurry)
-
-
 @workflow
 async def gentle(n: int) -> int:
     """Steps that are cancelled by a timeout of the code, alone and two at once."""
@@ -65,6 +62,25 @@ async def hurried(n: int) -> int:
         except StepTimedOut:
             continue
     return await local_listen(n + 1)
+
+
+@step(pool="default", retry=_QUICK)
+async def report(failed: FailedRun) -> list[str]:
+    return [failed.id, failed.error.type, *map(str, failed.input.values())]
+
+
+STEPS = (listen, local_listen, leave, hurry, local_hurry, report)
+
+
+@workflow(timeout="4s", on_failure=report)
+async def deaf(n: int) -> int:
+    """Never ends by itself, whatever it is told."""
+    await local_listen(n)
+    while True:
+        try:
+            await asyncio.sleep(20)
+        except asyncio.CancelledError:
+            await listen(n)
 
 
 @workflow(timeout="4s")

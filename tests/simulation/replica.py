@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from treadle.controlplane.batches import Item, fold
 from treadle.controlplane.duties.leases import Holding, holder_in
-from treadle.controlplane.machine import Decision, Request, Settings, children, decide
+from treadle.controlplane.machine import Decision, Request, Settings, children, deadlines, decide
 from treadle.controlplane.machine.decide import want
 from treadle.controlplane.machine.requests import CheckLease, FireTimer, Reply
 from treadle.controlplane.replica import Replica, Session
@@ -253,7 +253,9 @@ class SimReplica:
         if holding is not None:
             self._look(holding)
         if holding is None or not command_id:
-            self.ask(run, FireTimer(command_id, gone=self._gone(loaded.head, loaded.fields, command_id)))
+            closes = not command_id and deadlines.run_closes(RunHead.FromString(loaded.head), self.schedule.now)
+            gone = self._gone(loaded.head, loaded.fields, command_id)
+            self.ask(run, FireTimer(command_id, gone=gone, closes=closes))
 
     def _gone(self, head_data: bytes, fields: dict[str, bytes], command_id: str) -> bool:
         """The broker is asked: a queued job that has no copy left, and none on its way, is gone."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import pytest
+
+from treadle.protocol.ids import RunKey
+from treadle.protocol.payloads import decode
 
 from .__main__ import broken_in
 from .ledger import Broken
@@ -74,6 +78,27 @@ def test_limits_come_up_in_every_way() -> None:
     assert sum(interrupted) > 5 and set(interrupted) <= {0, 1}
     told = {"run_timed_out", "cancel_requested", "run_terminated"}
     assert all(told & {event.WhichOneof("kind") for event in events} for events in late)
+
+
+@pytest.mark.timeout(200)
+def test_a_run_that_no_code_ends_is_closed_and_handled_once() -> None:
+    """Whoever dies meanwhile: the commit that closes it starts its hook, which opens what the run was started with."""
+    handled = []
+    for seed in range(30):
+        world = World(seed)
+        run = RunKey("sim", "deaf-50")
+        world.start_run("deaf", 50)
+        world.interrupted.add(run)
+        world.run()
+        record = world.ledger.record(run)
+        if record.outcome != "run_failed":
+            continue  # cancelled or terminated by a person before
+        failed = record.events[-1].run_failed
+        hook = world.ledger.record(RunKey("sim", failed.hook_run_id)).events
+        told = [decode(e.step_completed.result, Any, what="result") for e in hook if e.HasField("step_completed")]
+        assert told == [[run.run_id, "RunTimedOut", "50"]]
+        handled.append(run)
+    assert len(handled) > 20
 
 
 def test_a_seed_replays_exactly() -> None:

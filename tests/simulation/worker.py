@@ -34,6 +34,7 @@ from treadle.worker.core.port import (
 )
 from treadle.worker.loop.execution import execution_factory
 from treadle.worker.loop.port import Execution, RunContext, Turn
+from treadle.worker.specs import handlers_of, specs_of
 
 from .broker import Connection
 from .long_steps import defers, speaks
@@ -201,6 +202,7 @@ class SimWorker:
             lane=LANE_AMQP,
             workflows=sorted(_REGISTRY.workflows),
             steps=[name for name, s in _REGISTRY.steps.items() if s.pool],
+            on_failure=handlers_of(specs_of(_REGISTRY, sorted(_REGISTRY.workflows))),
         )
         self.schedule.later(self.schedule.network_ms(), lambda: self._opened(link, hello))
         self.later(2500, lambda: self._give_up(link))

@@ -25,7 +25,7 @@ from treadle.worker import (
 )
 
 from .limited import STEPS as LIMITED
-from .limited import gentle, hurried, late
+from .limited import deaf, gentle, hurried, late
 
 QUICK = Retry(attempts=0, initial="200ms", cap="2s")
 
@@ -435,6 +435,9 @@ WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
 }
 """Name -> (workflow, its result for an argument)."""
 
+DEAF: dict[str, tuple[Any, Callable[[int], Any]]] = {"deaf": (deaf, lambda n: None)}
+"""Workflows that only the control plane ends, minutes after they began: too long for every schedule."""
+
 LETTERS: dict[str, list[tuple[str, int, bool]]] = {
     "chapters": [("number", 1, False), ("number", 2, False), ("number", 3, False)],
     "told": [("number", 1, False), ("number", 2, False), ("number", 3, False)],
@@ -452,4 +455,4 @@ DEFERRED = frozenset(("decide",))
 REDRIVEN = frozenset(("mended", "mended_here"))
 """Workflows whose runs fail, and are then told to go on."""
 
-EVERYTHING = (*BODIES, mended_child, payments, *(w for w, _ in WORKFLOWS.values()))
+EVERYTHING = (*BODIES, mended_child, payments, deaf, *(w for w, _ in WORKFLOWS.values()))

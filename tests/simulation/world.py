@@ -44,7 +44,7 @@ from .clock import Schedule
 from .ledger import Broken, Ledger
 from .replica import SimReplica
 from .worker import Link, SimWorker
-from .workflows import EVERYTHING, LETTERS, MENDED, REDRIVEN, WORKFLOWS
+from .workflows import DEAF, EVERYTHING, LETTERS, MENDED, REDRIVEN, WORKFLOWS
 
 __all__ = ("FAULTS", "World", "simulate")
 
@@ -189,7 +189,7 @@ class World:
 
     # --- the schedule ------------------------------------------------------------------------------------------------
     def start_run(self, name: str, argument: int) -> None:
-        workflow, result = WORKFLOWS[name]
+        workflow, result = (WORKFLOWS | DEAF)[name]
         run = RunKey("sim", f"{name}-{argument}")
         self.shards = sorted({*self.shards, run.shard})
         self.expected[run] = result(argument)

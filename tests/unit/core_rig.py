@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, TypeVar
 
-from treadle.v1.common_pb2 import Payload, RetryPolicy
+from treadle.v1.common_pb2 import Failure, Payload, RetryPolicy
 from treadle.v1.history_pb2 import (
     AttemptFailed,
     AttemptStarted,
@@ -78,6 +78,9 @@ class Script:
 
     def unread(self) -> list[SignalReceived]:
         return self.letters
+
+    def failing(self, failure: Failure) -> Outcome:
+        return Outcome(failure=failure)
 
     def known_signals(self) -> list[str]:
         return [letter.signal_id for letter in self.letters]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from treadle.controlplane.machine import Credit, Decision, Env, Request, Settings, decide
+from treadle.controlplane.machine import Credit, Decision, Env, Request, Settings, deadlines, decide
 from treadle.controlplane.machine.decide import want
 from treadle.controlplane.machine.requests import (
     AcceptRun,
@@ -362,7 +362,8 @@ class Rig:
         self.now += ms
 
     def fire(self, command_id: str = "", *, gone: bool = False, soon: bool = False) -> Decision:
-        self.ask(FireTimer(command_id, gone=gone, soon=soon))
+        closes = not command_id and deadlines.run_closes(self.head, self.now)
+        self.ask(FireTimer(command_id, gone=gone, soon=soon, closes=closes))
         return self.decision
 
     def due(self) -> list[str]:

@@ -9,10 +9,17 @@ import pytest
 from tests.replay.feeder import Feeder
 
 from treadle.protocol.errors import ConfigError
+from treadle.protocol.payloads import decode
 from treadle.v1 import history_pb2 as h
-from treadle.v1.common_pb2 import Failure
-from treadle.worker import FailedRun, step, workflow
+from treadle.v1.common_pb2 import FailedRunInfo, Failure, FailureHandler, Payload
+from treadle.v1.worker_service_pb2 import OwnerRequest
+from treadle.worker import FailedRun, RaisedError, continue_as_new, receive, step, workflow
 from treadle.worker.app import Registry
+from treadle.worker.core.feed import Feed
+from treadle.worker.core.last_word import say_outcome
+from treadle.worker.loop.execution import WorkflowExecution
+from treadle.worker.loop.port import RunContext
+from treadle.worker.specs import handlers_of, specs_of
 
 
 @step(pool="p")
@@ -76,6 +83,88 @@ def test_a_large_input_is_left_out() -> None:
     run = Feeder(large, "x" * (600 << 10))
     fail(run)
     assert (told(run)["input"], told(run)["input_omitted"]) == ({}, True)
+
+
+def started_by_server(flow: Any, given: Payload, *, omitted: bool = False, feeds: int = 1) -> list[WorkflowExecution]:
+    """Feed the beginning of a hook's history that the control plane wrote, several times over."""
+    failure = Failure(type="RunTimedOut", message="too long")
+    info = FailedRunInfo(run_id="r", workflow="handled", failure=failure, input_omitted=omitted)
+    event = h.HistoryEvent(position=1, time_ms=1000, run_started=h.RunStarted(input=given, failed_run=info))
+    found = []
+    for _ in range(feeds):
+        found.append(WorkflowExecution(RunContext("default", "hook", 3, flow.name, 0), flow))
+        found[-1].feed(event)
+    return found
+
+
+def handed(execution: WorkflowExecution) -> FailedRun:
+    assert execution.outcome is not None and execution.outcome.result is not None, execution.outcome
+    failed: FailedRun = decode(execution.outcome.result, FailedRun, what="result")
+    return failed
+
+
+@workflow
+async def echo(failed: FailedRun) -> FailedRun:
+    return failed
+
+
+def test_a_hook_that_the_control_plane_started_gets_the_same_as_others() -> None:
+    given = handled.signature.encode_call((4,), {})
+    first, again = started_by_server(echo, given, feeds=2)
+    error = RaisedError("RunTimedOut", "too long")
+    assert handed(first) == handed(again) == FailedRun("r", "handled", error, {"x": 4})
+    (none,) = started_by_server(echo, Payload())
+    assert handed(none) == FailedRun("r", "handled", error)
+    (large,) = started_by_server(echo, Payload(), omitted=True)
+    assert handed(large) == FailedRun("r", "handled", error, input_omitted=True)
+    (large,) = started_by_server(echo, Payload(data=b'{"x":"%s"}' % (b"x" * (600 << 10))))
+    assert handed(large).input_omitted, "it came from the blob store, with another size than it has there"
+
+
+def test_a_hook_that_cannot_open_the_arguments_is_left_to_another_worker() -> None:
+    (sealed,) = started_by_server(echo, Payload(data=b"?", encoding="aes"))
+    assert sealed.outcome is None and sealed.divergence is not None and "aes" in sealed.divergence.found
+
+
+def test_a_hook_of_a_hook_is_told_what_that_was_called_with() -> None:
+    @workflow(on_failure=tell)
+    async def fails(failed: FailedRun) -> None:
+        raise ValueError(failed.id)
+
+    (execution,) = started_by_server(fails, handled.signature.encode_call((4,), {}))
+    outcome = execution.outcome
+    assert outcome is not None and outcome.hook is not None
+    assert json.loads(outcome.hook.input.data)["failed"]["input"]["failed"]["input"] == {"x": 4}
+
+
+@workflow(on_failure=tell)
+async def goes_on(x: int) -> None:
+    await receive("number", int)
+    continue_as_new(x + 1)
+
+
+def test_a_run_that_cannot_go_on_as_new_for_its_unread_signals_fails_with_its_hook() -> None:
+    run = Feeder(goes_on, 4)
+    for number in range(1002):
+        run.feed(signal_received=h.SignalReceived(name="number", signal_id=f"s{number}", data=Payload(data=b"1")))
+    feed = Feed(lambda context: run.execution, run.execution.context, always_replay=False)
+    request, outcome = OwnerRequest(), run.execution.outcome
+    assert outcome is not None and outcome.next_input is not None
+    say_outcome(request, feed, outcome)
+    said = request.fail
+    assert said.failure.type == "TooManyUnread" and "1001 signals were not received" in said.failure.message
+    assert said.failure.final and len(request.unread) == 100
+    failed = json.loads(said.hook.input.data)["failed"]
+    assert (said.hook.workflow, failed["error"]["type"], failed["input"]) == (
+        "goes_on.on_failure",
+        "TooManyUnread",
+        {"x": 4},
+    )
+
+
+def test_workers_say_what_handles_failures() -> None:
+    specs = specs_of(Registry().add(handled), ["handled", "handled.on_failure"])
+    assert handlers_of(specs) == {"handled": FailureHandler(workflow="handled.on_failure", pool="default")}
 
 
 def test_it_is_registered_with_its_workflow() -> None:

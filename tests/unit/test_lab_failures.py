@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 
-from treadle.protocol.errors import NotFound, RunFailed, WrongState
+from treadle.protocol.errors import NotFound, RunFailed, RunTimedOut, WrongState
 from treadle.testing import Lab
 from treadle.worker import FailedRun, Retry, step, workflow
 
@@ -48,6 +49,27 @@ def test_a_hook_is_a_run_of_the_lab(lab: Lab) -> None:
     failed = call.args[0]
     assert (failed.id, failed.workflow, failed.input) == (run.id, "read", {"page": "a"})
     assert failed.error.type == "StepError"
+
+
+@workflow(timeout="1h", on_failure=tell)
+async def deaf(page: str) -> int:
+    while True:
+        try:
+            await asyncio.sleep(86_400)
+        except asyncio.CancelledError:
+            await fetch(page)
+
+
+def test_a_run_that_its_timeout_closes_has_a_hook_too(lab: Lab) -> None:
+    began, run = lab.now, lab.start(deaf, "a")
+    with pytest.raises(RunTimedOut):
+        run.result()
+    assert lab.now - began == timedelta(hours=1, minutes=1)
+    (hook,) = [one for one in lab.runs if one is not run]
+    hook.result()
+    failed = lab.calls(tell)[0].args[0]
+    assert (failed.id, failed.workflow, failed.input) == (run.id, "deaf", {"page": "a"})
+    assert failed.error.type == "RunTimedOut" and "its code had not ended" in failed.error.message
 
 
 def test_rules_for_errors_count_each_for_itself(lab: Lab) -> None:

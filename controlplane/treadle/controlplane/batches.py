@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from treadle.controlplane.machine import Request
 from treadle.controlplane.machine.event_requests import RouteEvent
-from treadle.controlplane.machine.requests import Asked, Claimed, Reply, RetryRun, StartRun
+from treadle.controlplane.machine.requests import Asked, Claimed, FireTimer, Reply, RetryRun, StartRun
 from treadle.v1.job_pb2 import JOB_KIND_RUN
 
 __all__ = ("Item", "fold")
@@ -52,6 +52,8 @@ def fold(waiting: deque[Item]) -> list[Item]:
             size = _ROUTED
         elif isinstance(request, Claimed):
             checks = request.item.job.kind == JOB_KIND_RUN
+        elif isinstance(request, FireTimer):
+            checks = request.closes
         begins = isinstance(request, StartRun) or (isinstance(request, RetryRun) and request.input is not None)
         if items and (begins or entries + size > _ENTRIES or (checks and checked)):
             break

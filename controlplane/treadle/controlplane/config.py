@@ -52,6 +52,7 @@ class ServerConfig:
         blob_sweep_ms: How often values that nobody can need are looked for and deleted. Default 1 hour.
         outbox_max: From so many entries in the outbox on, starts are refused.
         retention_ms: Closed runs are deleted after so long. Default 7 days.
+        cleanup_ms: A run whose timeout is over and whose code has not ended is closed after so long. Default 1 minute.
         worker_amqp_url: What workers are told to consume from; "": they use the session lane.
         replica_id: Names this process among replicas; random by default.
         reflection: True: gRPC reflection is on.
@@ -79,6 +80,7 @@ class ServerConfig:
     blob_sweep_ms: int = 3_600_000
     outbox_max: int = 100_000
     retention_ms: int = 7 * _DAY_MS
+    cleanup_ms: int = 60_000
     worker_amqp_url: str = ""
     replica_id: str = field(default_factory=_replica_id)
     reflection: bool = True
@@ -103,6 +105,7 @@ class ServerConfig:
             open_store(self.blobs)
         _check_range("outbox_max", self.outbox_max, 1, 10**9)
         _check_range("retention_ms", self.retention_ms, 1000, 10**13)
+        _check_range("cleanup_ms", self.cleanup_ms, 100, _DAY_MS)
         if not self.replica_id or not self.replica_id.isprintable():
             raise ConfigError(f"replica_id {self.replica_id!r}: give a printable name that no other replica has")
         self._check_exposure()
@@ -245,6 +248,7 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], object]]] = {
     "blob_sweep_ms": _milliseconds,
     "outbox_max": _number,
     "retention_ms": _milliseconds,
+    "cleanup_ms": _milliseconds,
     "worker_amqp_url": _text,
     "replica_id": _text,
     "reflection": _flag,

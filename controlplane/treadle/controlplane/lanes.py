@@ -192,7 +192,8 @@ class _Pump:
                 replica.credits.give_back(credit, job.kind)
                 self.turn()
 
-        self._engine.committer.submit(run, Claimed(item, credit.worker_id, self._engine.replica_id), settle)
+        claimed = Claimed(item, credit.worker_id, self._engine.replica_id, credit.handler)
+        self._engine.committer.submit(run, claimed, settle)
 
     def _keep_garbage(self, delivery: Delivery) -> None:
         """The lanes carry jobs only; anything else is counted, logged and left to the worker's or doctor's eye."""

@@ -72,7 +72,7 @@ class ControlPlane:
         self._config = config
         self._metrics = metrics or Metrics()
         count = DecisionCounter(self._metrics) if measure else None
-        settings = Settings(retention_ms=config.retention_ms)
+        settings = Settings(retention_ms=config.retention_ms, cleanup_ms=config.cleanup_ms)
         self.engine = Engine(store, broker, settings, config.replica_id, count)
         leases = LeaseChecker(self.engine)
         timers = TimerDuty(self.engine, leases, QueueWatch(self.engine))

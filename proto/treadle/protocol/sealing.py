@@ -90,6 +90,11 @@ def place_of(kind: str, message: Any, namespace: str, run_id: str, children: Map
         return Place(namespace, run_id, FROM_STEP, message.command_id)
     if kind == "run_started" and message.HasField("occurrence"):  # sealed once, for all runs of the schedule
         return place_of_schedule(namespace, message.occurrence.schedule_id)
+    if kind == "run_started" and message.HasField("failed_run"):  # as it was sent to the run that failed
+        failed = message.failed_run
+        if failed.schedule_id:
+            return place_of_schedule(namespace, failed.schedule_id)
+        return Place(namespace, failed.run_id, TO_RUN)
     if kind == "child_scheduled":
         return Place(namespace, message.run_id, TO_RUN)
     if kind.startswith("child_"):

@@ -586,3 +586,69 @@ class EventTrigger(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EventTrigger: _TypeAlias = EventTrigger  # noqa: Y015
+
+@_typing.final
+class FailureHandler(_message.Message):
+    """What handles the failures of a workflow's runs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    workflow: _builtins.str
+    """Name of its workflow, with the version if it has one."""
+    pool: _builtins.str
+    """Pool whose workers execute it."""
+    def __init__(
+        self,
+        *,
+        workflow: _builtins.str = ...,
+        pool: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FailureHandler: _TypeAlias = FailureHandler  # noqa: Y015
+
+@_typing.final
+class FailedRunInfo(_message.Message):
+    """The run whose failure a run handles, where the control plane closed it and no code of it could say so."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    WORKFLOW_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    INPUT_OMITTED_FIELD_NUMBER: _builtins.int
+    SCHEDULE_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """Its id."""
+    workflow: _builtins.str
+    """Its workflow, with the version if it has one."""
+    input_omitted: _builtins.bool
+    """Its arguments are left out: they are too large, or were no arguments that a client gave."""
+    schedule_id: _builtins.str
+    """Of a run that a schedule started: the schedule, whose arguments they are."""
+    @_builtins.property
+    def failure(self) -> Global___Failure:
+        """Why it failed."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        workflow: _builtins.str = ...,
+        failure: Global___Failure | None = ...,
+        input_omitted: _builtins.bool = ...,
+        schedule_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "input_omitted", b"input_omitted", "run_id", b"run_id", "schedule_id", b"schedule_id", "workflow", b"workflow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FailedRunInfo: _TypeAlias = FailedRunInfo  # noqa: Y015

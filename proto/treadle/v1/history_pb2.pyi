@@ -367,6 +367,7 @@ class RunStarted(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
+    FAILED_RUN_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Name of the workflow."""
     pool: _builtins.str
@@ -409,6 +410,12 @@ class RunStarted(_message.Message):
     def event(self) -> _common_pb2.EventRef:
         """Started by an event: which one."""
 
+    @_builtins.property
+    def failed_run(self) -> _common_pb2.FailedRunInfo:
+        """Handles the failure of a run that the control plane closed: which one. `input` has the arguments of that run then, as they
+        were sent to it.
+        """
+
     def __init__(
         self,
         *,
@@ -427,10 +434,11 @@ class RunStarted(_message.Message):
         version: _builtins.str = ...,
         tags: _abc.Iterable[_common_pb2.Tag] | None = ...,
         event: _common_pb2.EventRef | None = ...,
+        failed_run: _common_pb2.FailedRunInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "event", b"event", "input", b"input", "occurrence", b"occurrence", "parent", b"parent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "event", b"event", "failed_run", b"failed_run", "input", b"input", "occurrence", b"occurrence", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "event", b"event", "input", b"input", "occurrence", b"occurrence", "parent", b"parent", "part", b"part", "pool", b"pool", "retry_of", b"retry_of", "sampled", b"sampled", "tags", b"tags", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "event", b"event", "failed_run", b"failed_run", "input", b"input", "occurrence", b"occurrence", "parent", b"parent", "part", b"part", "pool", b"pool", "retry_of", b"retry_of", "sampled", b"sampled", "tags", b"tags", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

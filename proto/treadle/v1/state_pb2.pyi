@@ -271,6 +271,7 @@ class RunHead(_message.Message):
     WAITING_STEPS_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
+    ON_FAILURE_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
     EVENT_ROUTER_FIELD_NUMBER: _builtins.int
     EVENT_SLOT_FIELD_NUMBER: _builtins.int
@@ -416,6 +417,10 @@ class RunHead(_message.Message):
         """Words to find it by, sorted by key."""
 
     @_builtins.property
+    def on_failure(self) -> _common_pb2.FailureHandler:
+        """What handles its failures, as the worker says that was its owner last."""
+
+    @_builtins.property
     def event(self) -> Global___AcceptedEvent:
         """Record: an event that was accepted."""
 
@@ -495,14 +500,15 @@ class RunHead(_message.Message):
         waiting_steps: _builtins.int = ...,
         waiting_for: _builtins.str = ...,
         quarantined: _builtins.int = ...,
+        on_failure: _common_pb2.FailureHandler | None = ...,
         event: Global___AcceptedEvent | None = ...,
         event_router: Global___EventRouter | None = ...,
         event_slot: Global___EventSlot | None = ...,
         event_triggers: Global___EventTriggers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "event", b"event", "event_router", b"event_router", "event_slot", b"event_slot", "event_triggers", b"event_triggers", "owner", b"owner", "parent", b"parent", "schedule", b"schedule"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "event", b"event", "event_router", b"event_router", "event_slot", b"event_slot", "event_triggers", b"event_triggers", "on_failure", b"on_failure", "owner", b"owner", "parent", b"parent", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "close_at_ms", b"close_at_ms", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "delete_at_ms", b"delete_at_ms", "error_type", b"error_type", "event", b"event", "event_router", b"event_router", "event_slot", b"event_slot", "event_triggers", b"event_triggers", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "marks", b"marks", "namespace", b"namespace", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "passed", b"passed", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "quarantined", b"quarantined", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retried_at", b"retried_at", "retries", b"retries", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "schedule", b"schedule", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "tags", b"tags", "timed_out", b"timed_out", "timeout_known", b"timeout_known", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "trouble", b"trouble", "undone", b"undone", "version", b"version", "waiting_for", b"waiting_for", "waiting_steps", b"waiting_steps", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "close_at_ms", b"close_at_ms", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "delete_at_ms", b"delete_at_ms", "error_type", b"error_type", "event", b"event", "event_router", b"event_router", "event_slot", b"event_slot", "event_triggers", b"event_triggers", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "marks", b"marks", "namespace", b"namespace", "on_failure", b"on_failure", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "passed", b"passed", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "quarantined", b"quarantined", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retried_at", b"retried_at", "retries", b"retries", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "schedule", b"schedule", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "tags", b"tags", "timed_out", b"timed_out", "timeout_known", b"timeout_known", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "trouble", b"trouble", "undone", b"undone", "version", b"version", "waiting_for", b"waiting_for", "waiting_steps", b"waiting_steps", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -851,6 +857,7 @@ class StartChild(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     TRIGGER_FIELD_NUMBER: _builtins.int
     OVER_FIELD_NUMBER: _builtins.int
+    FAILED_RUN_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Name of the workflow."""
     pool: _builtins.str
@@ -875,6 +882,10 @@ class StartChild(_message.Message):
     def caller(self) -> _common_pb2.TraceContext:
         """Context of the parent's span of it; linked, not joined."""
 
+    @_builtins.property
+    def failed_run(self) -> _common_pb2.FailedRunInfo:
+        """See RunStarted."""
+
     def __init__(
         self,
         *,
@@ -887,10 +898,11 @@ class StartChild(_message.Message):
         timeout_ms: _builtins.int = ...,
         trigger: _builtins.str = ...,
         over: _builtins.bool = ...,
+        failed_run: _common_pb2.FailedRunInfo | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "parent", b"parent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "failed_run", b"failed_run", "input", b"input", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "input", b"input", "over", b"over", "parent", b"parent", "pool", b"pool", "sampled", b"sampled", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "failed_run", b"failed_run", "input", b"input", "over", b"over", "parent", b"parent", "pool", b"pool", "sampled", b"sampled", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

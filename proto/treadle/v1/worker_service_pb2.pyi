@@ -244,6 +244,7 @@ class WorkflowSpec(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
     ON_FIELD_NUMBER: _builtins.int
+    ON_FAILURE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the workflow, as in `workflows`: "billing", or "billing@2" for one with a version."""
     @_builtins.property
@@ -254,16 +255,21 @@ class WorkflowSpec(_message.Message):
     def on(self) -> _common_pb2.EventTrigger:
         """Events that start it."""
 
+    @_builtins.property
+    def on_failure(self) -> _common_pb2.FailureHandler:
+        """What handles the failures of its runs."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         schedule: _schedule_pb2.ScheduleSpec | None = ...,
         on: _common_pb2.EventTrigger | None = ...,
+        on_failure: _common_pb2.FailureHandler | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["on", b"on", "schedule", b"schedule"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["on", b"on", "on_failure", b"on_failure", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "on", b"on", "schedule", b"schedule"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "on", b"on", "on_failure", b"on_failure", "schedule", b"schedule"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -413,6 +419,27 @@ class SessionHello(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class OnFailureEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _common_pb2.FailureHandler: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _common_pb2.FailureHandler | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     WORKER_ID_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     REPLACES_FIELD_NUMBER: _builtins.int
@@ -425,6 +452,7 @@ class SessionHello(_message.Message):
     STEP_SLOTS_FIELD_NUMBER: _builtins.int
     RUN_SLOTS_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
+    ON_FAILURE_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """Random id of the process; it has registered."""
     session_id: _builtins.str
@@ -453,6 +481,10 @@ class SessionHello(_message.Message):
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Steps it has."""
 
+    @_builtins.property
+    def on_failure(self) -> _containers.MessageMap[_builtins.str, _common_pb2.FailureHandler]:
+        """What handles the failures of its workflows, by their names, where something does."""
+
     def __init__(
         self,
         *,
@@ -468,10 +500,11 @@ class SessionHello(_message.Message):
         step_slots: _builtins.int = ...,
         run_slots: _builtins.int = ...,
         host: _builtins.str = ...,
+        on_failure: _abc.Mapping[_builtins.str, _common_pb2.FailureHandler] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "lane", b"lane", "namespace", b"namespace", "pool", b"pool", "replaces", b"replaces", "run_slots", b"run_slots", "sent_ms", b"sent_ms", "session_id", b"session_id", "step_slots", b"step_slots", "steps", b"steps", "worker_id", b"worker_id", "workflows", b"workflows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "lane", b"lane", "namespace", b"namespace", "on_failure", b"on_failure", "pool", b"pool", "replaces", b"replaces", "run_slots", b"run_slots", "sent_ms", b"sent_ms", "session_id", b"session_id", "step_slots", b"step_slots", "steps", b"steps", "worker_id", b"worker_id", "workflows", b"workflows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,6 +28,7 @@ from treadle.worker.core.port import (
 )
 from treadle.worker.current import LazyInfo
 from treadle.worker.loop.port import Execution, ExecutionFactory, LocalCall, RunContext, Turn
+from treadle.worker.specs import handlers_of, specs_of
 
 from .plane import NEVER_MS, Plane
 from .stage import Attempt, Stage
@@ -154,6 +155,7 @@ class Member:
             lane=LANE_SESSION,
             workflows=sorted(workflows),
             steps=sorted(steps),
+            on_failure=handlers_of(specs_of(registry, sorted(workflows))),
         )
         self._session: Session = plane.open_session(hello)
         self.core.session_opened(hello.session_id, now())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Final
 
-from treadle.controlplane.machine import Decision, Request, Settings, children, decide
+from treadle.controlplane.machine import Decision, Request, Settings, children, deadlines, decide
 from treadle.controlplane.machine.decide import want
 from treadle.controlplane.machine.event_requests import AcceptEvent
 from treadle.controlplane.machine.requests import Claimed, FireTimer, PushedGrant, Reply
@@ -212,7 +212,7 @@ class Plane:
             else:
                 book.give_back(credit, job.kind)
 
-        self._commit(run, Claimed(item, credit.worker_id, _REPLICA), settle)
+        self._commit(run, Claimed(item, credit.worker_id, _REPLICA, credit.handler), settle)
         return True
 
     # --- time --------------------------------------------------------------------------------------------------------
@@ -225,7 +225,8 @@ class Plane:
     def _fire(self) -> bool:
         due = self.store.due_now(self._shards, _PAGE).due
         for timer in due:
-            self._commit(timer.run, FireTimer(timer.command_id))
+            closes = not timer.command_id and deadlines.run_closes(self.head(timer.run), self._now())
+            self._commit(timer.run, FireTimer(timer.command_id, closes=closes))
         return bool(due)
 
     # --- reading -----------------------------------------------------------------------------------------------------

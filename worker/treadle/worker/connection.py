@@ -29,6 +29,7 @@ from treadle.v1.worker_service_pb2 import (
 from treadle.worker.backoff import Backoff
 from treadle.worker.clock import monotonic_ms
 from treadle.worker.session import Endpoint, SessionBroken, SessionPort
+from treadle.worker.specs import handlers_of
 
 __all__ = ("Connection", "Line", "register")
 
@@ -287,6 +288,7 @@ class Connection:
             step_slots=request.step_slots,
             run_slots=request.run_slots,
             host=request.host,
+            on_failure=handlers_of(request.specs),
         )
 
     # --- serving ---------------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
-from treadle.protocol.errors import ConfigError, PayloadError
+from treadle.protocol.errors import ConfigError, PayloadError, PayloadUnreadable
 from treadle.protocol.payloads import decode
 from treadle.v1.common_pb2 import Failure, Payload
+from treadle.v1.history_pb2 import RunStarted
 from treadle.v1.worker_service_pb2 import FailureHook
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from treadle.worker.steps import Step
     from treadle.worker.workflows import Workflow
 
-__all__ = ("FailedRun", "RaisedError", "hook_message", "hook_of")
+__all__ = ("FailedRun", "RaisedError", "handed_over", "hook_message", "hook_of")
 
 _INPUT_BYTES = 512 << 10
 
@@ -90,21 +91,43 @@ def hook_of(workflow: Workflow[..., Any], hook: Workflow[..., Any] | Step[..., A
 
 def hook_message(hook: Workflow[..., Any], context: RunContext, payload: Payload, failure: Failure) -> FailureHook:
     """Return what the outcome of a run says of its hook."""
-    values: dict[str, Any] = {}
-    omitted = len(payload.data) > _INPUT_BYTES
-    if not omitted:
-        try:
-            values = decode(payload, dict[str, Any], what="input")
-        except PayloadError:
-            omitted = True
-    failed = FailedRun(context.run_id, context.workflow, _error_of(failure), values, omitted)
+    failed = FailedRun(context.run_id, context.workflow, _error_of(failure), *_arguments(payload))
+    return FailureHook(workflow=hook.code, pool=hook.pool, input=_called_with(hook, failed))
+
+
+def handed_over(workflow: Workflow[..., Any], event: RunStarted) -> Payload:
+    """Return the arguments of a hook that the control plane started: it knows the failure, and does not read values.
+
+    Raises:
+        PayloadUnreadable: The arguments of the run that failed are sealed, and cannot be opened here.
+    """
+    info, given = event.failed_run, event.input
+    failed = FailedRun(
+        info.run_id, info.workflow, _error_of(info.failure), *_arguments(given, omitted=info.input_omitted)
+    )
+    return _called_with(workflow, failed)
+
+
+def _called_with(hook: Workflow[..., Any], failed: FailedRun) -> Payload:
     try:
-        argument = hook.signature.encode_call((failed,), {})
+        return hook.signature.encode_call((failed,), {})
     except PayloadError:  # too large: what is left of it is small
-        small = RaisedError(failure.type, failure.message)
-        failed = FailedRun(context.run_id, context.workflow, small, input_omitted=True)
-        argument = hook.signature.encode_call((failed,), {})
-    return FailureHook(workflow=hook.code, pool=hook.pool, input=argument)
+        small = RaisedError(failed.error.type, failed.error.message)
+        return hook.signature.encode_call((FailedRun(failed.id, failed.workflow, small, input_omitted=True),), {})
+
+
+def _arguments(payload: Payload, *, omitted: bool = False) -> tuple[dict[str, Any], bool]:
+    """The arguments of a run by name, and whether they were left out."""
+    if omitted or len(payload.data) > _INPUT_BYTES:
+        return {}, True
+    if not payload.data and not payload.encoding:
+        return {}, False
+    try:
+        return decode(payload, dict[str, Any], what="input"), False
+    except PayloadUnreadable:
+        raise
+    except PayloadError:
+        return {}, True
 
 
 def _error_of(failure: Failure) -> RaisedError:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from treadle.v1.common_pb2 import FailureHandler
 from treadle.v1.worker_service_pb2 import WorkflowSpec
 from treadle.worker.app import Registry
 
-__all__ = ("specs_of",)
+__all__ = ("handlers_of", "specs_of")
 
 
 def specs_of(registry: Registry, names: Iterable[str]) -> list[WorkflowSpec]:
@@ -16,6 +17,14 @@ def specs_of(registry: Registry, names: Iterable[str]) -> list[WorkflowSpec]:
     for name in names:
         workflow = registry.workflows[name]
         spec = WorkflowSpec(name=name, on=workflow.trigger, schedule=workflow.schedule)
+        hook = workflow.on_failure
+        if hook is not None:
+            spec.on_failure.workflow, spec.on_failure.pool = hook.code, hook.pool
         if len(spec.ListFields()) > 1:
             found.append(spec)
     return found
+
+
+def handlers_of(specs: Iterable[WorkflowSpec]) -> dict[str, FailureHandler]:
+    """Return, by workflow, what handles the failures of its runs, where something does."""
+    return {spec.name: spec.on_failure for spec in specs if spec.HasField("on_failure")}

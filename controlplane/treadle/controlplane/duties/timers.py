@@ -197,7 +197,9 @@ class TimerDuty:
             if isinstance(found, Queued):
                 queued.append((timer, found))
             elif found is None or not timer.command_id:  # an open run has its watch besides its lease
-                plain.append((timer, FireTimer(timer.command_id)))
+                plain.append(
+                    (timer, FireTimer(timer.command_id, closes=_closes(timer, view, self._engine.clock.now())))
+                )
         checked, asked, _ = await asyncio.gather(
             self._check(holdings), self._ask_queues(queued), self._fire_each(plain), return_exceptions=True
         )
@@ -285,3 +287,13 @@ def _what(timer: Timer, loaded: Loaded, now_ms: int) -> Holding | Queued | None:
         return Holding(run, "", head.owner)
     queued = head.state == RUN_STATE_QUEUED and not deadlines.run_is_due(head, now_ms)
     return Queued(run.namespace, head.pool, True, head.queued_ms, head.wake_dispatch_id) if queued else None
+
+
+def _closes(timer: Timer, loaded: Loaded, now_ms: int) -> bool:
+    """Whether the timer will close its run, so that more of it must be read."""
+    if timer.command_id or not loaded.head:
+        return False
+    try:
+        return deadlines.run_closes(RunHead.FromString(loaded.head), now_ms)
+    except DecodeError:
+        return False

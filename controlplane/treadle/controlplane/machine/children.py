@@ -185,6 +185,7 @@ def _start(letter_id: str, spec: StartChild) -> StartRun:
         parent=spec.parent if is_child else None,
         timeout_ms=spec.timeout_ms,
         over=spec.over,
+        failed_run=spec.failed_run if spec.HasField("failed_run") else None,
     )
 
 

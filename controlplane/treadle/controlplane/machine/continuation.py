@@ -72,6 +72,7 @@ def _next_part(view: RunView) -> None:
         deadline_ms=old.deadline_ms,
         timed_out=old.timed_out,
         close_at_ms=old.close_at_ms,
+        on_failure=old.on_failure if old.HasField("on_failure") else None,
     )
     view.event(
         run_started=RunStarted(

@@ -47,6 +47,7 @@ __all__ = (
     "overdue_at",
     "queued",
     "row_is_due",
+    "run_closes",
     "run_is_due",
     "total_timed_out",
 )
@@ -159,6 +160,11 @@ def run_is_due(head: RunHead, now_ms: int) -> bool:
     return (head.close_at_ms or head.deadline_ms) <= now_ms
 
 
+def run_closes(head: RunHead, now_ms: int) -> bool:
+    """Whether an open run is to be closed, and its first event is wanted for that."""
+    return head.close_at_ms > 0 and head.HasField("on_failure") and run_is_due(head, now_ms)
+
+
 def fire_run(view: RunView) -> bool:
     """Do what a run's limit asks for, if it is due. False: it is not, and something else is."""
     head = view.head
@@ -166,9 +172,10 @@ def fire_run(view: RunView) -> bool:
         return False
     view.not_before_ms = max(view.not_before_ms, head.close_at_ms or head.deadline_ms)
     if head.close_at_ms:
+        if head.HasField("on_failure") and not view.has_first_event:
+            return True  # the timer is still due, and comes with it
         grace = in_words(view.env.settings.cleanup_ms)
-        view.event(run_failed=RunFailed(failure=_failure(head, f"; its code had not ended {grace} later")))
-        runs.close(view, RUN_OUTCOME_FAILED, unasked=True)
+        failures.closed_unasked(view, _failure(head, f"; its code had not ended {grace} later"))
         return True
     head.close_at_ms = view.now + view.env.settings.cleanup_ms
     head.timed_out = (

@@ -87,6 +87,8 @@ def want(run: RunKey, requests: Sequence[Request]) -> Want:
                 fields[f"c:{command.command_id}"] = None
             for checkpoint in ask.checkpoints:
                 fields[f"c:{checkpoint.command_id}"] = None
+        elif isinstance(request, FireTimer) and request.closes:
+            need.event_at = max(need.event_at, 1)
         elif isinstance(request, FireTimer | CheckLease | Registered) and request.command_id:
             fields[f"c:{request.command_id}"] = fields[f"i:{request.command_id}"] = None
         elif isinstance(request, Progressed):

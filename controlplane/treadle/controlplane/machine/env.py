@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from treadle.v1.common_pb2 import FailureHandler
 from treadle.v1.job_pb2 import JobKind
 
 __all__ = ("Credit", "Env", "Settings")
@@ -63,12 +64,14 @@ class Credit:
         credit_id: Random id of its statement; the GO carries it as claim id.
         sent_ms: Send time of the statement, by the worker's clock.
         wakes: It is for a parked run whose coroutine the worker keeps.
+        handler: For a run: what handles its failure, as the worker said when its session began; None: nothing does.
     """
 
     worker_id: str
     credit_id: int
     sent_ms: int
     wakes: bool = False
+    handler: FailureHandler | None = field(default=None, compare=False)
 
 
 def _nothing_known(namespace: str, name: str, keys: tuple[str, ...]) -> bool:

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from treadle.controlplane.store.port import Change, WorkerView
 from treadle.protocol.deferral import DeferralToken
 from treadle.protocol.errors import RequestError
-from treadle.v1.common_pb2 import EventRef, Failure, ParentRun, Payload, Tag, TraceContext
+from treadle.v1.common_pb2 import (
+    EventRef,
+    FailedRunInfo,
+    Failure,
+    FailureHandler,
+    ParentRun,
+    Payload,
+    Tag,
+    TraceContext,
+)
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.job_pb2 import Job, JobKind
 from treadle.v1.run_service_pb2 import ConflictPolicy
@@ -75,15 +84,21 @@ class StartRun:
     retry_of: int = 0
     tags: Sequence[Tag] = ()
     event: EventRef | None = None
+    failed_run: FailedRunInfo | None = None
 
 
 @dataclass(slots=True)
 class Claimed:
-    """A worker asks whether it may run a job. Reply: ClaimVerdict."""
+    """A worker asks whether it may run a job. Reply: ClaimVerdict.
+
+    Attributes:
+        handler: Of a run: what handles its failure, as this worker says; None: nothing does.
+    """
 
     item: ClaimItem
     worker_id: str
     replica_id: str
+    handler: FailureHandler | None = None
 
 
 @dataclass(slots=True)
@@ -117,11 +132,13 @@ class FireTimer:
         command_id: Whose timer.
         gone: The queue has gone past the job that the row or head waits for (only then is a queued one dispatched again).
         soon: The queue was just seen empty: look again in 16 s.
+        closes: The run is to be closed because its timeout is over: its first event is wanted.
     """
 
     command_id: str
     gone: bool = False
     soon: bool = False
+    closes: bool = False
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from treadle.protocol.errors import NotFound, RequestError, RunClosed, Unavailable
 from treadle.protocol.tags import code_name, split_name
-from treadle.v1.common_pb2 import ON_CANCEL_ABANDON
+from treadle.v1.common_pb2 import ON_CANCEL_ABANDON, FailureHandler
 from treadle.v1.history_pb2 import (
     CancelRequested,
     HistoryEvent,
@@ -148,6 +148,7 @@ def _create(view: RunView, request: StartRun) -> None:
             occurrence=request.occurrence,
             retry_of=request.retry_of,
             event=request.event,
+            failed_run=request.failed_run,
         )
     )
 
@@ -169,7 +170,7 @@ def wake(view: RunView) -> None:
         return
     cached = bool(head.cached_by) and credit.worker_id == head.cached_by
     after = head.seen if cached else 0
-    grant = _open(view, credit.worker_id, credit.credit_id, credit.sent_ms, view.env.replica_id)
+    grant = _open(view, credit.worker_id, credit.credit_id, credit.sent_ms, view.env.replica_id, credit.handler)
     grant.job.CopyFrom(job)
     _push(view, credit, grant, after)
 
@@ -198,8 +199,10 @@ def _run_grant(view: RunView, *, from_start: bool) -> RunGrant:
     )
 
 
-def _open(view: RunView, worker_id: str, claim_id: int, sent_ms: int, replica_id: str) -> Grant:
-    """Make a worker the owner: GO and the lease in one commit."""
+def _open(
+    view: RunView, worker_id: str, claim_id: int, sent_ms: int, replica_id: str, handler: FailureHandler | None
+) -> Grant:
+    """Make a worker the owner: GO and the lease in one commit, and what handles the failures of its code."""
     head, settings = view.head, view.env.settings
     if head.state == RUN_STATE_WAITING:
         view.name_found(head.pool, code_name(head.workflow, head.version), "")
@@ -219,6 +222,10 @@ def _open(view: RunView, worker_id: str, claim_id: int, sent_ms: int, replica_id
         )
     )
     marks.opened(head)
+    if handler is not None:
+        head.on_failure.CopyFrom(handler)
+    else:
+        head.ClearField("on_failure")
     head.owner_seq = head.seen = 0  # of this owner
     head.watch_due_ms = 0
     head.cached_by = ""
@@ -244,7 +251,7 @@ def claim_run(view: RunView, request: Claimed) -> ClaimVerdict:
         return ClaimVerdict(claim_id=item.claim_id, verdict=_wait(view))
     if head.state in (RUN_STATE_QUEUED, RUN_STATE_WAITING):
         view.decision.claimed.append((head.pool, JOB_KIND_RUN, head.queued_ms))
-        grant = _open(view, request.worker_id, item.claim_id, item.sent_ms, request.replica_id)
+        grant = _open(view, request.worker_id, item.claim_id, item.sent_ms, request.replica_id, request.handler)
     elif head.state != RUN_STATE_OPEN:
         return ClaimVerdict(claim_id=item.claim_id, verdict=VERDICT_STALE)
     elif (head.owner.worker_id, head.owner.claim_id) != (request.worker_id, item.claim_id):

@@ -183,6 +183,16 @@ class RunView:
             self._page = [HistoryEvent.FromString(data) for data in self.loaded.events]
         return self._page
 
+    @property
+    def has_first_event(self) -> bool:
+        """Whether the first event of the history was loaded."""
+        return self.loaded.event is not None and self.first_event().position == 1
+
+    def first_event(self) -> HistoryEvent:
+        """Return the first event of the history; it must have been loaded (`Want.event_at`)."""
+        assert self.loaded.event is not None
+        return HistoryEvent.FromString(self.loaded.event)
+
     def parked_event(self) -> HistoryEvent | None:
         """Return the event that ended the loaded history, if that was the parking of a cached coroutine."""
         if self._parked is None:

@@ -8,10 +8,11 @@ worker that keeps their coroutine: they need no free slot there.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from treadle.controlplane.machine import Credit
+from treadle.v1.common_pb2 import FailureHandler
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JobKind
 from treadle.v1.worker_service_pb2 import CreditStatement
 
@@ -47,6 +48,7 @@ class Statement:
     pool: str
     workflows: frozenset[str]
     steps: frozenset[str]
+    handlers: Mapping[str, FailureHandler] = field(default_factory=dict)
     credit_id: int = 0
     sent_ms: int = 0
     received_ms: int = 0
@@ -81,10 +83,11 @@ class Statement:
         """Return whether the worker has the name."""
         return name in (self.workflows if kind == JOB_KIND_RUN else self.steps)
 
-    def take(self, kind: JobKind.ValueType, *, wakes: bool = False) -> Credit:
-        """Reserve a credit."""
+    def take(self, kind: JobKind.ValueType, name: str, *, wakes: bool = False) -> Credit:
+        """Reserve a credit for a job of this name."""
         self.account(kind, wakes=wakes).reserved += 1
-        return Credit(self.worker_id, self.credit_id, self.sent_ms, wakes)
+        handler = self.handlers.get(name) if kind == JOB_KIND_RUN else None
+        return Credit(self.worker_id, self.credit_id, self.sent_ms, wakes, handler)
 
 
 class CreditBook:
@@ -122,14 +125,14 @@ class CreditBook:
         if preferred is not None and (preferred.namespace, preferred.pool) == (namespace, pool):
             for wakes in (True, False):
                 if preferred.free(kind, now_ms, wakes=wakes) > 0 and preferred.knows(kind, name):
-                    return preferred.take(kind, wakes=wakes)
+                    return preferred.take(kind, name, wakes=wakes)
         best: Statement | None = None
         most = 0
         for mine in self._of(namespace, pool):
             free = mine.free(kind, now_ms)
             if free > most and mine.knows(kind, name):
                 best, most = mine, free
-        return best.take(kind) if best is not None else None
+        return best.take(kind, name) if best is not None else None
 
     def _of(self, namespace: str, pool: str) -> Iterator[Statement]:
         return (mine for mine in self._by_worker.values() if mine.pool == pool and mine.namespace == namespace)

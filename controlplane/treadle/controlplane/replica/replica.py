@@ -77,7 +77,8 @@ class Replica:
         before = self.sessions.get(hello.worker_id)
         if before is not None:
             self.close_session(before)
-        session = Session(hello.worker_id, hello.session_id, hello.namespace, hello.pool, hello.lane, ready)
+        handlers = dict(hello.on_failure)
+        session = Session(hello.worker_id, hello.session_id, hello.namespace, hello.pool, hello.lane, ready, handlers)
         self.sessions[hello.worker_id] = session
         self.credits.enter(
             Statement(
@@ -86,6 +87,7 @@ class Replica:
                 hello.pool,
                 frozenset(hello.workflows),
                 frozenset(hello.steps),
+                handlers,
             )
         )
         session.batch.welcome.replica_id = self.replica_id
@@ -114,7 +116,8 @@ class Replica:
         for item in frame.claims:
             if item.garbage or not item.job.run_id:
                 continue  # kept aside by the shell
-            found.append((RunKey(namespace, item.job.run_id), Claimed(item, worker_id, self.replica_id)))
+            handler = session.handlers.get(item.job.name) if item.job.kind == JOB_KIND_RUN else None
+            found.append((RunKey(namespace, item.job.run_id), Claimed(item, worker_id, self.replica_id, handler)))
         found.extend((RunKey(namespace, report.run_id), Reported(report)) for report in frame.reports)
         found.extend((RunKey(namespace, told.run_id), Progressed(told)) for told in frame.progress)
         for ask in frame.requests:

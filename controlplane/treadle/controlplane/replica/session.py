@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from treadle.protocol.ids import RunKey
+from treadle.v1.common_pb2 import FailureHandler
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.worker_service_pb2 import CancelAttempt, ClaimVerdict, Grant, Lane, News, SessionResponse
 
@@ -47,7 +48,11 @@ class OpenRun:
 
 
 class Session:
-    """See the module. `ready` is called when a batch begins; `frame()` and `frames()` hand it over."""
+    """See the module. `ready` is called when a batch begins; `frame()` and `frames()` hand it over.
+
+    Attributes:
+        handlers: What handles the failures of the worker's workflows, by their names.
+    """
 
     def __init__(
         self,
@@ -57,12 +62,14 @@ class Session:
         pool: str,
         lane: Lane.ValueType,
         ready: Callable[[], None],
+        handlers: Mapping[str, FailureHandler] | None = None,
     ) -> None:
         self.worker_id = worker_id
         self.session_id = session_id
         self.namespace = namespace
         self.pool = pool
         self.lane = lane
+        self.handlers = handlers or {}
         self.open: dict[bytes, OpenRun] = {}
         self.granted: dict[bytes, tuple[RunKey, str]] = {}
         self._batch = SessionResponse()

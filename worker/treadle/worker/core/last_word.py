@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from treadle.v1.common_pb2 import Failure
-from treadle.v1.worker_service_pb2 import FailRun, OwnerRequest
+from treadle.v1.worker_service_pb2 import ContinueRun, FailRun, OwnerRequest
 
 from ..loop.continuation import continuation_of
 from ..loop.port import Outcome
@@ -21,8 +21,11 @@ def say_outcome(request: OwnerRequest, feed: Feed, outcome: Outcome) -> None:
     """Write into the request how the code ended."""
     if outcome.next_input is not None:
         seal = feed.seals.carried if feed.seals is not None else None
-        request.continue_run.CopyFrom(continuation_of(feed.execution, outcome.next_input, seal))
-        return
+        goes_on = continuation_of(feed.execution, outcome.next_input, seal)
+        if not goes_on.left_out:
+            request.continue_run.CopyFrom(goes_on)
+            return
+        outcome = _too_many_unread(feed, goes_on)
     request.unread.extend(letter.signal_id for letter in feed.execution.unread()[:_UNREAD])
     if outcome.cancelled:
         request.cancelled.SetInParent()
@@ -35,6 +38,23 @@ def say_outcome(request: OwnerRequest, feed: Feed, outcome: Outcome) -> None:
         request.complete.SetInParent()
         if outcome.result is not None:
             request.complete.result.CopyFrom(outcome.result)
+
+
+def _too_many_unread(feed: Feed, goes_on: ContinueRun) -> Outcome:
+    """The run fails: what its code has not received would be lost."""
+    fits = len(goes_on.carried)
+    failure = Failure(
+        type="TooManyUnread",
+        message=f"the run cannot go on as new: {fits + goes_on.left_out} signals were not received, and {fits} of them fit "
+        "into the next part; receive them before continue_as_new",
+        final=True,
+    )
+    outcome = feed.execution.failing(failure)
+    if feed.seals is None:
+        return outcome
+    sealed = feed.seals.seal(outcome)
+    assert sealed is not None, "a failure is sealed at once"
+    return sealed
 
 
 def _say_failure(said: FailRun, outcome: Outcome, failure: Failure) -> None:

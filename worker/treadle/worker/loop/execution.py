@@ -20,11 +20,9 @@ from treadle.protocol.failures import failure_of
 from treadle.protocol.ids import child_id
 from treadle.protocol.occurrence import given
 from treadle.v1 import history_pb2 as history
-from treadle.v1.common_pb2 import (
-    OnParentClose,
-    Payload,
-)
+from treadle.v1.common_pb2 import Failure, OnParentClose, Payload
 from treadle.v1.worker_service_pb2 import Command, ScheduleChild
+from treadle.worker.hooks import handed_over
 from treadle.worker.loop.continuation import ContinueAsNew, found_in
 from treadle.worker.loop.delivery import deliver, is_sealed
 from treadle.worker.loop.durable_loop import DurableLoop, TimerCall
@@ -110,6 +108,9 @@ class WorkflowExecution(Outside):
     def take(self) -> Turn:
         ended = self.outcome is not None or self._ledger.divergence is not None
         return self._ledger.take(ended=ended)
+
+    def failing(self, failure: Failure) -> Outcome:
+        return with_hook(Outcome(failure=failure), self._workflow, self.context, self._input, "")
 
     def feed(self, event: history.HistoryEvent) -> None:
         position = event.position
@@ -205,12 +206,13 @@ class WorkflowExecution(Outside):
 
     def _run_started(self, event: history.RunStarted, _position: int) -> None:
         self.had.started(event, round(self._loop.time() * 1000))
-        if self._workflow.on_failure is not None:
-            self._input = event.input
         try:
             signature = self._workflow.signature
+            arguments = handed_over(self._workflow, event) if event.HasField("failed_run") else event.input
+            if self._workflow.on_failure is not None:
+                self._input = arguments
             occurrence = given(signature, event.occurrence) if event.HasField("occurrence") else None
-            args, kwargs = signature.decode_call(event.input, occurrence)
+            args, kwargs = signature.decode_call(arguments, occurrence)
         except PayloadUnreadable as error:  # by this worker: another one, or this one with the key, can read it
             return self._ledger.unreadable("input of the run", error)
         except PayloadError as error:

@@ -198,6 +198,10 @@ class Execution(Protocol):
         """Other owners had the run meanwhile, and fed its code up to `until`; see RunContext.marks."""
         ...
 
+    def failing(self, failure: Failure) -> Outcome:
+        """Return what the run ends with if it fails for a reason that its code does not know."""
+        ...
+
     def close(self) -> None:
         """Drop the coroutine without running any of its code to an end. Idempotent."""
         ...
