@@ -138,15 +138,9 @@ async def hears(failed: FailedRun) -> None:
     note("start", local=False)
 
 
-@step
-async def begins(gate: str) -> None:
-    note("start", local=True)
-
-
 @workflow(pool="flows", timeout="3s", on_failure=hears)
 async def deaf(gate: str) -> None:
     """Goes on whatever it is told."""
-    await begins(gate)
     while True:
         try:
             await asyncio.sleep(_LONG_S)
