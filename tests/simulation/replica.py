@@ -179,7 +179,7 @@ class SimReplica:
                 self.deliver(told)
             elif children.applied(reply):
                 if letter.HasField("use_keys"):
-                    self.core.keys.note(letter, self.schedule.now)
+                    self.core.keys.note(letter, reply, self.schedule.now)
                 self.store.confirmed_now([(RunKey(letter.namespace, letter.from_run_id).shard, letter.letter_id)])
 
         self._later(self.schedule.rng.choice((0, 0, 1, 700)), lambda: self.ask(run, request, settle))

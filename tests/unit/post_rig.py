@@ -87,7 +87,7 @@ class Post:
         if not children.applied(reply):
             return False
         if letter.HasField("use_keys"):
-            self.known.note(letter, self.now)
+            self.known.note(letter, reply, self.now)
         if not lost:
             self.store.confirmed_now([(RunKey(letter.namespace, letter.from_run_id).shard, letter.letter_id)])
         return True

@@ -13,6 +13,7 @@ from treadle.controlplane.machine.policies import SWEEPING
 from treadle.controlplane.machine.requests import (
     CancelRun,
     ChildEnded,
+    FireTimer,
     Reply,
     RetryRun,
     RunReply,
@@ -95,6 +96,14 @@ def test_the_same_request_continues_it_once() -> None:
     length = rig.head.length
     assert isinstance(retry(rig), RunReply)
     assert rig.head.state == RUN_STATE_CLOSED and rig.head.length == length
+
+
+def test_a_run_that_goes_on_as_its_retention_ends_is_not_deleted() -> None:
+    rig, _ = failed()
+    rig.now = rig.head.delete_at_ms
+    _, reply = rig.batch(FireTimer(""), RetryRun("r", "mended"))
+    assert isinstance(reply, RunReply) and reply.head.state == RUN_STATE_QUEUED
+    assert rig.head.state == RUN_STATE_QUEUED and rig.open() is not None
 
 
 @pytest.mark.parametrize("how", ["cancelled", "terminated"])

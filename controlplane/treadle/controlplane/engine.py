@@ -263,7 +263,7 @@ class Engine:
             self.deliver(told)  # under the same id: the entry stays until its writer knows
         elif children.applied(reply):
             if letter.HasField("use_keys"):
-                self.replica.keys.note(letter, monotonic_ms())
+                self.replica.keys.note(letter, reply, monotonic_ms())
             self._confirmed.append((shard_of(letter.namespace, letter.from_run_id), letter.letter_id))
             self._confirms.set()
 

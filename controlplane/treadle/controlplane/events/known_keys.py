@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from treadle.controlplane.machine.event_routers import ROUTERS, routers
+from treadle.controlplane.machine.requests import Reply, RunReply
 from treadle.v1.state_pb2 import Letter
 
 __all__ = ("KnownKeys",)
@@ -19,8 +20,10 @@ class KnownKeys:
     def __init__(self) -> None:
         self._told: dict[_Set, dict[str, int]] = {}
 
-    def note(self, letter: Letter, now_ms: int) -> None:
-        """A letter to a router was applied."""
+    def note(self, letter: Letter, reply: Reply | Exception, now_ms: int) -> None:
+        """A router has answered a letter. Keys that it has no room for are told again: who asks is to be refused, too."""
+        if not isinstance(reply, RunReply) or not reply.started:
+            return
         asked = letter.use_keys
         key = (letter.namespace, asked.name, tuple(asked.keys))
         if key not in self._told and len(self._told) >= _MOST:

@@ -42,7 +42,7 @@ class RouteEvent:
 
 @dataclass(slots=True)
 class UseKeySet:
-    """There are waits with these keys; for a router. Reply: None."""
+    """There are waits with these keys; for a router. Reply: RunReply, `started` if they are in use from now on."""
 
     letter: UseKeys
 

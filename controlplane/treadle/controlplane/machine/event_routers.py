@@ -71,8 +71,8 @@ def _pass_on(view: RunView, keys: list[str], event: NamedEvent, data: object) ->
         view.post(slot_of(event.name, values), slot_news=news)
 
 
-def use(view: RunView, asked: UseKeys) -> None:
-    """A slot says that its keys are in use: from now on events go there, and the last ones at once."""
+def use(view: RunView, asked: UseKeys) -> bool:
+    """A slot says that its keys are in use: from now on events go there, and the last ones at once. False: no room."""
     router = _router(view, asked.name)
     until = view.now + IN_USE_MS
     for used in router.key_sets:
@@ -80,7 +80,7 @@ def use(view: RunView, asked: UseKeys) -> None:
             if until - used.until_ms > _SETTLED_MS:
                 used.until_ms = until
                 _touched(view)
-            return
+            return True
     _drop_unused(view, router)
     if len(router.key_sets) >= _KEY_SETS:
         reason = (
@@ -89,11 +89,12 @@ def use(view: RunView, asked: UseKeys) -> None:
         )
         view.post(asked.slot, slot_news=SlotNews(name=asked.name, keys=asked.keys, refusal=reason))
         _touched(view)
-        return
+        return False
     router.key_sets.append(KeySet(keys=asked.keys, until_ms=until))
     for event in _logged(view, router):
         _pass_on(view, list(asked.keys), event, read_data(event.data))
     _touched(view)
+    return True
 
 
 def _logged(view: RunView, router: EventRouter) -> list[NamedEvent]:

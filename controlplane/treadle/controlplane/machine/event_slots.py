@@ -102,8 +102,6 @@ def _match(view: RunView, wait: EventWait, event: NamedEvent, seq: int) -> None:
 def _begin(view: RunView, slot: EventSlot, wait: EventWait) -> Unavailable | None:
     field, name = _field(wait), _name(wait)
     if name in slot.ended:
-        slot.ended.remove(name)
-        view.dirty = True
         return None
     if view.note(field) is not None or any(_name(other) == name for other in slot.waits):
         return None
@@ -153,6 +151,9 @@ def _end(view: RunView, slot: EventSlot, wait: EventWait) -> None:
     """A run waits no longer. Its beginning may come only now, or again: it is known to be over then."""
     name, field = _name(wait), _field(wait)
     view.dirty = True
+    if name not in slot.ended:
+        slot.ended.append(name)
+        del slot.ended[:-_ENDED]
     if view.note(field) is not None:
         view.drop_note(field)
         slot.more_waits -= 1
@@ -161,8 +162,6 @@ def _end(view: RunView, slot: EventSlot, wait: EventWait) -> None:
         if _name(other) == name:
             del slot.waits[index]
             return
-    slot.ended.append(name)
-    del slot.ended[:-_ENDED]
 
 
 def _refuse(view: RunView, slot: EventSlot, reason: str) -> None:

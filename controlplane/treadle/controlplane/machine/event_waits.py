@@ -85,7 +85,7 @@ def wait_in(effect: EventEffect) -> EventWait:
 def take(view: RunView, effect: EventEffect) -> None:
     """A wait has its event, or cannot be. What finds no row is known already, or waited for no longer."""
     wait = wait_in(effect)
-    if not view.exists or view.closed or view.head.incarnation != wait.incarnation:
+    if not view.exists or view.over or view.head.incarnation != wait.incarnation:
         return
     row = view.row(wait.command_id)
     if row is None or row.state != COMMAND_STATE_EVENT or row.event_position != wait.position:

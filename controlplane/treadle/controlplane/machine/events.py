@@ -69,7 +69,7 @@ def handle(view: RunView, request: EventRequest) -> Reply:
         case RouteEvent():
             event_routers.route(view, request.event)
         case UseKeySet():
-            event_routers.use(view, request.letter)
+            return RunReply(view.head, started=event_routers.use(view, request.letter))
         case TellSlot():
             return event_slots.tell(view, request)
         case TakeEffect():

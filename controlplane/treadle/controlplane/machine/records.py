@@ -18,5 +18,7 @@ def make(view: RunView) -> RunHead:
 
 
 def forget(view: RunView) -> None:
-    """The record goes, and nothing stays of it."""
+    """The record goes, and nothing stays of it; in a commit of its own, for what comes in the same one would go with it."""
+    if not view.may_sweep:
+        return  # in a batch with others: the timer is still due
     view.deleted = view.forgotten = view.dirty = True

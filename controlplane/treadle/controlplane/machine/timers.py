@@ -107,7 +107,7 @@ def _fire_head(view: RunView, request: FireTimer) -> None:
     if head.state == RUN_STATE_CLOSED:
         if head.sweeping:
             runs.sweep(view)
-        else:
+        elif view.may_sweep:  # what comes in the same commit would go with it; the timer is still due
             runs.delete(view)
     elif head.state == RUN_STATE_CONTINUING:
         continuation.go_on(view)
