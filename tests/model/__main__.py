@@ -1,4 +1,4 @@
-"""Check the run protocol exhaustively: `python -m tests.model [--deep] [--without RULE|all]`; status 1 on a violation."""
+"""Check the protocols exhaustively: `python -m tests.model [--deep] [--without RULE|all]`; status 1 on a violation."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 from .bfs import Found, explore
-from .moves import problem
-from .scenes import AHEAD, DEEP, NOT_NEEDED, PROBES, SUITE
-from .state import RULES, Scene
+from .models import AHEAD, DEEP, NOT_NEEDED, PROBES, RULES, SUITE, model_of
 
 
-def check(job: tuple[Scene, bool]) -> tuple[Found, float]:
+def check(job: tuple[Any, bool]) -> tuple[Found, float]:
     gc.disable()  # millions of tuples, no cycles
     began = time.monotonic()
-    found = explore(problem(job[0]), first=job[1])
+    found = explore(model_of(job[0]), first=job[1])
     return found, time.monotonic() - began
 
 
-def run(scenes: list[tuple[str, Scene]], *, first: bool) -> bool:
+def run(scenes: list[tuple[str, Any]], *, first: bool) -> bool:
     """Check scenes side by side; print a line each, and the schedule of whatever broke. True if nothing broke."""
     well = True
     with ProcessPoolExecutor(os.cpu_count()) as pool:
@@ -39,7 +38,7 @@ def run(scenes: list[tuple[str, Scene]], *, first: bool) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.model", description="Check the run protocol exhaustively.")
+    parser = argparse.ArgumentParser(prog="python -m tests.model", description="Check the protocols exhaustively.")
     parser.add_argument("--ahead", action="store_true", help="only the scenes with guesses (R10)")
     parser.add_argument("--deep", action="store_true", help="larger scenes too: half an hour")
     parser.add_argument("--without", metavar="RULE", help="switch off a rule (and its parts), or all in turn")

@@ -1,0 +1,33 @@
+"""All models: which one a scene is of, and what `python -m tests.model` checks of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import events_moves, events_scenes, events_state, moves, scenes, state
+from .bfs import Problem
+
+__all__ = ("AHEAD", "DEEP", "NOT_NEEDED", "PROBES", "RULES", "SUITE", "model_of")
+
+_PROBLEMS: dict[type, Callable[[Any], Problem[Any]]] = {
+    state.Scene: moves.problem,
+    events_state.Scene: events_moves.problem,
+}
+
+
+def _named(model: str, rules: dict[str, Any]) -> dict[str, Any]:
+    return {f"{model}.{rule}": value for rule, value in rules.items()}
+
+
+RULES: dict[str, str] = state.RULES | _named("events", events_state.RULES)
+PROBES: dict[str, Any] = scenes.PROBES | _named("events", events_scenes.PROBES)
+NOT_NEEDED = (*scenes.NOT_NEEDED, *(f"events.{rule}" for rule in events_scenes.NOT_NEEDED))
+AHEAD: list[tuple[str, Any]] = [*scenes.AHEAD]
+SUITE: list[tuple[str, Any]] = [*scenes.SUITE, *events_scenes.SUITE]
+DEEP: list[tuple[str, Any]] = [*scenes.DEEP, *events_scenes.DEEP]
+
+
+def model_of(scene: Any) -> Problem[Any]:
+    """Return what is to be explored in a scene."""
+    return _PROBLEMS[type(scene)](scene)
