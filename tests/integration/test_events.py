@@ -208,3 +208,32 @@ def test_what_the_decorator_refuses() -> None:
             workflow(**options)(function)
     with pytest.raises(TreadleError, match="on='x\\*'"):
         workflow(on="x*")(one)
+
+
+def test_an_event_starts_the_newest_version_though_an_older_one_registered_last(tmp_path: Path) -> None:
+    @workflow(name="bill", version="1", on="order.paid")
+    async def older() -> str:
+        return "1"
+
+    @workflow(name="bill", version="2", on="order.paid")
+    async def newer() -> str:
+        return "2"
+
+    async def main() -> None:
+        async with embedded(tmp_path, 0) as address, Client(address) as client, asyncio.TaskGroup() as group:
+            workers = []
+            for flow in (older, newer, older):  # its worker comes again
+                workers.append(Worker(WorkerConfig(app="x", server=address, pool="default"), collect([flow])))
+                group.create_task(workers[-1].run())
+
+                async def all_live(count: int = len(workers)) -> bool:
+                    return len(await client.workers()) == count
+
+                await until(all_live)
+            assert (await client.send("order.paid")).starts == 1
+            assert await results(client, 1) == {"bill": "2"}
+            assert [trigger.workflow for trigger in await client.triggers()] == ["bill"]
+            for worker in workers:
+                worker.drain()
+
+    asyncio.run(main())

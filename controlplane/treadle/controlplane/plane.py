@@ -110,6 +110,7 @@ class ControlPlane:
         )
         admission = Admission(store, config.outbox_max)
         self.engine.code_of, self._workers.codes_of = admission.code_of, admission.codes_of
+        self.engine.triggers.versions = admission
         self._work.append(self.runs.run)
         self._api = ApiServer(
             config,

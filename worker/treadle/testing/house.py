@@ -181,7 +181,9 @@ class House:
         """Return what an event starts, of the workflows that are there."""
         triggers = [
             RegisteredTrigger(workflow=one.name, code=one.code, pool=one.pool, trigger=one.trigger)
-            for one in self.registry.workflows.values()
+            for one in {
+                flow.name: flow for flow in self.registry.workflows.values()
+            }.values()  # the version that came last
             if one.trigger is not None
         ]
         return starts_of(triggers, event, self.agenda.now)

@@ -116,13 +116,13 @@ class Admission:
             return workflow
         return await self._newest(namespace, workflow, await self._known(namespace).get())
 
-    async def codes_of(self, namespace: str, workflows: Iterable[str]) -> dict[str, str]:
-        """Return what starts of these names, without versions, mean now; what was registered a moment ago counts.
+    async def codes_of(self, namespace: str, workflows: Iterable[str], *, fresh: bool = True) -> dict[str, str]:
+        """Return what starts of these names, without versions, mean now; with `fresh` what was registered a moment ago counts.
 
         Raises:
             Unavailable: The store is away.
         """
-        names = await self._known(namespace).get(since=time.monotonic())
+        names = await self._known(namespace).get(since=time.monotonic() if fresh else None)
         return {workflow: await self._newest(namespace, workflow, names) for workflow in workflows}
 
     def _known(self, namespace: str) -> Fresh[_Names]:

@@ -106,7 +106,7 @@ class EventService(EventServiceServicer):
 
     async def ListTriggers(self, request: pb.ListTriggersRequest, context: Context) -> pb.ListTriggersResponse:
         """See event_service.proto."""
-        known = await self._triggers.of(checks.namespace_of(request.namespace))
+        known = await self._triggers.in_force(checks.namespace_of(request.namespace))
         return pb.ListTriggersResponse(
             triggers=[pb.TriggerInfo(workflow=t.workflow, pool=t.pool, trigger=t.trigger) for t in known]
         )

@@ -55,9 +55,8 @@ async def set_triggers(engine: _Engine, namespace: str, pool: str, request: Regi
     triggers: dict[str, RegisteredTrigger] = {}
     for spec in request.specs:
         if spec.HasField("on") and spec.name in request.workflows:
-            name = split_name(spec.name)[0]  # of several versions, the one that is named last
-            triggers[name] = RegisteredTrigger(workflow=name, pool=pool, trigger=spec.on, code=spec.name)
-    names = sorted({split_name(name)[0] for name in request.workflows})
-    reply = await engine.ask(RunKey(namespace, TRIGGERS), SetTriggers(names, list(triggers.values())))
+            name = split_name(spec.name)[0]
+            triggers[spec.name] = RegisteredTrigger(workflow=name, pool=pool, trigger=spec.on, code=spec.name)
+    reply = await engine.ask(RunKey(namespace, TRIGGERS), SetTriggers(request.workflows, list(triggers.values())))
     if isinstance(reply, Exception):
         raise reply

@@ -6,9 +6,10 @@ at the same time may be seen or not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from time import monotonic
+from typing import Protocol
 
 import structlog
 
@@ -22,11 +23,19 @@ from treadle.protocol.ids import RunKey
 from treadle.v1.common_pb2 import NamedEvent
 from treadle.v1.state_pb2 import RegisteredTrigger, RunHead, StartByEvent
 
-__all__ = ("Triggers", "starts_of")
+__all__ = ("Triggers", "Versions", "starts_of")
 
 _log = structlog.stdlib.get_logger(__name__)
 
 _NAMESPACES = 1_000
+
+
+class Versions(Protocol):
+    """Knows which versions of workflows there are, and which are alive."""
+
+    async def codes_of(self, namespace: str, workflows: Iterable[str], *, fresh: bool = True) -> Mapping[str, str]:
+        """Return what starts of these names mean now. Raises Unavailable."""
+        ...
 
 
 class Triggers:
@@ -35,14 +44,18 @@ class Triggers:
     Args:
         store: Has the record.
         now_ms: The store's clock: what conditions see as the time of an event that is being sent.
+
+    Attributes:
+        versions: Which version of a workflow an event starts; None: each that says so.
     """
 
     def __init__(self, store: RunStore, now_ms: Callable[[], int]) -> None:
         self._store, self._now_ms = store, now_ms
+        self.versions: Versions | None = None
         self._known: dict[str, Fresh[Sequence[RegisteredTrigger]]] = {}
 
     async def of(self, namespace: str) -> Sequence[RegisteredTrigger]:
-        """Return the triggers of a namespace as they are now, by workflow. Raises Unavailable."""
+        """Return the triggers of a namespace as they are now, by workflow, of all versions. Raises Unavailable."""
         known = self._known.get(namespace)
         if known is None:
             if len(self._known) >= _NAMESPACES:
@@ -53,7 +66,27 @@ class Triggers:
     async def starts(self, namespace: str, events: Sequence[NamedEvent]) -> list[list[StartByEvent]]:
         """Return, for each event, what it starts. Raises Unavailable."""
         triggers, now_ms = await self.of(namespace), self._now_ms()
-        return [starts_of(triggers, event, now_ms) for event in events]
+        starts = [starts_of(triggers, event, now_ms) for event in events]
+        codes = dict.fromkeys(start.workflow for mine in starts for start in mine)
+        meant = await self._meant(namespace, [trigger for trigger in triggers if trigger.code in codes])
+        return [[start for start in mine if start.workflow in meant] for mine in starts]
+
+    async def in_force(self, namespace: str) -> list[RegisteredTrigger]:
+        """Return the triggers that count now: of several versions of a workflow, those of the one that a start means."""
+        triggers = await self.of(namespace)
+        meant = await self._meant(namespace, triggers)
+        return [trigger for trigger in triggers if trigger.code in meant]
+
+    async def _meant(self, namespace: str, triggers: Sequence[RegisteredTrigger]) -> set[str]:
+        """Return which of these workflows and versions a start by the name of their workflow means now, as a schedule does.
+
+        That there are versions at all of a workflow that said nothing of one is known after a second.
+        """
+        if self.versions is None or not triggers:
+            return {trigger.code for trigger in triggers}
+        names = dict.fromkeys(trigger.workflow for trigger in triggers)
+        fresh = any(trigger.code != trigger.workflow for trigger in triggers)
+        return set((await self.versions.codes_of(namespace, names, fresh=fresh)).values())
 
     async def _read(self, namespace: str) -> Sequence[RegisteredTrigger]:
         (loaded,) = await self._store.load([Want(RunKey(namespace, TRIGGERS))])

@@ -63,7 +63,12 @@ class TakeEffect:
 
 @dataclass(slots=True)
 class SetTriggers:
-    """A worker has these workflows, and these of them are started by events; for the record of triggers. Reply: None."""
+    """A worker has these workflows, and these of them are started by events; for the record of triggers. Reply: None.
+
+    Attributes:
+        workflows: By the names of their code: with the version, if it has one.
+        triggers: What is said of them.
+    """
 
     workflows: Sequence[str]
     triggers: Sequence[RegisteredTrigger]

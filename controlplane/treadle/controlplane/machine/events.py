@@ -10,6 +10,8 @@ so that whoever comes second finds the first; and a run is started, or its wait 
 
 from __future__ import annotations
 
+from collections import Counter
+
 from treadle.protocol.errors import FieldInvalid, RequestError
 from treadle.protocol.events import EVENT_KEPT_MS, derived_id, input_of
 from treadle.protocol.ids import RunKey
@@ -47,7 +49,9 @@ KINDS = frozenset(("send_event", "route_event", "slot_news", "use_keys", "event_
 """Letters about events."""
 _STARTS_A_COMMIT = 100
 _TRIGGERS = 1_000
-"""Workflows of a namespace that events start."""
+"""Workflows of a namespace that events start, each version counted."""
+_VERSIONS = 20
+"""So many versions of a workflow are remembered, those that registered last: who deploys each day leaves one each day."""
 
 
 def fields(request: EventRequest) -> list[str]:
@@ -151,15 +155,16 @@ def _run_id(namespace: str, workflow: str, event: NamedEvent) -> str:
 
 # --- triggers ------------------------------------------------------------------------------------------------------------
 def _set_triggers(view: RunView, request: SetTriggers) -> RequestError | None:
-    """What the worker says of its workflows replaces what was known of them; nothing changes where that is the same."""
+    """What the worker says of its workflows replaces what was known of them; nothing changes where that is the same.
+
+    Versions of a workflow do not replace each other: which of them an event starts is found out when it comes.
+    """
     known = view.head.event_triggers.triggers if view.exists else ()
     names = set(request.workflows)
-    mine = {trigger.workflow: trigger for trigger in request.triggers}
-    if all(mine.get(t.workflow) == t for t in known if t.workflow in names) and (
-        mine.keys() <= {t.workflow for t in known}
-    ):
+    mine = {_code(trigger): trigger for trigger in request.triggers}
+    if all(mine.get(_code(t)) == t for t in known if _code(t) in names) and mine.keys() <= {_code(t) for t in known}:
         return None
-    kept = [t for t in known if t.workflow not in names] + list(mine.values())
+    kept = _newest([t for t in known if _code(t) not in names] + list(mine.values()))
     if len(kept) > _TRIGGERS:
         return FieldInvalid(
             f"namespace {view.run.namespace!r} would have {len(kept):,} workflows that events start, the limit is "
@@ -169,6 +174,21 @@ def _set_triggers(view: RunView, request: SetTriggers) -> RequestError | None:
         )
     _keep_triggers(view, kept)
     return None
+
+
+def _code(trigger: RegisteredTrigger) -> str:
+    return trigger.code or trigger.workflow
+
+
+def _newest(triggers: list[RegisteredTrigger]) -> list[RegisteredTrigger]:
+    """Leave out of each workflow the versions that registered longest ago."""
+    found: list[RegisteredTrigger] = []
+    counts = Counter[str]()
+    for trigger in reversed(triggers):
+        counts[trigger.workflow] += 1
+        if counts[trigger.workflow] <= _VERSIONS:
+            found.append(trigger)
+    return found[::-1]
 
 
 def _drop_trigger(view: RunView, request: DropTrigger) -> RunReply:
