@@ -26,6 +26,7 @@ class Post:
         now: The clock of the store (ms).
         starts: What events start, when a run sends them.
         commits: How many commits there were.
+        lives: Of the store.
         most_letters: The largest number of letters of one commit.
     """
 
@@ -33,7 +34,8 @@ class Post:
         self.now = 1_000_000_000
         self.store = MemoryStore(lambda: self.now)
         self.rng = Random(7)
-        self.known = KnownKeys()
+        self.lives = 1
+        self.known = KnownKeys(lambda: self.lives)
         self.settings = Settings()
         self.starts: Sequence[StartByEvent] = ()
         self.commits = 0

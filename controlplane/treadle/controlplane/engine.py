@@ -86,6 +86,7 @@ class Engine:
             bits64=lambda: chance.getrandbits(64) or 1,
             token=lambda: secrets.token_bytes(16),
             share=chance.random,
+            lives=lambda: store.lives,
         )
         self.committer = Committer(store, self.replica, self.clock, self._done)
         self.passed: dict[Queue, int] = {}
@@ -255,15 +256,15 @@ class Engine:
 
     def submit_letter(self, letter: Letter, run: RunKey, request: Request) -> None:
         """Ask for what a letter says; its entry leaves the outbox once it was applied."""
-        self.committer.submit(run, request, partial(self._delivered, letter))
+        self.committer.submit(run, request, partial(self._delivered, letter, self.store.lives))
 
-    def _delivered(self, letter: Letter, reply: Reply | Exception) -> None:
+    def _delivered(self, letter: Letter, life: int, reply: Reply | Exception) -> None:
         told = children.refusal_of(letter, reply) if isinstance(reply, RequestError) else None
         if told is not None:
             self.deliver(told)  # under the same id: the entry stays until its writer knows
         elif children.applied(reply):
             if letter.HasField("use_keys"):
-                self.replica.keys.note(letter, reply, monotonic_ms())
+                self.replica.keys.note(letter, reply, monotonic_ms(), life)
             self._confirmed.append((shard_of(letter.namespace, letter.from_run_id), letter.letter_id))
             self._confirms.set()
 

@@ -82,6 +82,7 @@ def test_hints_come_again_after_a_restart(server: RedisServer) -> None:
         listener = other.hints()
         next_hint = asyncio.ensure_future(anext(listener))
         await asyncio.sleep(0)
+        assert other.lives == 0
         server.kill()
         with pytest.raises(Unavailable, match=f"127.0.0.1:{server.port}"):
             await store.now()
@@ -94,6 +95,7 @@ def test_hints_come_again_after_a_restart(server: RedisServer) -> None:
                 revision += 1
                 await asyncio.wait([next_hint], timeout=0.05)
         assert next_hint.result()[0].run_id == "r"
+        assert other.lives > 0, "the server that answers now may have lost commits"
 
     case = Case("redis", server.url)
     case.run(body, replicas=2)

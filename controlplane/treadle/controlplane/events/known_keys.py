@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from treadle.controlplane.machine.event_routers import ROUTERS, routers
 from treadle.controlplane.machine.requests import Reply, RunReply
 from treadle.v1.state_pb2 import Letter
@@ -14,15 +16,29 @@ _MOST = 10_000
 _Set = tuple[str, str, tuple[str, ...]]
 
 
-class KnownKeys:
-    """See the module. A set that is not known here is told of again, which changes nothing."""
+def _one_life() -> int:
+    return 0
 
-    def __init__(self) -> None:
+
+class KnownKeys:
+    """See the module. A set that is not known here is told of again, which changes nothing.
+
+    Args:
+        lives: See `RunStore.lives`: what was committed in an earlier one may be gone.
+    """
+
+    def __init__(self, lives: Callable[[], int] = _one_life) -> None:
+        self._lives = lives
+        self._life = lives()
         self._told: dict[_Set, dict[str, int]] = {}
 
-    def note(self, letter: Letter, reply: Reply | Exception, now_ms: int) -> None:
-        """A router has answered a letter. Keys that it has no room for are told again: who asks is to be refused, too."""
-        if not isinstance(reply, RunReply) or not reply.started:
+    def note(self, letter: Letter, reply: Reply | Exception, now_ms: int, life: int | None = None) -> None:
+        """A router has answered a letter; `life`: of the store, when it was sent (None: this one).
+
+        Keys that it has no room for are told again: who asks is to be refused, too.
+        """
+        self._look()
+        if not isinstance(reply, RunReply) or not reply.started or life not in (None, self._life):
             return
         asked = letter.use_keys
         key = (letter.namespace, asked.name, tuple(asked.keys))
@@ -32,5 +48,12 @@ class KnownKeys:
 
     def known(self, namespace: str, name: str, keys: tuple[str, ...], now_ms: int) -> bool:
         """Whether every router of the name was told of this set in the last minutes."""
+        self._look()
         told = self._told.get((namespace, name, keys), {})
         return len(told) == ROUTERS and all(told.get(r, 0) > now_ms - _FOR_MS for r in routers(name))
+
+    def _look(self) -> None:
+        life = self._lives()
+        if life != self._life:
+            self._life = life
+            self._told.clear()

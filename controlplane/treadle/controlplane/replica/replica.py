@@ -48,6 +48,7 @@ class Replica:
         replica_id: Random id of this process.
         settings: Times and limits of the machine.
         bits64, token, share: Chance, injected.
+        lives: See `RunStore.lives`.
     """
 
     def __init__(
@@ -58,11 +59,12 @@ class Replica:
         bits64: Callable[[], int],
         token: Callable[[], bytes],
         share: Callable[[], float],
+        lives: Callable[[], int] = lambda: 0,
     ) -> None:
         self.replica_id = replica_id
         self.settings = settings
         self.credits = CreditBook()
-        self.keys = KnownKeys()
+        self.keys = KnownKeys(lives)
         self.sessions: dict[str, Session] = {}
         self._bits64, self._token, self._share = bits64, token, share
         self._owners: dict[RunKey, tuple[Session, OpenRun]] = {}

@@ -34,12 +34,16 @@ class HintFeed:
         link: Whose server to listen to.
         channel: The channel.
         sender: What this process's own messages begin with; those are not delivered.
+
+    Attributes:
+        lost: How often the subscription was lost. Whoever answers next may be another server, that knows less.
     """
 
     def __init__(self, link: Link, channel: str, sender: bytes) -> None:
         self._link = link
         self._channel = channel
         self._sender = sender
+        self.lost = 0
         self._listeners: list[asyncio.Queue[list[Hint]]] = []
         self._subscribed = asyncio.Event()
         self._server: tuple[str, str] | None = None
@@ -98,6 +102,7 @@ class HintFeed:
                 if self._subscribed.is_set():
                     pause = _RETRY_S[0]
                     self._subscribed.clear()
+                    self.lost += 1
                     _log.warning("hints.lost", address=self._link.address, error=str(error))
             await asyncio.sleep(pause)
             pause = min(2 * pause, _RETRY_S[1])

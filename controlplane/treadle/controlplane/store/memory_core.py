@@ -56,7 +56,13 @@ class MemoryCore(MemoryCursors):
         self._clock_ms = clock_ms
         self._state = State()
         self._generation = 0
+        self._lives = 0
         self._listeners: list[Callable[[list[Hint]], None]] = []
+
+    @property
+    def lives(self) -> int:
+        """See RunStore.lives."""
+        return self._lives
 
     def snapshot(self) -> State:
         """Return the state as it is now, for `restore`. A shallow copy; runs are copied when next written."""
@@ -66,6 +72,7 @@ class MemoryCore(MemoryCursors):
     def restore(self, state: State) -> None:
         """Go back to a snapshot, as Redis does that lost its last commits. It can be restored again."""
         self._generation += 1
+        self._lives += 1
         self._state = state.copy()
 
     def listen(self, listener: Callable[[list[Hint]], None]) -> Callable[[], None]:

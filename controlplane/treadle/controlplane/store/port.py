@@ -284,6 +284,11 @@ class CheckResult:
 class RunStore(Protocol):
     """Runs: load and commit, in batches."""
 
+    @property
+    def lives(self) -> int:
+        """How often another server may have come in place of the one before: commits that were answered may be gone."""
+        ...
+
     async def load(self, wants: Sequence[Want]) -> list[Loaded]:
         """Read a batch in one round trip (one a node on a cluster); answers in the order of `wants`."""
         ...

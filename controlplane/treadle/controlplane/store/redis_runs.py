@@ -63,6 +63,10 @@ class RedisRuns(RedisPart):
         self._sender = os.urandom(8)
         self._feed = HintFeed(link, keys.hints, self._sender)
 
+    @property
+    def lives(self) -> int:
+        return self._feed.lost
+
     def hints(self) -> AsyncIterator[list[Hint]]:
         return self._feed.listen()
 
