@@ -77,6 +77,18 @@ def test_many_runs_by_a_filter_with_a_count_first() -> None:
     asyncio.run(main())
 
 
+def test_more_runs_than_a_page_has_go_on_at_once() -> None:
+    async def main() -> None:
+        async with api_host() as host, Client(host.address) as client:
+            for n in range(205):
+                await client.start("w", id=f"r{n}", pool="crm")
+                await host.finish(f"r{n}", error="boom")
+            told = await treadle(host, "run", "retry", "--since", "2h", "--yes", "-o", "json")
+            assert told.code == 0 and told.json == {"found": 205, "retried": 205, "refused": []}, told.err
+
+    asyncio.run(main())
+
+
 def test_what_is_refused_among_many_is_counted() -> None:
     async def main() -> None:
         async with api_host() as host:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from tests.integration.api_host import ApiHost, api_host
 from tests.integration.test_cli_commands import treadle
-from treadle.client import Client, FieldInvalid, NotFound, RunFilters, RunIdConflict, RunStatus, RunTrouble, SyncClient
+from treadle.client import (
+    Client,
+    FieldInvalid,
+    NotFound,
+    RunFilters,
+    RunIdConflict,
+    RunStatus,
+    RunTrouble,
+    SyncClient,
+    aio,
+)
 from treadle.controlplane.api import search
 from treadle.controlplane.machine.requests import Claimed
 from treadle.protocol.ids import RunKey
@@ -116,6 +126,36 @@ def test_a_filtered_list_comes_in_pages_each_run_once(monkeypatch: pytest.Monkey
             assert counted.at_least and counted.total == 8, "it says that it has not looked at all"
 
     asyncio.run(main())
+
+
+def test_a_time_that_counts_back_from_now_means_the_same_on_each_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(aio, "_PAGE", 2)
+        async with api_host() as host, Client(host.address) as client:
+            for n in range(5):
+                await client.start("ship", id=f"r{n}", pool="crm")
+            bounds: RunFilters = {"since": timedelta(hours=1), "until": timedelta(seconds=-60)}
+            both = (run.status for run in [await client.run("r0").get(), await client.run("r1").get()])
+            assert await ids(client, **bounds, status=both) == [f"r{n}" for n in range(5)]
+            first = await client.list_page(size=3, **bounds)
+            await later(client)
+            second = await client.list_page(size=3, token=first.next_token, **bounds)
+            assert [run.id for run in (*first.runs, *second.runs)] == ["r4", "r3", "r2", "r1", "r0"]
+
+            def blocking() -> list[str]:
+                with SyncClient(host.address) as sync:
+                    return [run.id for run in sync.list(**bounds)]
+
+            assert len(await asyncio.to_thread(blocking)) == 5
+
+    asyncio.run(main())
+
+
+async def later(client: Client) -> None:
+    """Return in another millisecond."""
+    now = datetime.now(UTC)
+    while datetime.now(UTC) < now + timedelta(milliseconds=2):
+        await client.check_health()
 
 
 BAD: list[tuple[RunFilters, str]] = [

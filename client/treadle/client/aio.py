@@ -16,7 +16,7 @@ from treadle.client.config import CALL_TIMEOUT_S, DEFAULT_TARGET, Tls, auth_meta
 from treadle.client.event_calls import EventCalls, EventLink
 from treadle.client.runs import RunHandle
 from treadle.client.schedules import Schedules
-from treadle.client.search import RunFilters, filter_fields
+from treadle.client.search import RunFilters, filter_fields, page_of
 from treadle.client.status import from_rpc_error
 from treadle.client.stream import RunStream
 from treadle.client.values import LARGEST_BYTES, Values
@@ -40,7 +40,6 @@ from treadle.v1.pool_service_pb2_grpc import PoolServiceStub
 from treadle.v1.run_service_pb2 import (
     CountRunsRequest,
     ListQuarantinedStepsRequest,
-    ListRunsRequest,
     QuarantinedStep,
 )
 from treadle.v1.run_service_pb2_grpc import RunServiceStub
@@ -302,9 +301,9 @@ class Client(EventCalls):
         Raises:
             FieldInvalid: A filter is not allowed.
         """
-        token, left = "", limit
+        fields, token, left = filter_fields(filters), "", limit
         while left is None or left > 0:
-            page = await self.list_page(size=_PAGE if left is None else min(left, _PAGE), token=token, **filters)
+            page = await page_of(self, fields, _PAGE if left is None else min(left, _PAGE), token)
             for run in page.runs:
                 yield run
             token = page.next_token
@@ -321,9 +320,7 @@ class Client(EventCalls):
         Raises:
             FieldInvalid: A filter is not allowed, or the token is not of this list.
         """
-        request = ListRunsRequest(namespace=self.namespace, page_size=size, page_token=token, **filter_fields(filters))
-        page = await self.call(self.stub.ListRuns, request)
-        return RunPage(tuple(map(self.values.read, page.runs)), page.next_page_token)
+        return await page_of(self, filter_fields(filters), size, token)
 
     async def count(self, **filters: Unpack[RunFilters]) -> RunCount:
         """Return how many runs there are, with the filters of `list`.

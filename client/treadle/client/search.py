@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from treadle.client.views import RunStatus, RunTrouble, to_ms
+from treadle.client.views import RunPage, RunStatus, RunTrouble, to_ms
 from treadle.protocol.tags import tags_of
+from treadle.v1.run_service_pb2 import ListRunsRequest
 
-__all__ = ("RunFilters", "filter_fields")
+if TYPE_CHECKING:
+    from treadle.client.aio import Client
+
+__all__ = ("RunFilters", "filter_fields", "page_of")
 
 
 class RunFilters(TypedDict, total=False):
@@ -35,7 +39,7 @@ class RunFilters(TypedDict, total=False):
 
 
 def filter_fields(filters: RunFilters) -> dict[str, Any]:
-    """Return the fields of ListRunsRequest and CountRunsRequest that say it.
+    """Return the fields of ListRunsRequest and CountRunsRequest that say it. Times that count back from now are fixed here.
 
     Raises:
         FieldInvalid: There is no such status or trouble, or a tag is not allowed.
@@ -53,3 +57,10 @@ def filter_fields(filters: RunFilters) -> dict[str, Any]:
         "error_type": filters.get("error") or "",
         "troubles": [RunTrouble.of(one).to_wire() for one in troubles],
     }
+
+
+async def page_of(client: Client, fields: Mapping[str, Any], size: int, token: str) -> RunPage:
+    """Return a page of the runs that these fields mean. Raises FieldInvalid: the token is not of this list."""
+    request = ListRunsRequest(namespace=client.namespace, page_size=size, page_token=token, **fields)
+    page = await client.call(client.stub.ListRuns, request)
+    return RunPage(tuple(map(client.values.read, page.runs)), page.next_page_token)

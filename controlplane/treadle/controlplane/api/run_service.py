@@ -120,10 +120,10 @@ class RunService(RunServiceServicer):
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         """See run_service.proto."""
         wanted = filter_of(request)
-        cursor = read_token(request.page_token, wanted)
+        cursor = read_token(request.page_token, wanted.untimed)
         heads, more = await self._search.page(wanted, cursor, page_size(request.page_size))
         runs = await self._records.briefs(heads)
-        return pb.ListRunsResponse(runs=runs, next_page_token=write_token(more, wanted) if more else "")
+        return pb.ListRunsResponse(runs=runs, next_page_token=write_token(more, wanted.untimed) if more else "")
 
     async def CountRuns(self, request: pb.CountRunsRequest, context: Context) -> pb.CountRunsResponse:
         """See run_service.proto."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Final
 
@@ -60,6 +60,11 @@ class RunFilter:
     def bounds(self) -> tuple[int, int]:
         """The times of start: from, and up to but without."""
         return self.since_ms, self.until_ms or 2**62
+
+    @property
+    def untimed(self) -> RunFilter:
+        """What a page token is bound to: "the last two hours" are others at each page, and its cursor has the place."""
+        return replace(self, since_ms=0, until_ms=0)
 
     def by_status(self) -> dict[RunStatus.ValueType, str]:
         """Return the index for each status, which knows nothing of tags, errors and troubles."""
