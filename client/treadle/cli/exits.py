@@ -6,6 +6,7 @@ import sys
 from enum import IntEnum
 
 from treadle.protocol.errors import (
+    BlobStoreUnavailable,
     ConfigError,
     FieldInvalid,
     NotFound,
@@ -36,6 +37,7 @@ class Exit(IntEnum):
 _CODES: tuple[tuple[type[BaseException], Exit], ...] = (
     (NotFound, Exit.NOT_FOUND),
     (Unavailable, Exit.UNAVAILABLE),
+    (BlobStoreUnavailable, Exit.UNAVAILABLE),
     (ResultTimeout, Exit.TIMEOUT),
     (FieldInvalid, Exit.USAGE),
     (ConfigError, Exit.USAGE),

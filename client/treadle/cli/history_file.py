@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from treadle.protocol.errors import ConfigError
-from treadle.v1.history_pb2 import HistoryEvent, HistoryFile
+from treadle.v1.history_pb2 import HistoryFile
 
-__all__ = ("history_file", "history_files", "read_history", "write_history")
+__all__ = ("history_files", "read_history", "write_history")
 
 _SUFFIXES = (".json", ".history")
-
-
-def history_file(namespace: str, run_id: str, incarnation: int, events: Iterable[HistoryEvent]) -> HistoryFile:
-    """Return what a file has of a run."""
-    return HistoryFile(namespace=namespace, run_id=run_id, incarnation=incarnation, events=events)
 
 
 def write_history(path: Path, history: HistoryFile) -> None:

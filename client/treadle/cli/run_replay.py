@@ -65,19 +65,11 @@ async def _histories(run: str, connection: Connection) -> list[tuple[str, Histor
 
 
 async def download(run: str, connection: Connection) -> HistoryFile:
-    """Return the history of a run as it stands.
-
-    Raises:
-        NotFound: There is no such run.
-    """
-    from treadle.cli.history_file import history_file
-    from treadle.client.runs import RunHandle
+    """Return the history of a run as it stands, with its values. Raises as `whole_history`."""
+    from treadle.client.whole_history import whole_history
 
     async with connection.client() as client:
-        info = await client.run(run).get()
-        handle = RunHandle[object](client, run, incarnation=info.incarnation)
-        events = [event async for event in handle.history()]
-    return history_file(connection.namespace, run, info.incarnation, events)
+        return await whole_history(client, run)
 
 
 def _line(name: str, found: Replayed) -> str:

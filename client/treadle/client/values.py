@@ -8,7 +8,7 @@ from typing import Final
 
 from treadle.client.blobs import home_of
 from treadle.client.stream import RunStream
-from treadle.client.vault import ABOVE_BYTES, Vault, vault_of
+from treadle.client.vault import ABOVE_BYTES, Vault, limit_of, vault_of
 from treadle.client.views import RunInfo, run_info
 from treadle.protocol.deferral import DeferralToken
 from treadle.protocol.errors import PayloadUnreadable
@@ -127,10 +127,22 @@ class Values:
             PayloadUnreadable: It cannot be opened here.
             BlobMissing, BlobStoreUnavailable: It could not be fetched.
         """
+        return await self.open_at(payload, Place(self._namespace, run_id, FROM_RUN))
+
+    async def open_at(self, payload: Payload, place: Place) -> Payload:
+        """Return the encoded value of what was sealed for a place. Raises as `open`."""
         if not payload.encoding:
             return payload
         vault = self._small if self._small.is_here(payload) else await self._vault()
-        return await vault.opened(payload, Place(self._namespace, run_id, FROM_RUN))
+        return await vault.opened(payload, place)
+
+    def open_error_at(self, failure: Failure, place: Place) -> Failure:
+        """Return an error that may be sealed. Raises PayloadUnreadable."""
+        return self._small.open_failure(failure, place)
+
+    async def limit(self) -> int:
+        """Return how large values of workers with the settings of this client may be."""
+        return limit_of(await self._ask(), blobs=self._blobs, codec=self._codec)
 
     def read(self, run: Run) -> RunInfo:
         """Return how a run stands, its values opened as far as that needs no store; what cannot be opened stays sealed."""

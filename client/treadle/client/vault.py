@@ -21,7 +21,7 @@ from treadle.protocol.sealing import BLOB, Codec, Place, open_failure, seal_fail
 from treadle.v1 import blob_service_pb2 as wire
 from treadle.v1.common_pb2 import BlobRef, Failure, Payload
 
-__all__ = ("ABOVE_BYTES", "MAX_BLOB_BYTES", "Vault", "codec_of", "vault_of")
+__all__ = ("ABOVE_BYTES", "MAX_BLOB_BYTES", "Vault", "codec_of", "limit_of", "vault_of")
 
 ABOVE_BYTES: Final = 64 << 10
 MAX_BLOB_BYTES: Final = 64 << 20
@@ -57,9 +57,7 @@ class Vault:
         self.codec = codec
         self._store = store
         self._above = above
-        if limit is None:
-            limit = MAX_PAYLOAD_BYTES if store is None else MAX_BLOB_BYTES
-        self.limit = limit - _GROWTH if store is None and codec is not None else limit
+        self.limit = _limit(limit, stored=store is not None, encoded=codec is not None)
         self._threads = ThreadPoolExecutor(_THREADS, "treadle-blobs")
 
     @property
@@ -165,6 +163,18 @@ class Vault:
         if self.is_here(payload):
             return self.open(payload, place)
         return await self.in_thread(lambda: self.open(payload, place))
+
+
+def _limit(given: int | None, *, stored: bool, encoded: bool) -> int:
+    limit = given or (MAX_BLOB_BYTES if stored else MAX_PAYLOAD_BYTES)
+    return limit - _GROWTH if encoded and not stored else limit
+
+
+def limit_of(told: wire.GetBlobStoreResponse, *, blobs: str, codec: Codec | None) -> int:
+    """Return how large values may be that workers with these settings make; see `vault_of`."""
+    stored = bool(blobs or told.blobs.url)
+    given = told.blobs.max_bytes if stored else told.max_payload_bytes
+    return _limit(given, stored=stored, encoded=codec is not None)
 
 
 def _digest(data: bytes) -> bytes:

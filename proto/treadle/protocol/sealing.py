@@ -23,6 +23,7 @@ __all__ = (
     "SEALED_MESSAGE",
     "TO_RUN",
     "TO_STEP",
+    "UNREAD",
     "Codec",
     "Place",
     "Values",
@@ -43,6 +44,11 @@ FROM_STEP: Final = "from-step"
 
 SEALED_MESSAGE: Final = "(encrypted)"
 """Message of a failure as the control plane sees it."""
+
+UNREAD: Final = frozenset(
+    ("step_scheduled", "attempt_failed", "child_scheduled", "state_published", "signal_answered"),
+)
+"""Events whose values the code of their run does not look at."""
 
 _SAID_BY_RUN: Final = frozenset(("run_completed", "run_failed", "run_cancelled", "state_published", "signal_answered"))
 _FAILURE: Final = "failure"

@@ -1765,15 +1765,18 @@ class HistoryFile(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    PAYLOAD_LIMIT_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace of the run."""
     run_id: _builtins.str
     """The run."""
     incarnation: _builtins.int
     """Which start of that name."""
+    payload_limit: _builtins.int
+    """Values with more bytes were refused where the code ran; 0: not known."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___HistoryEvent]:
-        """All events, in order."""
+        """All events, in order. Values that the code looks at are in them, decrypted, wherever they were kept."""
 
     def __init__(
         self,
@@ -1782,10 +1785,11 @@ class HistoryFile(_message.Message):
         run_id: _builtins.str = ...,
         incarnation: _builtins.int = ...,
         events: _abc.Iterable[Global___HistoryEvent] | None = ...,
+        payload_limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "incarnation", b"incarnation", "namespace", b"namespace", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "incarnation", b"incarnation", "namespace", b"namespace", "payload_limit", b"payload_limit", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from treadle.protocol.errors import ConfigError
+from treadle.protocol.sealing import UNREAD, values_of
 from treadle.protocol.tags import code_name
 from treadle.v1.common_pb2 import Payload
 from treadle.v1.history_pb2 import HistoryEvent, HistoryFile
@@ -13,6 +16,10 @@ from treadle.worker.loop.execution import execution_factory
 from treadle.worker.loop.port import Execution, Outcome, RunContext
 
 __all__ = ("Replayed", "replay_history")
+
+
+_NO_LIMIT: Final = 1 << 30
+_PLAIN: Final = ("", "json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +50,12 @@ def replay_history(registry: Registry, history: HistoryFile) -> Replayed:
     """Execute the code over a history, with the worker's own execution. No step runs.
 
     A history that is open need not be at the end of the code; one that is closed must end as it is recorded.
+
+    Raises:
+        ConfigError: The history has values that cannot be read: they are encrypted, or only in a blob store.
     """
     events = history.events
+    _check_readable(history)
     workflow = code_name(events[0].run_started.workflow, events[0].run_started.version)
     if workflow not in registry.workflows:
         known = ", ".join(sorted(registry.workflows)) or "none"
@@ -59,6 +70,7 @@ def replay_history(registry: Registry, history: HistoryFile) -> Replayed:
         retried_at=max((event.position for event in events if event.HasField("run_retried")), default=0),
         passed_until=len(events),
         marks=frozenset(event.change_marked.name for event in events if event.HasField("change_marked")),
+        payload_limit=history.payload_limit or _NO_LIMIT,
     )
     execution = execution_factory(registry)(context)
     try:
@@ -66,6 +78,22 @@ def replay_history(registry: Registry, history: HistoryFile) -> Replayed:
     finally:
         execution.close()
     return Replayed(history.run_id, workflow, len(events), position, expected, found)
+
+
+def _check_readable(history: HistoryFile) -> None:
+    for event in history.events:
+        kind = event.WhichOneof("kind") or ""
+        if not kind or kind in UNREAD:
+            continue
+        message = getattr(event, kind)
+        values = values_of(message)
+        sealed = [getattr(message, name).encoding for name in values.payloads]
+        sealed += [getattr(message, name).sealed.encoding for name in values.failures]
+        if any(encoding not in _PLAIN for encoding in sealed):
+            raise ConfigError(
+                f"the history of run {history.run_id!r} has a value that cannot be read, at event {event.position}: "
+                "download it with `treadle run history RUN -o FILE`, with --keys-file and --blobs as its workers have them"
+            )
 
 
 def _difference(execution: Execution, events: Sequence[HistoryEvent]) -> tuple[int, str, str]:

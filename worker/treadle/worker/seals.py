@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from google.protobuf.message import Message
@@ -18,7 +18,7 @@ from treadle.client.blobs import home_of
 from treadle.client.vault import Vault
 from treadle.protocol.errors import BlobStoreUnavailable, PayloadError
 from treadle.protocol.ids import hook_id
-from treadle.protocol.sealing import FROM_RUN, TO_RUN, TO_STEP, Place, place_of, values_of
+from treadle.protocol.sealing import FROM_RUN, TO_RUN, TO_STEP, UNREAD, Place, place_of, values_of
 from treadle.v1.common_pb2 import Failure, Payload
 from treadle.v1.history_pb2 import HistoryEvent, SignalReceived
 from treadle.v1.worker_service_pb2 import Command, FailureHook
@@ -30,11 +30,6 @@ from treadle.worker.loop.port import Outcome, RunContext
 __all__ = ("Carrier", "EventSeals")
 
 _log = structlog.stdlib.get_logger(__name__)
-
-_UNREAD: Final = frozenset(
-    ("step_scheduled", "attempt_failed", "child_scheduled", "state_published", "signal_answered"),
-)
-"""Events whose values the code does not look at."""
 
 T = TypeVar("T", Command, Outcome)
 
@@ -63,7 +58,7 @@ class EventSeals:
             self._retries = message.number
         elif kind == "child_scheduled":
             self._children[message.command_id] = message.run_id
-        if message is None or kind in _UNREAD:
+        if message is None or kind in UNREAD:
             return True
         values = values_of(message)
         for name in values.payloads:
