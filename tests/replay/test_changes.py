@@ -223,3 +223,40 @@ def test_a_call_that_was_taken_out_leaves_its_mark_without_harm() -> None:
     server.start()
     assert drive(server, cleaned, 3, {3}) == 3
     assert server.workflow is cleaned
+
+
+@workflow(name="paid")
+async def paid_before(n: int) -> list[int]:
+    return [await double(n), await broken(n)]
+
+
+@workflow(name="paid")
+async def paid_after(n: int) -> list[int]:
+    first = await (triple(n) if changed("triple") else double(n))
+    found = [first, await triple(n)]
+    return [*found, await triple(5)] if changed("longer") else found
+
+
+@step(pool="p")
+async def broken(x: int) -> int:
+    raise ValueError(x)
+
+
+@pytest.mark.parametrize("lose", [False, True])
+def test_a_retried_run_keeps_the_way_of_what_was_done_and_goes_the_new_one_behind_it(lose: bool) -> None:
+    """Whoever is led through the past is at each of its points where owners before were, not at its end."""
+    for killed in range(7, 18):
+        server = Server(Registry().add(paid_before, double, broken), paid_before)
+        server.start(4)
+        execution = server.fresh()
+        while execution.outcome is None:
+            feed_all(execution, server.history)
+            server.accept(execution.take(), execution.fed)
+            server.advance()
+        server.close(execution.outcome)
+        execution.close()
+        deploy(server, paid_after)
+        server.retry()
+        assert drive(server, paid_after, 0, {killed}, lose=lose) == [8, 12, 15], f"killed at {killed}"
+        marks = [event.change_marked.name for event in server.history if event.HasField("change_marked")]
+        assert marks == ["longer"]

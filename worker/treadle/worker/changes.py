@@ -40,7 +40,7 @@ def changed(name: str, /) -> bool:
         raise ConfigError(f"changed({name[:40]!r}): give 1 to {_NAME_LIMIT} printable characters")
     execution = current_execution()
     if execution is not None:
-        return execution.marks.changed(name, execution.fed)
+        return execution.marks.changed(name, execution.at)
     if PLAIN_WORKFLOW.get():
         return True
     raise ConfigError("changed(): call it inside a @workflow")

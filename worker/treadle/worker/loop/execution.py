@@ -60,6 +60,9 @@ class WorkflowExecution(Outside):
     Args:
         context: Which run.
         workflow: Its code.
+
+    Attributes:
+        at: Position of the event that the code goes on by; behind `fed` while it is led through what counts of a past.
     """
 
     def __init__(self, context: RunContext, workflow: Workflow[..., Any]) -> None:
@@ -71,7 +74,7 @@ class WorkflowExecution(Outside):
         self.mail, self.had = Mail(), EventsHad()
         self.marks = Marks(context, self._ledger, self._loop)
         self._main: DurableTask | None = None
-        self.fed = 0
+        self.fed = self.at = 0
         self.outcome: Outcome | None = None
         self._cancel_requested = False
         self._ended = False
@@ -134,10 +137,11 @@ class WorkflowExecution(Outside):
             for counts in past.events:
                 if self._ledger.divergence is None:
                     self._apply(counts)
+            self.at = self.fed
             self._ledger.asked_now(round(self._loop.time() * 1000))
 
     def _apply(self, event: history.HistoryEvent) -> None:
-        position = event.position
+        self.at = position = event.position
         kind = event.WhichOneof("kind") or ""
         self._loop.advance((event.step_completed.ended_ms if kind == "step_completed" else 0) or event.time_ms)
         if kind in _QUIET:
