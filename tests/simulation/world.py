@@ -352,7 +352,7 @@ class World:
         """What was acknowledged stands once in the history, in order, and each question has one answer."""
         record = self.ledger.record(run)
         events = list(
-            chain(*(part[_carried(before) :] for before, part in pairwise([[], *record.before, record.events])))
+            chain(*(part[_carried(before, part) :] for before, part in pairwise([[], *record.before, record.events])))
         )
         got = [event.signal_received for event in events if event.HasField("signal_received")]
         sent = [f"{name}-{number}" for name, number, _ in LETTERS.get(record.events[0].run_started.workflow, [])]
@@ -393,9 +393,9 @@ class World:
         return self.ledger.heads()[run].incarnation
 
 
-def _carried(before: list[HistoryEvent]) -> int:
-    """How many events the next part begins with that are no news: its start, and what was taken along."""
-    return before[-1].run_continued.carried + 1 if before else 0
+def _carried(before: list[HistoryEvent], part: list[HistoryEvent]) -> int:
+    """How many events the next part begins with that are no news: its start, a cancel, and what was taken along."""
+    return before[-1].run_continued.carried + 1 + part[1].HasField("cancel_requested") if before else 0
 
 
 _FACTORY = execution_factory(collect(EVERYTHING))

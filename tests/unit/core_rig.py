@@ -69,7 +69,7 @@ class Script:
         self.divergence: Divergence | None = None
         self.closed = False
         self.waiting = Waits(1, 0, 0, None)
-        self.untold = 0
+        self.untold, self.unheard = 0, False
         self.letters: list[SignalReceived] = []
         self.before: tuple[int, tuple[str, ...]] = (0, ())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from tests.replay.feeder import Feeder
@@ -108,6 +109,43 @@ def test_cleanup_runs_before() -> None:
     run.complete(command.command_id, 4)
     outcome = run.execution.outcome
     assert outcome is not None and outcome.next_input is not None
+
+
+@workflow
+async def swallows(n: int) -> int:
+    try:
+        return await work(n)
+    except asyncio.CancelledError:
+        continue_as_new(n)
+
+
+INTERRUPTS = [
+    {"cancel_requested": h.CancelRequested(reason="enough")},
+    {"run_timed_out": h.RunTimedOut(timeout_ms=1000, raised=True)},
+]
+
+
+@pytest.mark.parametrize("interrupt", INTERRUPTS)
+def test_an_interrupt_that_came_when_the_code_had_ended_goes_along(interrupt: dict[str, Any]) -> None:
+    run = Feeder(counts, 1)
+    send(run, "s1", 2)
+    outcome = run.execution.outcome
+    assert outcome is not None and outcome.next_input is not None
+    assert not continuation_of(run.execution, outcome.next_input).unheard
+    run.feed(**interrupt)
+    assert run.execution.outcome is outcome, "what was returned stays returned"
+    assert continuation_of(run.execution, outcome.next_input).unheard
+
+
+@pytest.mark.parametrize("interrupt", INTERRUPTS)
+def test_one_that_the_code_was_told_of_does_not(interrupt: dict[str, Any]) -> None:
+    run = Feeder(swallows, 1)
+    (command,) = run.take().commands
+    run.record(command)
+    run.feed(**interrupt)
+    outcome = run.execution.outcome
+    assert outcome is not None and outcome.next_input is not None
+    assert not continuation_of(run.execution, outcome.next_input).unheard
 
 
 def test_arguments_are_those_of_the_workflow() -> None:

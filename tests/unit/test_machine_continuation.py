@@ -16,6 +16,7 @@ from treadle.v1.worker_service_pb2 import (
     ANSWER_SETTLED,
     VERDICT_STALE,
     AnswerSignal,
+    CancelledRun,
     Command,
     CompleteRun,
     ContinueRun,
@@ -146,6 +147,53 @@ def test_news_come_first() -> None:
     ask = owner.request(continue_run=ContinueRun(input=value("next")))
     rig.ask(signal("s1"))
     assert owner.send(ask).answer == ANSWER_NEWS and rig.head.state == RUN_STATE_OPEN
+
+
+def test_a_cancel_that_the_code_could_not_be_told_is_raised_in_the_next_part() -> None:
+    rig, owner = opened()
+    owner.catch_up()
+    ask = owner.request(continue_run=ContinueRun(input=value("next")))
+    assert isinstance(rig.ask(CancelRun("c", "enough")), RunReply)
+    assert owner.send(ask).answer == ANSWER_NEWS
+    owner.catch_up()
+    rig.ask(signal("s1"))
+    owner.catch_up()
+    said = ContinueRun(input=value("next"), carried=waiting(rig, "s1"), unheard=True)
+    assert owner.say(continue_run=said).answer == ANSWER_OK
+    rig.fire()
+    assert rig.kinds() == ["run_started", "cancel_requested", "signal_received"]
+    assert rig.last("cancel_requested").reason == "enough"
+    assert (rig.head.cancel_requested, rig.head.cancel_reason) == (True, "enough")
+    assert rig.open().say(cancelled=CancelledRun()).answer == ANSWER_OK
+    assert rig.last("run_cancelled").reason == "enough"
+
+
+def test_one_that_the_code_was_told_of_is_over_with_its_part() -> None:
+    rig, owner = opened()
+    rig.ask(CancelRun("c", "enough"))
+    owner.catch_up()
+    owner.say(continue_run=ContinueRun(input=value("next")))
+    rig.fire()
+    assert rig.kinds() == ["run_started"] and not rig.head.cancel_requested and not rig.head.cancel_reason
+    rig.ask(CancelRun("another", "now"))
+    assert rig.last("cancel_requested").reason == "now"
+
+
+def test_so_is_a_timeout_of_the_run() -> None:
+    rig = Rig()
+    request = rig.start_request()
+    request.timeout_ms = 60_000
+    rig.ask(request)
+    owner = rig.open()
+    rig.wait(60_000)
+    rig.fire()
+    raised = rig.last("run_timed_out")
+    owner.catch_up()
+    owner.say(continue_run=ContinueRun(input=value("next"), unheard=True))
+    rig.fire()
+    assert rig.kinds() == ["run_started", "run_timed_out"] and rig.last("run_timed_out") == raised
+    assert rig.open().say(cancelled=CancelledRun()).answer == ANSWER_OK
+    assert rig.last("run_failed").failure.type == "RunTimedOut"
 
 
 def test_the_same_request_again_changes_nothing() -> None:

@@ -1725,8 +1725,11 @@ class ContinueRun(_message.Message):
     CARRIED_FIELD_NUMBER: _builtins.int
     LEFT_OUT_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
+    UNHEARD_FIELD_NUMBER: _builtins.int
     left_out: _builtins.int
     """How many of them had no room in here. The run fails then: none may be lost."""
+    unheard: _builtins.bool
+    """The run was cancelled, or its timeout was over, when the code had ended: the next part is told."""
     @_builtins.property
     def input(self) -> _common_pb2.Payload:
         """Encoded arguments of the next part."""
@@ -1746,10 +1749,11 @@ class ContinueRun(_message.Message):
         carried: _abc.Iterable[_history_pb2.SignalReceived] | None = ...,
         left_out: _builtins.int = ...,
         known: _abc.Iterable[_builtins.str] | None = ...,
+        unheard: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["carried", b"carried", "input", b"input", "known", b"known", "left_out", b"left_out"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carried", b"carried", "input", b"input", "known", b"known", "left_out", b"left_out", "unheard", b"unheard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

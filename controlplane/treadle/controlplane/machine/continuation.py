@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from treadle.protocol.ids import RECORD_MARK
 from treadle.v1.common_pb2 import Failure
-from treadle.v1.history_pb2 import RunContinued, RunFailed, RunStarted
+from treadle.v1.history_pb2 import CancelRequested, RunContinued, RunFailed, RunStarted, RunTimedOut
 from treadle.v1.state_pb2 import RUN_OUTCOME_FAILED, RUN_STATE_CONTINUING, RUN_STATE_QUEUED, RunHead
 from treadle.v1.worker_service_pb2 import ContinueRun
 
@@ -73,6 +73,8 @@ def _next_part(view: RunView) -> None:
         timed_out=old.timed_out,
         close_at_ms=old.close_at_ms,
         on_failure=old.on_failure if old.HasField("on_failure") else None,
+        cancel_requested=said.unheard and old.cancel_requested,
+        cancel_reason=old.cancel_reason if said.unheard else "",
     )
     view.event(
         run_started=RunStarted(
@@ -89,6 +91,18 @@ def _next_part(view: RunView) -> None:
             part=view.head.part,
         )
     )
+    if said.unheard:
+        _interrupt(view)
     for letter in said.carried:
         view.event(signal_received=letter)
     runs.wake(view)
+
+
+def _interrupt(view: RunView) -> None:
+    """The part before had ended when it was to be interrupted: what was acknowledged then is raised in this one."""
+    head = view.head
+    if head.cancel_requested:
+        view.event(cancel_requested=CancelRequested(reason=head.cancel_reason))
+    elif head.timed_out:
+        told = RunTimedOut(timeout_ms=head.timeout_ms, close_at_ms=head.close_at_ms, raised=True)
+        view.event(run_timed_out=told)

@@ -33,14 +33,14 @@ def found_in(error: BaseException | None) -> ContinueAsNew | None:
 def continuation_of(
     execution: Execution, next_input: Payload, seal: Callable[[SignalReceived], SignalReceived] | None = None
 ) -> ContinueRun:
-    """Return what the next part begins with: its input, the signals that wait, and those that must stay known.
+    """Return what the next part begins with: its input, the signals that wait, those that must stay known, and a cancel.
 
     Args:
         execution: The part that ended.
         next_input: As it is sent.
         seal: Makes of a signal what is sent; None: the signal itself.
     """
-    said = ContinueRun(input=next_input, known=execution.known_signals())
+    said = ContinueRun(input=next_input, known=execution.known_signals(), unheard=execution.unheard)
     size = 0
     unread = execution.unread()
     for letter in unread[:_MOST]:

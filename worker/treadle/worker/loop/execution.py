@@ -76,7 +76,7 @@ class WorkflowExecution(Outside):
         self._main: DurableTask | None = None
         self.fed = self.at = 0
         self.outcome: Outcome | None = None
-        self._cancel_requested = False
+        self._cancel_requested = self.unheard = False
         self._ended = False
         self._closed = False
         self._before: list[history.HistoryEvent] | None = [] if context.retried_at else None
@@ -231,16 +231,20 @@ class WorkflowExecution(Outside):
         if self._cancel_requested:
             return
         self._cancel_requested = True
-        if self._main is not None and not self._main.done():
-            self._main.cancel(event.reason or None)
+        self._interrupt(event.reason or None)
 
     def _timed_out(self, event: history.RunTimedOut, _position: int) -> None:
         """As a cancel; one that came before was raised, and code is not interrupted twice."""
         if self._cancel_requested:
             return
         self._cancel_requested, self._timeout = True, in_words(event.timeout_ms)
+        self._interrupt(f"the run's timeout of {self._timeout} is over")
+
+    def _interrupt(self, why: str | None) -> None:
         if self._main is not None and not self._main.done():
-            self._main.cancel(f"the run's timeout of {self._timeout} is over")
+            self._main.cancel(why)
+        else:
+            self.unheard = True
 
     def _step_scheduled(self, event: history.StepScheduled, position: int) -> None:
         ask = self._ledger.recorded(event.command_id, event.digest, position, event.input)

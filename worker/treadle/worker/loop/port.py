@@ -186,6 +186,11 @@ class Execution(Protocol):
         """How many notes and children `take` has not given out; they count even if the code has ended."""
         ...
 
+    @property
+    def unheard(self) -> bool:
+        """Whether the run was cancelled, or its timeout over, when the code had ended: it could not be told."""
+        ...
+
     def unread(self) -> list[SignalReceived]:
         """Signals and questions that were fed and the code has not received, in the order they came."""
         ...
