@@ -139,13 +139,13 @@ class Server:
         else:
             self.append(run_completed=h.RunCompleted(result=outcome.result))
 
-    def retry(self, from_position: int = 0, number: int = 1) -> None:
+    def retry(self, from_position: int = 0, number: int = 1, *, undoing: bool = False) -> None:
         """The closed run is continued: what was under way is gone, what was sent and has not come still comes."""
         self._owner += 1
         self._agenda = [item for item in self._agenda if getattr(item[2], "keywords", {}).keys() == {"signal_received"}]
         heapq.heapify(self._agenda)
         self._open, self._known = {}, set()
-        retried = h.RunRetried(from_position=from_position, number=number)
+        retried = h.RunRetried(from_position=from_position, number=number, undoing=undoing)
         self.retried_at = self.append(run_retried=retried)
         self.append(run_opened=h.RunOpened(worker_id="w3"))
 

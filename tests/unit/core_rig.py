@@ -69,7 +69,7 @@ class Script:
         self.divergence: Divergence | None = None
         self.closed = False
         self.waiting = Waits(1, 0, 0, None)
-        self.untold, self.unheard = 0, False
+        self.untold, self.unheard, self.undoing = 0, False, False
         self.letters: list[SignalReceived] = []
         self.before: tuple[int, tuple[str, ...]] = (0, ())
 

@@ -198,8 +198,84 @@ def test_a_cancelled_run_undoes_too() -> None:
     asked(run)
     run.feed(cancel_requested=h.CancelRequested(reason="enough"))
     kinds = [(c.command_id, c.WhichOneof("kind")) for c in asked(run)]
-    assert kinds == [("0/resize#1", "cancel"), ("0/undo#1", "schedule_step")]
-    run.complete("0/undo#1", "stock")
+    assert kinds == [("0/resize#1", "cancel"), ("0.1/undo#1", "schedule_step")]
+    assert run.execution.undoing
+    run.complete("0.1/undo#1", "stock")
     asked(run)
-    run.complete("0/undo#2", "charge")
+    run.complete("0.1/undo#2", "charge")
     assert run.execution.outcome is not None and run.execution.outcome.cancelled
+
+
+@pytest.mark.parametrize(
+    "interrupt",
+    [
+        {"cancel_requested": h.CancelRequested(reason="enough")},
+        {"run_timed_out": h.RunTimedOut(timeout_ms=1000, raised=True)},
+    ],
+)
+def test_an_interrupt_while_it_undoes_waits_until_all_is_undone(interrupt: dict[str, Any]) -> None:
+    run = Feeder(order, True)
+    (command,) = asked(run)
+    run.complete(command.command_id, 1)
+    (stock,) = asked(run)
+    run.feed(**interrupt)
+    assert asked(run) == [], "what undoes is not told to end"
+    run.complete(stock.command_id, "stock")
+    (charge,) = asked(run)
+    assert b"charge" in charge.schedule_step.input.data
+    run.complete(charge.command_id, "charge")
+    outcome = run.execution.outcome
+    assert outcome is not None and outcome.cancelled and outcome.undone
+
+
+def test_what_undoes_may_have_timeouts_and_be_cancelled_itself() -> None:
+    @workflow
+    async def patient() -> str:
+        async with Saga() as saga:
+            saga.undo(undo, "first")
+            saga.undo(hurried)
+            await resize(1)
+            raise ValueError("no parcel")
+
+    async def hurried() -> None:
+        async with asyncio.timeout(5):
+            await undo("slow")
+
+    run = Feeder(patient)
+    (command,) = asked(run)
+    run.complete(command.command_id, 1)
+    timer, slow = asked(run)
+    run.record(timer)
+    run.feed(timer_fired=h.TimerFired(command_id=timer.command_id))
+    cancel, first = asked(run)
+    assert cancel.command_id == slow.command_id and b"first" in first.schedule_step.input.data
+    run.complete(first.command_id, "first")
+    assert run.failure().type == "CompensationFailed"
+
+
+def test_as_a_plain_function_it_undoes_everything_too() -> None:
+    undone: list[str] = []
+
+    async def note(what: str) -> None:
+        await asyncio.sleep(0)
+        undone.append(what)
+
+    async def main() -> None:
+        async with Saga() as saga:
+            saga.undo(note, "first")
+            saga.undo(note, "second")
+            raise KeyError("no parcel")
+
+    async def cancelled_twice() -> bool:
+        task = asyncio.create_task(main())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait((task,))
+        return task.cancelled()
+
+    with pytest.raises(KeyError):
+        asyncio.run(main())
+    assert undone == ["second", "first"]
+    assert asyncio.run(cancelled_twice()) and undone == ["second", "first"] * 2

@@ -165,3 +165,13 @@ def test_only_what_had_been_done_is_another_deed() -> None:
     assert found.redone == {"a": 7}
     plain = past(START, scheduled("a"), done("a"), scheduled("b"), broken("b"), run_failed("b"), retried(7))
     assert plain.redone == {}
+
+
+@pytest.mark.parametrize("interrupt", [CANCEL, {"run_timed_out": h.RunTimedOut()}])
+@pytest.mark.parametrize("end", [run_failed("u"), {"run_terminated": h.RunTerminated()}])
+def test_what_a_saga_undoes_for_stays_until_it_is_through(interrupt: dict[str, Any], end: dict[str, Any]) -> None:
+    events = [START, scheduled("a"), done("a"), interrupt, scheduled("u"), broken("u"), end]
+    undoing = {"run_retried": h.RunRetried(number=1, undoing=True)}
+    because = [] if "run_failed" in end else [5, 6]
+    assert [event.position for event in past(*events, undoing).events] == [1, 2, 3, 4, *because, 8]
+    assert [event.position for event in past(*events, undoing, end, retried(2)).events] == [1, 2, 3, *because, 8, 10]

@@ -757,6 +757,7 @@ class RunRetried(_message.Message):
     FROM_POSITION_FIELD_NUMBER: _builtins.int
     FROM_COMMAND_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
+    UNDOING_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Why, as that person put it; may be empty."""
     from_position: _builtins.int
@@ -765,6 +766,8 @@ class RunRetried(_message.Message):
     """The command there."""
     number: _builtins.int
     """How often the run has been continued, this time included."""
+    undoing: _builtins.bool
+    """It was undoing what had been done: the cancel, or the end of its timeout, because of which it did so still counts."""
     def __init__(
         self,
         *,
@@ -772,10 +775,11 @@ class RunRetried(_message.Message):
         from_position: _builtins.int = ...,
         from_command: _builtins.str = ...,
         number: _builtins.int = ...,
+        undoing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_command", b"from_command", "from_position", b"from_position", "number", b"number", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_command", b"from_command", "from_position", b"from_position", "number", b"number", "reason", b"reason", "undoing", b"undoing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -262,6 +262,7 @@ class RunHead(_message.Message):
     RETRIED_AT_FIELD_NUMBER: _builtins.int
     RETRIES_FIELD_NUMBER: _builtins.int
     UNDONE_FIELD_NUMBER: _builtins.int
+    UNDOING_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     MARKS_FIELD_NUMBER: _builtins.int
     PASSED_FIELD_NUMBER: _builtins.int
@@ -366,6 +367,8 @@ class RunHead(_message.Message):
     """How often it was continued."""
     undone: _builtins.bool
     """Closed: a saga undid what had been done."""
+    undoing: _builtins.bool
+    """A saga began to undo what had been done because the run was to end, and has not said that it is through."""
     version: _builtins.str
     """Version of the workflow whose code executes it; empty: code without a version."""
     passed: _builtins.int
@@ -491,6 +494,7 @@ class RunHead(_message.Message):
         retried_at: _builtins.int = ...,
         retries: _builtins.int = ...,
         undone: _builtins.bool = ...,
+        undoing: _builtins.bool = ...,
         version: _builtins.str = ...,
         marks: _abc.Iterable[_builtins.str] | None = ...,
         passed: _builtins.int = ...,
@@ -508,7 +512,7 @@ class RunHead(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "event", b"event", "event_router", b"event_router", "event_slot", b"event_slot", "event_triggers", b"event_triggers", "on_failure", b"on_failure", "owner", b"owner", "parent", b"parent", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "close_at_ms", b"close_at_ms", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "delete_at_ms", b"delete_at_ms", "error_type", b"error_type", "event", b"event", "event_router", b"event_router", "event_slot", b"event_slot", "event_triggers", b"event_triggers", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "marks", b"marks", "namespace", b"namespace", "on_failure", b"on_failure", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "passed", b"passed", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "quarantined", b"quarantined", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retried_at", b"retried_at", "retries", b"retries", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "schedule", b"schedule", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "tags", b"tags", "timed_out", b"timed_out", "timeout_known", b"timeout_known", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "trouble", b"trouble", "undone", b"undone", "version", b"version", "waiting_for", b"waiting_for", "waiting_steps", b"waiting_steps", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "close_at_ms", b"close_at_ms", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "delete_at_ms", b"delete_at_ms", "error_type", b"error_type", "event", b"event", "event_router", b"event_router", "event_slot", b"event_slot", "event_triggers", b"event_triggers", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "marks", b"marks", "namespace", b"namespace", "on_failure", b"on_failure", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "passed", b"passed", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "quarantined", b"quarantined", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retried_at", b"retried_at", "retries", b"retries", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "schedule", b"schedule", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "tags", b"tags", "timed_out", b"timed_out", "timeout_known", b"timeout_known", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "trouble", b"trouble", "undoing", b"undoing", "undone", b"undone", "version", b"version", "waiting_for", b"waiting_for", "waiting_steps", b"waiting_steps", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -912,6 +912,7 @@ class OwnerRequest(_message.Message):
     AHEAD_FIELD_NUMBER: _builtins.int
     UNREAD_FIELD_NUMBER: _builtins.int
     RUN_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    UNDOING_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     incarnation: _builtins.int
@@ -936,6 +937,8 @@ class OwnerRequest(_message.Message):
     """First request of an owner: longest duration of the run that its code asks for (ms); 0 means no limit. Counts in the first
     request that a run ever gets, if whoever started it said none.
     """
+    undoing: _builtins.bool
+    """A saga undoes, or has undone, what had been done, because the run was cancelled or its timeout is over."""
     @_builtins.property
     def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___Command]:
         """What the code asked for, in its order; known ids are skipped."""
@@ -999,10 +1002,11 @@ class OwnerRequest(_message.Message):
         ahead: _builtins.bool = ...,
         unread: _abc.Iterable[_builtins.str] | None = ...,
         run_timeout_ms: _builtins.int = ...,
+        undoing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "complete", b"complete", "continue_run", b"continue_run", "diverged", b"diverged", "fail", b"fail", "final", b"final", "park", b"park", "release", b"release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "cancelled", b"cancelled", "checkpoints", b"checkpoints", "commands", b"commands", "complete", b"complete", "continue_run", b"continue_run", "diverged", b"diverged", "fail", b"fail", "final", b"final", "incarnation", b"incarnation", "park", b"park", "release", b"release", "run_id", b"run_id", "run_timeout_ms", b"run_timeout_ms", "seen", b"seen", "sent_ms", b"sent_ms", "seq", b"seq", "token", b"token", "told", b"told", "told_revision", b"told_revision", "unread", b"unread"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "cancelled", b"cancelled", "checkpoints", b"checkpoints", "commands", b"commands", "complete", b"complete", "continue_run", b"continue_run", "diverged", b"diverged", "fail", b"fail", "final", b"final", "incarnation", b"incarnation", "park", b"park", "release", b"release", "run_id", b"run_id", "run_timeout_ms", b"run_timeout_ms", "seen", b"seen", "sent_ms", b"sent_ms", "seq", b"seq", "token", b"token", "told", b"told", "told_revision", b"told_revision", "undoing", b"undoing", "unread", b"unread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_final: _TypeAlias = _typing.Literal["park", "complete", "fail", "cancelled", "release", "diverged", "continue_run"]  # noqa: Y015
     _WhichOneofArgType_final: _TypeAlias = _typing.Literal["final", b"final"]  # noqa: Y015

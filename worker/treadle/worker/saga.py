@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import ParamSpec
@@ -10,6 +11,7 @@ from typing import ParamSpec
 from treadle.protocol.errors import CompensationFailed
 from treadle.worker.current import current_execution
 from treadle.worker.loop.blame import mark_undone
+from treadle.worker.loop.future import DurableTask
 
 __all__ = ("Saga",)
 
@@ -25,7 +27,7 @@ class Saga:
             await ship(order)  # if this fails, refund(charge) is called, and then the error goes on
 
     Undoing is made of durable calls, so it survives kills as everything in a workflow does. One that fails for good does not
-    keep the others from being tried.
+    keep the others from being tried, nor does a cancel that comes meanwhile: that is raised when all is undone.
 
     Raises:
         CompensationFailed: Something could not be undone.
@@ -44,17 +46,7 @@ class Saga:
         Raises:
             CompensationFailed: Something could not be undone.
         """
-        failures: list[Exception] = []
-        while self._undo:
-            try:
-                await self._undo.pop()()
-            except Exception as error:
-                failures.append(error)
-        if failures:
-            raise CompensationFailed(
-                f"{len(failures)} of the steps could not be undone: " + "; ".join(map(str, failures)),
-                failures=failures,
-            )
+        await self._compensate(sys.exc_info()[1])
 
     async def __aenter__(self) -> Saga:
         return self
@@ -63,16 +55,49 @@ class Saga:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if isinstance(error, Exception | asyncio.CancelledError):
-            undoes = bool(self._undo)
-            await self.compensate()
-            if undoes:
-                _remember(error)
+            await self._compensate(error)
         self._undo.clear()
 
+    async def _compensate(self, error: BaseException | None) -> None:
+        """Undo everything because of `error`. In a task of its own: whoever cancels the caller does not cut it off."""
+        if not self._undo:
+            return
+        _remember(error)
+        task = asyncio.create_task(self._call_all())
+        interrupted: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                await asyncio.wait((task,))
+            except asyncio.CancelledError as cancelled:
+                _remember(cancelled)
+                interrupted = interrupted or cancelled
+        failures = task.result()
+        if failures:
+            raise CompensationFailed(
+                f"{len(failures)} of the steps could not be undone: " + "; ".join(map(str, failures)),
+                failures=failures,
+            )
+        if interrupted is not None:
+            raise interrupted
 
-def _remember(error: BaseException) -> None:
+    async def _call_all(self) -> list[Exception]:
+        failures: list[Exception] = []
+        while self._undo:
+            try:
+                await self._undo.pop()()
+            except Exception as error:
+                failures.append(error)
+            except asyncio.CancelledError:
+                failures.append(RuntimeError("it raised CancelledError"))
+        return failures
+
+
+def _remember(error: BaseException | None) -> None:
     """A run that ends by this error cannot simply go on where it failed: what is done was undone."""
+    if error is None:
+        return
     mark_undone(error)
-    execution = current_execution()
+    execution, task = current_execution(), asyncio.current_task()
     if execution is not None and isinstance(error, asyncio.CancelledError):
-        execution.undone = True
+        because = task.cancelled_for if isinstance(task, DurableTask) else ()
+        execution.undone.note(because, by_run=execution.interrupted)

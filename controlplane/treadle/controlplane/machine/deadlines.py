@@ -147,10 +147,10 @@ def announced(head: RunHead, timeout_ms: int) -> None:
         head.deadline_ms = head.created_ms + timeout_ms
 
 
-def begin_again(head: RunHead, now_ms: int) -> None:
-    """A closed run goes on: its limit counts from now."""
+def begin_again(head: RunHead, now_ms: int, *, interrupted: bool) -> None:
+    """A closed run goes on: its limit counts from now. `interrupted`: by what interrupted its code before."""
     head.deadline_ms = now_ms + head.timeout_ms if head.timeout_ms else 0
-    head.close_at_ms, head.timed_out = 0, False
+    head.close_at_ms, head.timed_out = 0, head.timed_out and interrupted
 
 
 def run_is_due(head: RunHead, now_ms: int) -> bool:
@@ -192,7 +192,7 @@ def end_run(view: RunView, unread: list[str], said: CancelledRun) -> None:
     hook_run_id = failures.start_hook(view, said.hook) if said.HasField("hook") else ""
     failed = RunFailed(failure=_failure(view.head), unread=unread, undone=said.undone, hook_run_id=hook_run_id)
     view.event(run_failed=failed)
-    view.head.undone = said.undone
+    failures.undone(view, said.undone)
     runs.close(view, RUN_OUTCOME_FAILED)
 
 

@@ -16,7 +16,7 @@ from treadle.v1.worker_service_pb2 import FailureHook, OwnerRequest
 from . import runs
 from .view import RunView
 
-__all__ = ("HOOK_TRIGGER", "cancelled", "closed_unasked", "failed", "start_hook")
+__all__ = ("HOOK_TRIGGER", "cancelled", "closed_unasked", "failed", "start_hook", "undone")
 
 _INPUT_BYTES = 512 << 10
 """As in workers (`treadle.worker.hooks`)."""
@@ -38,8 +38,14 @@ def failed(view: RunView, ask: OwnerRequest) -> None:
     if said.HasField("hook"):
         event.hook_run_id = start_hook(view, said.hook)
     view.event(run_failed=event)
-    view.head.undone = said.undone
+    undone(view, said.undone)
     runs.close(view, RUN_OUTCOME_FAILED)
+
+
+def undone(view: RunView, all_of_it: bool) -> None:
+    """Note with the outcome whether sagas undid what had been done; what was begun and is not through goes on in a retry."""
+    head = view.head
+    head.undone, head.undoing = all_of_it, head.undoing and not all_of_it
 
 
 def start_hook(view: RunView, hook: FailureHook) -> str:
@@ -89,7 +95,7 @@ def _start_handler(view: RunView, failure: Failure) -> str:
 def cancelled(view: RunView, ask: OwnerRequest) -> None:
     """The code ended with the cancellation that was asked for."""
     head = view.head
-    undone = ask.cancelled.undone
-    view.event(run_cancelled=RunCancelled(reason=head.cancel_reason, unread=ask.unread, undone=undone))
-    head.undone = undone
+    said = ask.cancelled
+    view.event(run_cancelled=RunCancelled(reason=head.cancel_reason, unread=ask.unread, undone=said.undone))
+    undone(view, said.undone)
     runs.close(view, RUN_OUTCOME_CANCELLED)

@@ -156,6 +156,7 @@ def _record(view: RunView, ask: OwnerRequest) -> None:
     for checkpoint in ask.checkpoints:
         if checkpoint.command_id not in settled:
             _checkpoint(view, checkpoint)
+    view.head.undoing = view.head.undoing or ask.undoing
     if ask.checkpoints or any(not c.HasField("start_local_step") for c in ask.commands):
         view.head.losses = 0
 

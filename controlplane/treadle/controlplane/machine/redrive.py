@@ -80,9 +80,11 @@ def _go_on(view: RunView, event: RunRetried) -> None:
     head.open_commands = head.retrying = head.losses = 0
     head.retry_step_ms = head.waiting_steps = head.quarantined = 0
     head.error_type = head.trouble = head.waiting_for = ""
-    head.cancel_requested = head.undone = head.sweeping = False
-    head.cancel_reason = ""
-    deadlines.begin_again(head, view.now)
+    event.undoing = head.undoing and not event.from_position
+    if not event.undoing:
+        head.cancel_requested, head.cancel_reason = False, ""
+    head.undone = head.undoing = head.sweeping = False
+    deadlines.begin_again(head, view.now, interrupted=event.undoing)
     view.event(run_retried=event)
     head.retried_at = head.length
     runs.wake(view)

@@ -316,6 +316,7 @@ class Owner:
         if self._seq == 1:
             request.run_timeout_ms = self._shared.settings.run_timeouts.get(self.job.name, 0)
         if feed is not None:
+            request.undoing = feed.execution.undoing
             self._confirmed = fed
             self._known_at_send = feed.length
             self._load(request)

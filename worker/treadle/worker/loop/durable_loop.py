@@ -71,6 +71,7 @@ class DurableLoop(asyncio.AbstractEventLoop):
 
     Attributes:
         owner: The execution that it belongs to.
+        failing: The command by whose failure the code goes on in this turn; "": by something else.
         finishing: The main task has ended; what is asked for now is not recorded.
         closing: The coroutines are being dropped; whatever they ask for raises GeneratorExit.
     """
@@ -78,6 +79,7 @@ class DurableLoop(asyncio.AbstractEventLoop):
     def __init__(self, owner: Timers) -> None:
         self.owner = owner
         self.root: DurableTask | None = None
+        self.failing = ""
         self._now = 0.0
         self._ready: deque[asyncio.Handle] = deque()
         self._state = _OUTSIDE

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from treadle.protocol.errors import PayloadError
 from treadle.protocol.failures import failure_of
 from treadle.v1.common_pb2 import FAILURE_KIND_RUN_TIMED_OUT, FAILURE_KIND_STUCK, Failure, Payload
 from treadle.worker.hooks import hook_message
-from treadle.worker.loop.blame import blame_of
+from treadle.worker.loop.blame import Undone, blame_of
+from treadle.worker.loop.continuation import found_in
 from treadle.worker.loop.port import Outcome, RunContext
 
 if TYPE_CHECKING:
     from treadle.worker.workflows import Workflow
 
-__all__ = ("CANCELLED_BY_ITSELF", "ENDLESS", "STUCK", "raised", "with_hook")
+__all__ = ("ENDLESS", "STUCK", "ended", "with_hook")
 
 
 def _stuck(message: str) -> Outcome:
@@ -26,7 +29,7 @@ STUCK: Final = _stuck(
     "asyncio.Event that nobody sets, a Queue that nobody fills, or a Lock that is never released"
 )
 ENDLESS: Final = _stuck("it goes on without end: a loop that never waits for anything")
-CANCELLED_BY_ITSELF: Final = Outcome(
+_CANCELLED_BY_ITSELF: Final = Outcome(
     failure=Failure(
         type="CancelledError",
         message="the workflow raised CancelledError although nobody asked for the run to be cancelled",
@@ -34,11 +37,36 @@ CANCELLED_BY_ITSELF: Final = Outcome(
 )
 
 
-def raised(error: BaseException) -> Outcome:
-    """An error left the code."""
+def ended(
+    main: asyncio.Task[Any], workflow: Workflow[..., Any], limit: int, undone: Undone, *, interrupted: bool
+) -> Outcome:
+    """Return how the code ended whose main task is done.
+
+    `interrupted`: the run was cancelled, or its timeout is over; `limit`: larger results are refused.
+    """
+    if main.cancelled():
+        if interrupted:
+            return Outcome(cancelled=True, undone=undone.by_run)
+        return replace(_CANCELLED_BY_ITSELF, undone=undone.any)
+    error = main.exception()
+    again = found_in(error)
+    if again is not None:
+        return Outcome(next_input=again.input)
+    if error is not None:
+        return _raised(error, undone)
+    try:
+        return Outcome(result=workflow.signature.encode_result(main.result(), limit=limit))
+    except PayloadError as unencodable:
+        return Outcome(failure=failure_of(unencodable))
+
+
+def _raised(error: BaseException, undone: Undone) -> Outcome:
     blame = blame_of(error)
     return Outcome(
-        failure=failure_of(error), because=tuple(blame.because), because_all=blame.too_many, undone=blame.undone
+        failure=failure_of(error),
+        because=tuple(blame.because),
+        because_all=blame.too_many,
+        undone=not blame.undoing and (blame.undone or undone.counts(blame)),
     )
 
 

@@ -23,10 +23,11 @@ from treadle.v1 import history_pb2 as history
 from treadle.v1.common_pb2 import Failure, OnParentClose, Payload
 from treadle.v1.worker_service_pb2 import Command, ScheduleChild
 from treadle.worker.hooks import handed_over
-from treadle.worker.loop.continuation import ContinueAsNew, found_in
+from treadle.worker.loop.blame import Undone
+from treadle.worker.loop.continuation import ContinueAsNew
 from treadle.worker.loop.delivery import deliver, is_sealed
 from treadle.worker.loop.durable_loop import DurableLoop, TimerCall
-from treadle.worker.loop.endings import CANCELLED_BY_ITSELF, ENDLESS, STUCK, raised, with_hook
+from treadle.worker.loop.endings import ENDLESS, STUCK, ended, with_hook
 from treadle.worker.loop.events_had import EventsHad
 from treadle.worker.loop.future import DurableTask
 from treadle.worker.loop.ledger import Ask, Kind, Ledger
@@ -62,6 +63,8 @@ class WorkflowExecution(Outside):
         workflow: Its code.
 
     Attributes:
+        interrupted: A cancel of the run, or its timeout, has come.
+        undone: What sagas undid because they were cancelled.
         at: Position of the event that the code goes on by; behind `fed` while it is led through what counts of a past.
     """
 
@@ -76,12 +79,12 @@ class WorkflowExecution(Outside):
         self._main: DurableTask | None = None
         self.fed = self.at = 0
         self.outcome: Outcome | None = None
-        self._cancel_requested = self.unheard = False
+        self.interrupted = self.unheard = False
         self._ended = False
         self._closed = False
         self._before: list[history.HistoryEvent] | None = [] if context.retried_at else None
         self._input, self._timeout = Payload(), ""
-        self.undone = False
+        self.undone = Undone()
         self._calls: list[Coroutine[Any, Any, Any]] = []
         self._calls_limit = 64
 
@@ -104,6 +107,10 @@ class WorkflowExecution(Outside):
 
     def known_signals(self) -> list[str]:
         return self.mail.known
+
+    @property
+    def undoing(self) -> bool:
+        return self.undone.by_run
 
     def passed(self, until: int, marks: Iterable[str]) -> None:
         self.marks.learn(until, marks)
@@ -147,6 +154,7 @@ class WorkflowExecution(Outside):
         if kind in _QUIET:
             _QUIET[kind](self, getattr(event, kind), position)
         elif kind in _HANDLERS:
+            self._loop.failing = getattr(event, kind).command_id if kind in _FAILURES else ""
             self._variables.run(self._turn, _HANDLERS[kind], getattr(event, kind), position)
 
     def close(self) -> None:
@@ -182,29 +190,13 @@ class WorkflowExecution(Outside):
         main = self._main
         if main is not None and main.done():
             self._ended = True
-            self.outcome = self._outcome_of(main)
+            self.outcome = ended(main, self._workflow, self._limit, self.undone, interrupted=self.interrupted)
             self._loop.finish()
         elif not idle:
             self.outcome = ENDLESS
         elif main is not None:
             waits = any(self._ledger.open) or self.mail.waiting
             self.outcome = None if waits else STUCK
-
-    def _outcome_of(self, main: DurableTask) -> Outcome:
-        if main.cancelled():
-            if self._cancel_requested:
-                return Outcome(cancelled=True, undone=self.undone)
-            return CANCELLED_BY_ITSELF
-        error = main.exception()
-        again = found_in(error)
-        if again is not None:
-            return Outcome(next_input=again.input)
-        if error is not None:
-            return raised(error)
-        try:
-            return Outcome(result=self._workflow.signature.encode_result(main.result(), limit=self._limit))
-        except PayloadError as unencodable:
-            return Outcome(failure=failure_of(unencodable))
 
     # what events do
 
@@ -228,16 +220,16 @@ class WorkflowExecution(Outside):
         self._loop.root = self._main
 
     def _cancel(self, event: history.CancelRequested, _position: int) -> None:
-        if self._cancel_requested:
+        if self.interrupted:
             return
-        self._cancel_requested = True
+        self.interrupted = True
         self._interrupt(event.reason or None)
 
     def _timed_out(self, event: history.RunTimedOut, _position: int) -> None:
         """As a cancel; one that came before was raised, and code is not interrupted twice."""
-        if self._cancel_requested:
+        if self.interrupted:
             return
-        self._cancel_requested, self._timeout = True, in_words(event.timeout_ms)
+        self.interrupted, self._timeout = True, in_words(event.timeout_ms)
         self._interrupt(f"the run's timeout of {self._timeout} is over")
 
     def _interrupt(self, why: str | None) -> None:
@@ -415,6 +407,8 @@ class WorkflowExecution(Outside):
 
     def _settle_early(self, ask: Ask, outcome: Any) -> None:
         if self._ledger.settle(ask.command_id, outcome) is not None:
+            if isinstance(outcome, history.StepFailed | history.ChildFailed):
+                self._loop.failing = ask.command_id
             self._loop.call_soon(deliver, ask, outcome, self._ledger)
 
     def start_timer(self, call: TimerCall, delay_ms: int, path: str, name: str) -> None:
@@ -477,6 +471,8 @@ _QUIET: Final[_Handlers] = {
     "child_cancel_requested": WorkflowExecution._cancel_known,
 }
 """Events that only the ledger hears of: nothing gets ready to run by them."""
+
+_FAILURES: Final = ("step_failed", "child_failed")
 
 _HANDLERS: Final[_Handlers] = {
     "run_started": WorkflowExecution._run_started,

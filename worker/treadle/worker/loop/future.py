@@ -39,9 +39,10 @@ class DurableTask(asyncio.Task[Any]):
         path: "0" for the main task; "<parent>.<n>" for the n-th child of a task, from 1.
         children: Tasks that it has made so far.
         random: Its random numbers; made when first asked for.
+        cancelled_for: Commands by whose failure it was cancelled.
     """
 
-    __slots__ = ("children", "number", "path", "random")
+    __slots__ = ("cancelled_for", "children", "number", "path", "random")
 
     def __init__(
         self,
@@ -57,8 +58,15 @@ class DurableTask(asyncio.Task[Any]):
         self.path = path
         self.children = 0
         self.random: Random | None = None
+        self.cancelled_for: tuple[str, ...] = ()
         # A name of asyncio's own would carry a number that counts all tasks of the process.
         super().__init__(coro, loop=loop, name=str(name) if name is not None else path, context=context)
 
     def __hash__(self) -> int:
         return self.number
+
+    def cancel(self, msg: object = None) -> bool:
+        loop: DurableLoop = self.get_loop()  # type: ignore[assignment]
+        if loop.failing:
+            self.cancelled_for += (loop.failing,)
+        return super().cancel(msg)

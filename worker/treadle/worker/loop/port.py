@@ -191,6 +191,11 @@ class Execution(Protocol):
         """Whether the run was cancelled, or its timeout over, when the code had ended: it could not be told."""
         ...
 
+    @property
+    def undoing(self) -> bool:
+        """Whether a saga undoes, or has undone, what had been done because the run is to end."""
+        ...
+
     def unread(self) -> list[SignalReceived]:
         """Signals and questions that were fed and the code has not received, in the order they came."""
         ...

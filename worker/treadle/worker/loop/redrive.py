@@ -3,7 +3,8 @@
 A closed run that goes on keeps its history. RunRetried marks where it went on; `past_of` says what the code is fed of the
 events before it, in their order, as if the others had never been:
 
-    left out    outcomes of the run, its timeout, and cancels of it
+    left out    outcomes of the run
+                its timeout, and cancels of it, unless a saga was undoing because of them: then undoing goes on
                 every event of a step, timer, wait or child that has no outcome, and of one that was cancelled
                 every event of one that failed, if the run's failure was made of it (RunFailed names these)
                 with `from_position`: every event of what was first recorded there or behind, whatever its outcome
@@ -35,9 +36,8 @@ _CANCELS: Final = frozenset(("step_cancel_requested", "child_cancel_requested"))
 _FAILED: Final = frozenset(("step_failed", "child_failed"))
 _CANCELLED: Final = frozenset(("timer_cancelled", "event_wait_cancelled", "event_wait_refused"))
 _OUTCOMES: Final = _DONE | _FAILED | _CANCELLED | {"step_cancelled"}
-_OF_THE_RUN: Final = frozenset(
-    ("run_completed", "run_failed", "run_cancelled", "run_terminated", "run_timed_out", "cancel_requested")
-)
+_ENDS: Final = frozenset(("run_completed", "run_failed", "run_cancelled", "run_terminated"))
+_INTERRUPTS: Final = frozenset(("run_timed_out", "cancel_requested"))
 
 
 @dataclass(slots=True)
@@ -105,7 +105,8 @@ def _kept(entries: list[_Entry], retried: RunRetried, past: Past) -> list[_Entry
             or (life.outcome in _FAILED and (life.cancelling or failed.because_all or command_id in because))
         ):
             gone.add(command_id)
-    return [entry for entry in entries if entry[3] not in gone and entry[1] not in _OF_THE_RUN]
+    of_the_run = _ENDS if retried.undoing else _ENDS | _INTERRUPTS
+    return [entry for entry in entries if entry[3] not in gone and entry[1] not in of_the_run]
 
 
 def _lives(entries: Iterable[_Entry]) -> tuple[dict[str, _Life], RunFailed]:
