@@ -226,6 +226,21 @@ def test_a_stop_that_comes_before_the_start_comes_again() -> None:
     assert isinstance(reply, NotFound) and not applied(reply)
 
 
+def test_what_is_left_of_another_run_is_no_answer_to_a_stop() -> None:
+    rig = as_child()
+    rig.terminate()
+    rig.wait(rig.settings.retention_ms)
+    rig.fire()
+    assert not rig.head.state
+    later = ParentRun(run_id=PARENT.run_id, incarnation=PARENT.incarnation, command_id=CHILD, retry=1)
+    for whose in (ParentRun(run_id="another", incarnation=1, command_id=CHILD), later):
+        reply = rig.ask(StopRun("l1", whose, terminate=False, reason="r"))
+        assert isinstance(reply, NotFound) and not applied(reply), "its start may be on the way"
+    assert isinstance(rig.ask(StopRun("l2", PARENT, terminate=False, reason="r")), RunReply), (
+        "it was there, and is gone"
+    )
+
+
 @pytest.mark.parametrize(
     ("reply", "done"), [(None, True), (RunClosed("closed"), True), (Unavailable("away"), False), (NotFound("?"), False)]
 )

@@ -368,6 +368,8 @@ def test_a_child_that_is_open_is_kept_and_one_that_is_being_stopped_is_waited_fo
     rig.open()
     assert isinstance(asked_again(rig, 1), RunReply)
     assert rig.head.state == RUN_STATE_OPEN and rig.head.parent.retry == 1
+    refused = asked_again(rig, 2, over=True, letter="next")
+    assert isinstance(refused, Unavailable), "what it makes of its old input is not what is asked for"
     rig.cancel_run()
     refused = asked_again(rig, 2, letter="next")
     assert isinstance(refused, Unavailable), "the letter comes again"

@@ -14,7 +14,7 @@ from treadle.controlplane.machine.requests import (
     RunReply,
     TerminateRun,
 )
-from treadle.protocol.errors import RunIdConflict
+from treadle.protocol.errors import RunClosed, RunIdConflict
 from treadle.v1.job_pb2 import JOB_KIND_RUN, Job
 from treadle.v1.run_service_pb2 import (
     CONFLICT_POLICY_ALLOW_CLOSED,
@@ -157,6 +157,23 @@ def test_what_is_left_of_the_incarnation_before_is_stale() -> None:
     assert list(rig.timers()) == [""] and rig.kinds() == ["run_started"]
     rig.open().say(schedule())
     assert rig.claim(step_job).verdict == VERDICT_STALE
+
+
+def test_requests_of_the_run_before_are_known_when_its_id_is_used_again() -> None:
+    rig = Rig()
+    rig.start("one")
+    rig.terminate("end-one")
+    rig.start("two", CONFLICT_POLICY_TERMINATE_EXISTING)
+    first = rig.head.incarnation
+    for _ in range(2):  # copies that a slow replica brings late
+        reply = rig.ask(rig.start_request("one", CONFLICT_POLICY_ALLOW_CLOSED))
+        assert isinstance(reply, RunClosed) and reply.reason == "RUN_REPLACED"
+        assert isinstance(rig.terminate("end-one"), RunReply)
+    assert rig.head.incarnation == first and rig.kinds() == ["run_started"]
+    assert rig.start("two").started
+    for number in range(40):
+        rig.cancel_run(f"c{number}")
+    assert len(rig.head.request_ids) == 16 and rig.head.request_ids[0] == "two"
 
 
 def test_a_start_comes_first_in_its_batch() -> None:

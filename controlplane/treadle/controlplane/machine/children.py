@@ -38,7 +38,18 @@ from . import events, schedule_runs
 from .requests import ChildEnded, Reply, Request, StartRun, StopRun
 from .view import RunView
 
-__all__ = ("applied", "cancel", "closed", "ended", "is_child_of", "leave", "refusal_of", "request_of", "schedule")
+__all__ = (
+    "applied",
+    "cancel",
+    "closed",
+    "ended",
+    "is_child_of",
+    "is_same_call",
+    "leave",
+    "refusal_of",
+    "request_of",
+    "schedule",
+)
 
 
 # --- the parent ----------------------------------------------------------------------------------------------------------
@@ -218,3 +229,8 @@ def applied(reply: Reply | Exception) -> bool:
 def is_child_of(view: RunView, parent: ParentRun) -> bool:
     """Whether the run is the child that a letter means, and not another one of its name."""
     return view.exists and view.head.HasField("parent") and view.head.parent == parent
+
+
+def is_same_call(one: ParentRun, other: ParentRun) -> bool:
+    """Whether both mean one command of one start of a run, by whichever continuation it was asked for."""
+    return (one.run_id, one.incarnation, one.command_id) == (other.run_id, other.incarnation, other.command_id)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from treadle.protocol.errors import Refused, RequestError, Unavailable, WrongState
 from treadle.protocol.tags import code_name
-from treadle.v1.common_pb2 import ParentRun, Payload
+from treadle.v1.common_pb2 import Payload
 from treadle.v1.history_pb2 import RunRetried
 from treadle.v1.run_service_pb2 import CONFLICT_POLICY_ALLOW_CLOSED
 from treadle.v1.state_pb2 import RUN_OUTCOME_COMPLETED, RUN_OUTCOME_UNSPECIFIED
 
-from . import deadlines, policies, runs
+from . import children, deadlines, policies, runs
 from .requests import RetryRun, RunReply, StartRun
 from .view import RunView
 
@@ -115,12 +115,13 @@ def start_child_again(view: RunView, request: StartRun) -> RunReply | RequestErr
     Applied once: the child notes by which continuation of its parent it was asked for last.
     """
     head, parent = view.head, request.parent
-    if parent is None or not view.exists or not _same_call(head.parent, parent):
+    if parent is None or not view.exists or not children.is_same_call(head.parent, parent):
         return runs.start(view, request)
     if head.parent.retry >= parent.retry:
         return RunReply(head)
-    if not view.closed and head.cancel_requested:
-        return Unavailable(f"run {view.run.run_id!r} is being cancelled", remedy="the letter comes again")
+    if not view.closed and (head.cancel_requested or request.over):
+        why = "is being cancelled" if head.cancel_requested else "is open with another input"
+        return Unavailable(f"run {view.run.run_id!r} {why}", remedy="the letter comes again")
     busy = policies.unswept(view) if view.closed else None
     if busy is not None:
         return busy
@@ -128,11 +129,8 @@ def start_child_again(view: RunView, request: StartRun) -> RunReply | RequestErr
         runs.begin(view, request)
         return RunReply(view.head)
     head.parent.CopyFrom(parent)
+    runs.note_request(view, request.request_id)
     view.dirty = True
     if view.closed:
         _go_on(view, RunRetried(reason="its parent was continued"))
     return RunReply(head)
-
-
-def _same_call(one: ParentRun, other: ParentRun) -> bool:
-    return (one.run_id, one.incarnation, one.command_id) == (other.run_id, other.incarnation, other.command_id)

@@ -97,8 +97,14 @@ def start(view: RunView, request: StartRun) -> RunReply | RequestError:
         if request.request_id in left.request_ids:
             return RunReply(left, started=True)
     if view.exists:
-        if request.request_id in view.head.request_ids:
+        if request.request_id == view.head.request_ids[0]:
             return RunReply(view.head, started=True)
+        if request.request_id in view.head.request_ids:
+            return RunClosed(
+                f"the run that this request started as {view.run.run_id!r} has closed, and the id was used again",
+                reason="RUN_REPLACED",
+                remedy="give each start an id of its own",
+            )
         refusal = policies.conflict(view, request) or policies.unswept(view)
         if refusal is not None:
             return refusal
@@ -114,6 +120,7 @@ def begin(view: RunView, request: StartRun) -> None:
 
 def _create(view: RunView, request: StartRun) -> None:
     view.restart = view.exists
+    earlier = view.head.request_ids
     workflow, version = split_name(request.workflow)
     view.head = RunHead(
         namespace=view.run.namespace,
@@ -126,7 +133,7 @@ def _create(view: RunView, request: StartRun) -> None:
         created_ms=view.now,
         caller=request.caller,
         sampled=request.sampled,
-        request_ids=[request.request_id],
+        request_ids=[request.request_id, *[*earlier[1:], *earlier[:1]][1 - _REQUEST_IDS :]],
         state=RUN_STATE_QUEUED,
         parent=request.parent,
         timeout_ms=request.timeout_ms,
@@ -371,10 +378,16 @@ def terminate(view: RunView, request: TerminateRun) -> RunReply | RequestError:
 
 
 def stop(view: RunView, request: StopRun) -> RunReply | RequestError:
-    """The parent stops its child. One that was never started may still be: NotFound, and the letter comes again."""
-    if not view.exists and view.loaded.tombstone is None:
-        return refuse(view) or RunReply(view.head)
-    if view.closed or not children.is_child_of(view, request.parent):
+    """The parent stops its child. One that was not started yet, or not for this call, may still be: the letter comes again."""
+    of = request.parent
+    if not view.exists:
+        left = RunHead.FromString(view.loaded.tombstone).parent if view.loaded.tombstone is not None else None
+        if left is None or not children.is_same_call(left, of) or left.retry < of.retry:
+            return refuse(view) or RunReply(view.head)
+        return RunReply(view.head)
+    if children.is_same_call(view.head.parent, of) and view.head.parent.retry < of.retry:
+        return Unavailable(f"run {view.run.run_id!r} was not asked for again yet", remedy="the letter comes again")
+    if view.closed or not children.is_child_of(view, of):
         return RunReply(view.head)
     if request.terminate:
         return terminate(view, TerminateRun(request.request_id, request.reason))
