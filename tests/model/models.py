@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import events_moves, events_scenes, events_state, moves, scenes, state
+from . import (
+    events_moves,
+    events_scenes,
+    events_state,
+    letters_moves,
+    letters_scenes,
+    letters_state,
+    moves,
+    scenes,
+    state,
+)
 from .bfs import Problem
 
 __all__ = ("AHEAD", "DEEP", "NOT_NEEDED", "PROBES", "RULES", "SUITE", "model_of")
@@ -13,6 +23,7 @@ __all__ = ("AHEAD", "DEEP", "NOT_NEEDED", "PROBES", "RULES", "SUITE", "model_of"
 _PROBLEMS: dict[type, Callable[[Any], Problem[Any]]] = {
     state.Scene: moves.problem,
     events_state.Scene: events_moves.problem,
+    letters_state.Scene: letters_moves.problem,
 }
 
 
@@ -20,12 +31,14 @@ def _named(model: str, rules: dict[str, Any]) -> dict[str, Any]:
     return {f"{model}.{rule}": value for rule, value in rules.items()}
 
 
-RULES: dict[str, str] = state.RULES | _named("events", events_state.RULES)
-PROBES: dict[str, Any] = scenes.PROBES | _named("events", events_scenes.PROBES)
+RULES: dict[str, str] = state.RULES | _named("events", events_state.RULES) | _named("letters", letters_state.RULES)
+PROBES: dict[str, Any] = (
+    scenes.PROBES | _named("events", events_scenes.PROBES) | _named("letters", letters_scenes.PROBES)
+)
 NOT_NEEDED = (*scenes.NOT_NEEDED, *(f"events.{rule}" for rule in events_scenes.NOT_NEEDED))
 AHEAD: list[tuple[str, Any]] = [*scenes.AHEAD]
-SUITE: list[tuple[str, Any]] = [*scenes.SUITE, *events_scenes.SUITE]
-DEEP: list[tuple[str, Any]] = [*scenes.DEEP, *events_scenes.DEEP]
+SUITE: list[tuple[str, Any]] = [*scenes.SUITE, *events_scenes.SUITE, *letters_scenes.SUITE]
+DEEP: list[tuple[str, Any]] = [*scenes.DEEP, *events_scenes.DEEP, *letters_scenes.DEEP]
 
 
 def model_of(scene: Any) -> Problem[Any]:
