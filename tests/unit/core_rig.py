@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, TypeVar
 
-from treadle.v1.common_pb2 import Failure, Payload, RetryPolicy
+from treadle.v1.common_pb2 import EventsGiven, Failure, Payload, RetryPolicy
 from treadle.v1.history_pb2 import (
     AttemptFailed,
     AttemptStarted,
@@ -84,6 +84,9 @@ class Script:
 
     def known_signals(self) -> list[str]:
         return [letter.signal_id for letter in self.letters]
+
+    def events_given(self) -> EventsGiven:
+        return EventsGiven()
 
     @property
     def fed(self) -> int:

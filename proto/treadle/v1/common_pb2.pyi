@@ -552,6 +552,76 @@ class EventRef(_message.Message):
 Global___EventRef: _TypeAlias = EventRef  # noqa: Y015
 
 @_typing.final
+class EventPlace(_message.Message):
+    """Events of one name with the same values that the code of a run was given."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MATCH_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Their name."""
+    match: _builtins.bytes
+    """Keys and values, as waits for them say."""
+    since_ms: _builtins.int
+    """From when on events count for a wait since the start of the run (ms since 1970)."""
+    seq: _builtins.int
+    """Number of the last one in its slot."""
+    @_builtins.property
+    def last(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventRef]:
+        """Ids and times of the last ones, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        match: _builtins.bytes = ...,
+        since_ms: _builtins.int = ...,
+        seq: _builtins.int = ...,
+        last: _abc.Iterable[Global___EventRef] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "match", b"match", "name", b"name", "seq", b"seq", "since_ms", b"since_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventPlace: _TypeAlias = EventPlace  # noqa: Y015
+
+@_typing.final
+class EventsGiven(_message.Message):
+    """Events that the parts of a run were given, so that the next part is not given them again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PLACES_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___EventPlace]:
+        """The names and values that were waited for last, in that order; a bounded number."""
+
+    @_builtins.property
+    def first(self) -> Global___EventRef:
+        """The event that the run was started by; absent: by none."""
+
+    def __init__(
+        self,
+        *,
+        places: _abc.Iterable[Global___EventPlace] | None = ...,
+        first: Global___EventRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first", b"first"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "places", b"places"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventsGiven: _TypeAlias = EventsGiven  # noqa: Y015
+
+@_typing.final
 class EventTrigger(_message.Message):
     """Which events start a workflow, and what it is given."""
 

@@ -368,6 +368,7 @@ class RunStarted(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
     FAILED_RUN_FIELD_NUMBER: _builtins.int
+    GIVEN_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Name of the workflow."""
     pool: _builtins.str
@@ -416,6 +417,10 @@ class RunStarted(_message.Message):
         were sent to it.
         """
 
+    @_builtins.property
+    def given(self) -> _common_pb2.EventsGiven:
+        """Of a later part of a run: the events that the parts before it were given."""
+
     def __init__(
         self,
         *,
@@ -435,10 +440,11 @@ class RunStarted(_message.Message):
         tags: _abc.Iterable[_common_pb2.Tag] | None = ...,
         event: _common_pb2.EventRef | None = ...,
         failed_run: _common_pb2.FailedRunInfo | None = ...,
+        given: _common_pb2.EventsGiven | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "event", b"event", "failed_run", b"failed_run", "input", b"input", "occurrence", b"occurrence", "parent", b"parent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "event", b"event", "failed_run", b"failed_run", "given", b"given", "input", b"input", "occurrence", b"occurrence", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "event", b"event", "failed_run", b"failed_run", "input", b"input", "occurrence", b"occurrence", "parent", b"parent", "part", b"part", "pool", b"pool", "retry_of", b"retry_of", "sampled", b"sampled", "tags", b"tags", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "event", b"event", "failed_run", b"failed_run", "given", b"given", "input", b"input", "occurrence", b"occurrence", "parent", b"parent", "part", b"part", "pool", b"pool", "retry_of", b"retry_of", "sampled", b"sampled", "tags", b"tags", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1730,6 +1730,7 @@ class ContinueRun(_message.Message):
     LEFT_OUT_FIELD_NUMBER: _builtins.int
     KNOWN_FIELD_NUMBER: _builtins.int
     UNHEARD_FIELD_NUMBER: _builtins.int
+    GIVEN_FIELD_NUMBER: _builtins.int
     left_out: _builtins.int
     """How many of them had no room in here. The run fails then: none may be lost."""
     unheard: _builtins.bool
@@ -1746,6 +1747,10 @@ class ContinueRun(_message.Message):
     def known(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Ids of signals that came in this part, newest last: they stay known in the next one."""
 
+    @_builtins.property
+    def given(self) -> _common_pb2.EventsGiven:
+        """Events that the code was given in this part and those before."""
+
     def __init__(
         self,
         *,
@@ -1754,10 +1759,11 @@ class ContinueRun(_message.Message):
         left_out: _builtins.int = ...,
         known: _abc.Iterable[_builtins.str] | None = ...,
         unheard: _builtins.bool = ...,
+        given: _common_pb2.EventsGiven | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["given", b"given", "input", b"input"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["carried", b"carried", "input", b"input", "known", b"known", "left_out", b"left_out", "unheard", b"unheard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["carried", b"carried", "given", b"given", "input", b"input", "known", b"known", "left_out", b"left_out", "unheard", b"unheard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

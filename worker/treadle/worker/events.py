@@ -61,7 +61,8 @@ async def wait_for_event(
 ) -> Any:
     """Wait for an event. One event ends the waits of all runs that it fits.
 
-    Waits for the same name and values that follow each other in a run get one event after the other, none twice.
+    Waits for the same name and values that follow each other in a run get one event after the other, none twice; the parts of a
+    run that goes on as new are one row.
 
     Args:
         name: What senders call it ("order.paid").
@@ -87,8 +88,8 @@ async def wait_for_event(
     check_event_name(name)
     wanted = canonical_match(match)
     place = execution.had.place(name, wanted)
-    begun, now_ms = len(place.ids), round(execution.now() * 1000)
-    since_ms = _since(since, now_ms, execution.had.started_ms)
+    begun, now_ms = place.count, round(execution.now() * 1000)
+    since_ms = _since(since, now_ms, place.since_ms)
     until_ms = None if timeout is None else now_ms + to_ms(timeout, name="timeout")
     while True:
         left_ms = None if until_ms is None else max(0, until_ms - round(execution.now() * 1000))
@@ -98,7 +99,7 @@ async def wait_for_event(
         if not isinstance(outcome, EventMatched):
             return None
         event = outcome.event
-        if place.take(event.event_id, outcome.seq, begun):
+        if place.take(event, outcome.seq, begun):
             time = datetime.fromtimestamp(event.time_ms / 1000, UTC)
             return Event(event.event_id, event.name, time, decode(event.data, type, what=f"event {name!r}"))
 

@@ -89,6 +89,7 @@ def _next_part(view: RunView) -> None:
             parent=None if old.parent.run_id.startswith(RECORD_MARK) or not old.HasField("parent") else old.parent,
             continued_from=old.incarnation,
             part=view.head.part,
+            given=said.given if said.HasField("given") else None,
         )
     )
     if said.unheard:

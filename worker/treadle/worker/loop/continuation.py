@@ -40,7 +40,12 @@ def continuation_of(
         next_input: As it is sent.
         seal: Makes of a signal what is sent; None: the signal itself.
     """
-    said = ContinueRun(input=next_input, known=execution.known_signals(), unheard=execution.unheard)
+    said = ContinueRun(
+        input=next_input,
+        known=execution.known_signals(),
+        unheard=execution.unheard,
+        given=execution.events_given(),
+    )
     size = 0
     unread = execution.unread()
     for letter in unread[:_MOST]:

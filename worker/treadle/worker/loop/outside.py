@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from treadle.protocol.events import derived_id
-from treadle.v1.common_pb2 import Failure, Payload
+from treadle.v1.common_pb2 import EventsGiven, Failure, Payload
 from treadle.v1.worker_service_pb2 import AnswerSignal, Command, PublishState, SendEvent, WaitForEvent
 from treadle.worker.loop.events_had import EventsHad
 from treadle.worker.loop.ledger import Kind, Ledger
@@ -33,6 +33,10 @@ class Outside:
 
     if TYPE_CHECKING:
         _settle_early: Any
+
+    def events_given(self) -> EventsGiven:
+        """What the next part of the run must know of events that the code was given."""
+        return self.had.carried()
 
     def publish_state(self, data: bytes) -> None:
         """The code shows its state."""

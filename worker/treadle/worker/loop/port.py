@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from treadle.protocol.payloads import MAX_PAYLOAD_BYTES
-from treadle.v1.common_pb2 import Failure, Payload, RetryPolicy
+from treadle.v1.common_pb2 import EventsGiven, Failure, Payload, RetryPolicy
 from treadle.v1.history_pb2 import HistoryEvent, SignalReceived
 from treadle.v1.worker_service_pb2 import Command, FailureHook
 
@@ -202,6 +202,10 @@ class Execution(Protocol):
 
     def known_signals(self) -> list[str]:
         """Ids of the signals and questions that were fed last, oldest first."""
+        ...
+
+    def events_given(self) -> EventsGiven:
+        """What the next part of the run must know of events that the code was given."""
         ...
 
     def passed(self, until: int, marks: Iterable[str]) -> None:
