@@ -8,6 +8,7 @@ from random import Random
 from types import ModuleType
 from typing import Any, Final
 
+from treadle.controlplane.events.registration import check_triggers
 from treadle.controlplane.events.triggers import starts_of
 from treadle.controlplane.machine import Request
 from treadle.protocol.errors import ConfigError
@@ -15,9 +16,11 @@ from treadle.protocol.ids import RunKey
 from treadle.protocol.tags import code_name
 from treadle.v1.common_pb2 import NamedEvent
 from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RUN_STATE_NEEDS_ATTENTION, RegisteredTrigger, RunHead, StartByEvent
+from treadle.v1.worker_service_pb2 import RegisterRequest
 from treadle.worker.app import Registry, collect
 from treadle.worker.loop.execution import WorkflowExecution, execution_factory
 from treadle.worker.loop.port import Execution, RunContext
+from treadle.worker.specs import specs_of
 from treadle.worker.steps import Step
 from treadle.worker.workflows import Workflow
 
@@ -64,12 +67,13 @@ class House:
         self.plane = Plane(lambda: self.agenda.now, self._rng)
         self.stage = Stage(self.agenda, payload_limit)
         self.registry = Registry()
-        self.plane.starts = self.starts
+        self.plane.starts, self.plane.code_of = self.starts, self.code_of
         self.understudies = Understudies(lambda error: self.stage.heard(error, is_double=True))
         self._executions = execution_factory(self.registry)
         self._watch = Watch(self._make)
         self._members: list[Member] = []
         self._employed: set[tuple[str, str]] = set()
+        self._came: dict[str, int] = {}
         self._numbers = 0
         self._working = False
         self._closed = False
@@ -111,10 +115,19 @@ class House:
             self.registry.add(*found.workflows.values(), *found.steps.values())
 
     def employ(self) -> None:
-        """Each name has a worker of its pool."""
+        """Each name has a worker of its pool.
+
+        Raises:
+            FieldInvalid: The condition of a trigger is none.
+        """
         things: list[Workflow[..., Any] | Step[..., Any]] = [*self.registry.workflows.values()]
         things += [step for step in self.registry.steps.values() if step.pool]
         new = [thing for thing in things if (type(thing).__name__, _name_of(thing)) not in self._employed]
+        codes = [thing.code for thing in new if isinstance(thing, Workflow)]
+        check_triggers(RegisterRequest(specs=specs_of(self.registry, codes)))
+        came = len(self._came)
+        for code in codes:
+            self._came.setdefault(code, came)
         for pool in dict.fromkeys(thing.pool for thing in new if thing.pool):
             mine = [thing for thing in new if thing.pool == pool]
             self._employed |= {(type(thing).__name__, _name_of(thing)) for thing in mine}
@@ -181,12 +194,15 @@ class House:
         """Return what an event starts, of the workflows that are there."""
         triggers = [
             RegisteredTrigger(workflow=one.name, code=one.code, pool=one.pool, trigger=one.trigger)
-            for one in {
-                flow.name: flow for flow in self.registry.workflows.values()
-            }.values()  # the version that came last
-            if one.trigger is not None
+            for one in self.registry.workflows.values()
+            if one.trigger is not None and one.code == self.code_of(one.name)
         ]
         return starts_of(triggers, event, self.agenda.now)
+
+    def code_of(self, workflow: str) -> str:
+        """Return what the name of a workflow means: its version that came last, if it has any (see `Admission`)."""
+        codes = [one.code for one in self.registry.workflows.values() if one.name == workflow and one.version]
+        return max(codes, key=lambda code: (self._came.get(code, 0), code), default=workflow)
 
     def close_run(self, run: RunKey) -> None:
         """Let time pass until a run has closed. Raises as `drive`."""

@@ -14,7 +14,7 @@ from typing import Final
 from treadle.controlplane.machine import Decision, Request, Settings, children, deadlines, decide
 from treadle.controlplane.machine.decide import want
 from treadle.controlplane.machine.event_requests import AcceptEvent
-from treadle.controlplane.machine.requests import Claimed, FireTimer, PushedGrant, Reply
+from treadle.controlplane.machine.requests import Claimed, FireTimer, PushedGrant, Reply, StartRun
 from treadle.controlplane.replica import Replica, Session
 from treadle.controlplane.store.memory_core import MemoryCore
 from treadle.controlplane.store.port import Loaded, Outcome, Want
@@ -54,6 +54,8 @@ class Plane:
     Attributes:
         runs: All runs, in the order in which they began.
         attention: Runs that were stopped for a person.
+        starts: What an event starts.
+        code_of: What the name of a workflow means now, where it has versions.
     """
 
     def __init__(self, now: Callable[[], int], rng: Random) -> None:
@@ -71,6 +73,7 @@ class Plane:
         self._shards: list[int] = []
         self._ended: dict[RunKey, list[tuple[RunHead, list[HistoryEvent]]]] = {}
         self.starts: Callable[[NamedEvent], Sequence[StartByEvent]] = lambda event: ()
+        self.code_of: Callable[[str], str] = lambda workflow: workflow
         self._letters: deque[Letter] = deque()
         self._jobs: deque[Job] = deque()
 
@@ -167,6 +170,8 @@ class Plane:
             run, request = children.request_of(letter)
             if isinstance(request, AcceptEvent):
                 request.starts = self.starts(request.event)
+            elif isinstance(request, StartRun) and letter.HasField("start_scheduled"):
+                request.workflow = self.code_of(request.workflow)
             reply = self._commit(run, request)
             told = children.refusal_of(letter, reply) if isinstance(reply, RequestError) else None
             if told is not None:
