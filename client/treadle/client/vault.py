@@ -70,9 +70,12 @@ class Vault:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     # --- out -------------------------------------------------------------------------------------------------------
-    def is_quick(self, payload: Payload) -> bool:
-        """Whether sealing it needs no store."""
-        return self._store is None or len(payload.data) <= self._above - _GROWTH
+    def seal_here(self, payload: Payload, place: Place, homes: Sequence[str]) -> Payload | None:
+        """As `seal`, and never blocks; None: it must be stored. How large a value is, its codec decides."""
+        if self._store is not None and homes and len(payload.data) > self._above - _GROWTH:
+            return None
+        sealed = self._encoded(payload, place)
+        return sealed if self._stays(sealed, homes) else None
 
     def seal(self, payload: Payload, place: Place, homes: Sequence[str]) -> Payload:
         """Return what is sent instead of a value. Blocks where that is large.
@@ -86,8 +89,8 @@ class Vault:
         Raises:
             BlobStoreUnavailable: It could not be stored.
         """
-        sealed = payload if self.codec is None else self.codec.encode(payload, place)
-        if self._store is None or not homes or len(sealed.data) <= self._above:
+        sealed = self._encoded(payload, place)
+        if self._store is None or self._stays(sealed, homes):
             return sealed
         name = secrets.token_hex(16)
         keys = [f"{home}/{name}" for home in homes]
@@ -95,6 +98,12 @@ class Vault:
             self._store.put(key, sealed.data)
         ref = BlobRef(keys=keys, size=len(sealed.data), digest=_digest(sealed.data), encoding=sealed.encoding)
         return Payload(encoding=BLOB, blob=ref, metadata=sealed.metadata)
+
+    def _encoded(self, payload: Payload, place: Place) -> Payload:
+        return payload if self.codec is None else self.codec.encode(payload, place)
+
+    def _stays(self, sealed: Payload, homes: Sequence[str]) -> bool:
+        return self._store is None or not homes or len(sealed.data) <= self._above
 
     def seal_failure(self, failure: Failure, place: Place) -> Failure:
         """Return what is sent instead of an error."""
@@ -154,9 +163,8 @@ class Vault:
 
     async def sealed(self, payload: Payload, place: Place, homes: Sequence[str]) -> Payload:
         """`seal` on an event loop."""
-        if self.is_quick(payload):
-            return self.seal(payload, place, homes)
-        return await self.in_thread(lambda: self.seal(payload, place, homes))
+        here = self.seal_here(payload, place, homes)
+        return here if here is not None else await self.in_thread(lambda: self.seal(payload, place, homes))
 
     async def opened(self, payload: Payload, place: Place) -> Payload:
         """`open` on an event loop."""

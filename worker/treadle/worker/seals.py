@@ -103,18 +103,21 @@ class EventSeals:
             value, homes, place = self._said_last(item)
             if value is None:
                 return self._outcome(item, None)
-            return self._outcome(item, self._vault.seal(value, place, homes)) if self._vault.is_quick(value) else None
+            here = self._vault.seal_here(value, place, homes)
+            return None if here is None else self._outcome(item, here)
         kind, message = _asked(item)
         if message is None:
             return item
-        for name in values_of(message).payloads:
-            if not self._vault.is_quick(getattr(message, name)):
-                return None
         place, homes = self._place_out(kind, message, item.command_id)
-        for name in values_of(message).payloads:
-            if message.HasField(name):
-                payload: Payload = getattr(message, name)
-                payload.CopyFrom(self._vault.seal(payload, place, homes))
+        payloads: list[Payload] = [getattr(message, n) for n in values_of(message).payloads if message.HasField(n)]
+        sealed: list[Payload] = []
+        for payload in payloads:
+            here = self._vault.seal_here(payload, place, homes)
+            if here is None:
+                return None
+            sealed.append(here)
+        for payload, here in zip(payloads, sealed, strict=True):
+            payload.CopyFrom(here)
         self._seal_failures(message, place)
         return item
 

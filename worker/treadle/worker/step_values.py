@@ -48,8 +48,11 @@ class StepValues:
 
     async def sealed(self, report: Report, info: StepInfo) -> Report:
         """`seal` on an event loop."""
-        if report.result is None or self._vault.is_quick(report.result):
-            return self.seal(report, info)
+        if report.result is None:
+            return self.seal_error(report, info)
+        here = self._vault.seal_here(report.result, _place(info, FROM_STEP), _homes(info))
+        if here is not None:
+            return replace(report, sealed=here)
         try:
             return await self._vault.in_thread(lambda: self.seal(report, info))
         except asyncio.CancelledError as error:
