@@ -81,10 +81,10 @@ def test_the_worker_goes_on_while_such_a_value_is_stored(s3: S3Server, name: str
             net.start()
             try:
                 async with Client(host.address, codec=Base64()) as client:
-                    run = await client.start(name, id="r")
+                    run = await client.start(name, id="r", pool="default")
                     while not s3.held:
                         await asyncio.sleep(0.01)
-                    other = await client.start("small", id="s")
+                    other = await client.start("small", id="s", pool="default")
                     assert await other.result() == "small"
                     assert s3.hold.is_set(), "the loop waited for the store"
                     s3.hold.clear()

@@ -63,7 +63,7 @@ async def ran(folder: Path) -> AsyncIterator[ApiHost]:
         working = asyncio.create_task(worker.run())
         try:
             async with Client(host.address, codec=AesGcm.from_file(folder / "keys")) as client:
-                run = await client.start("uses", {"text": LARGE}, id="r")
+                run = await client.start("uses", {"text": LARGE}, id="r", pool="default")
                 await run.signal("more", LARGE)
                 assert await run.result() == LARGE * 2 + "!" + LARGE
                 yield host
