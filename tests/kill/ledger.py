@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from treadle.protocol.past import past_of
 from treadle.v1.history_pb2 import HistoryEvent
-from treadle.worker.loop.redrive import past_of
 
 __all__ = ("Entry", "check_ledger", "read_ledger")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from treadle.controlplane.store.memory import MemoryStore
 from treadle.controlplane.store.port import Change, Want
 from treadle.protocol.ids import RECORD_MARK, RunKey
+from treadle.protocol.past import past_of
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RunHead
-from treadle.worker.loop.redrive import past_of
 
 from .long_steps import Counts
 

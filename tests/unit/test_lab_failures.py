@@ -79,6 +79,38 @@ def test_rules_for_errors_count_each_for_itself(lab: Lab) -> None:
     assert [at - began[0] for at in began] == [timedelta(seconds=second) for second in (0, 60, 61, 121)]
 
 
+MENDED: set[str] = set()
+
+
+@workflow
+async def mended(page: str) -> int:
+    if MENDED:
+        page = await fetch(page)
+    return await index(page) + await count(page)
+
+
+@step
+def count(page: str) -> int:
+    return len(page)
+
+
+def test_from_a_step_means_where_it_was_called_last(lab: Lab) -> None:
+    lab.replace(index, raises=OSError("full"))
+    run = lab.start(mended, "a")
+    with pytest.raises(RunFailed):
+        run.result()
+    MENDED.add("it fetches first")
+    lab.replace(index, returns=3)
+    lab.replace(count, raises=OSError("gone"))
+    run.retry()
+    with pytest.raises(RunFailed):
+        run.result()
+    lab.replace(count, returns=1)
+    run.retry(from_step="index")
+    assert run.result() == 4
+    assert [call.step for call in run.calls].count("fetch") == 1, "it stands before the step that was named"
+
+
 def test_a_run_goes_on_where_it_failed(lab: Lab) -> None:
     lab.replace(index, raises=OSError("full"))
     run = lab.start(read, "a")

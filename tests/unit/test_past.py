@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from treadle.protocol.past import Past, first_call, past_of
 from treadle.v1 import history_pb2 as h
-from treadle.worker.loop.redrive import Past, past_of
 
 
 def past(*kinds: dict[str, Any]) -> Past:
@@ -158,6 +158,29 @@ def test_no_number_of_a_try_or_attempt_is_given_twice(events: list[dict[str, Any
     assert found == number
     twice = past(START, *events, run_failed("a"), retried(), scheduled("a"), run_failed(), retried(2)).tries["a"]
     assert twice == number + 1, "the one that was dispatched after the first continuation counts"
+
+
+def test_a_call_stands_where_it_was_asked_for_last() -> None:
+    """Code that was mended asked for another step before the one that had failed."""
+    history = (
+        *(START, scheduled("0/ship#1"), broken("0/ship#1"), run_failed("0/ship#1"), retried()),
+        *(scheduled("0/charge#1"), done("0/charge#1"), scheduled("0/ship#1"), done("0/ship#1")),
+        *(scheduled("0/tell#1"), broken("0/tell#1"), run_failed("0/tell#1")),
+    )
+    events = [h.HistoryEvent(position=n, **kind) for n, kind in enumerate(history, start=1)]
+    assert first_call(events, "ship") == first_call(events, "0/ship#1") == (8, "0/ship#1")
+    assert first_call(events, "tell") == (10, "0/tell#1") and first_call(events[:5], "ship") is None
+    again = past(*history, {"run_retried": h.RunRetried(number=2, from_position=8)})
+    assert again.redone == {"0/ship#1": 2}, "not the charge"
+
+
+def test_a_step_that_was_cancelled_and_asked_for_again_stands_behind_the_retry() -> None:
+    cancelled = {"step_cancelled": h.StepCancelled(command_id="0/a#1")}
+    history = (START, scheduled("0/a#1"), CANCEL, cancelled, {"run_cancelled": h.RunCancelled()}, retried())
+    again = (scheduled("0/a#1"), done("0/a#1"), scheduled("0/b#1"), broken("0/b#1"), run_failed("0/b#1"))
+    events = [h.HistoryEvent(position=n, **kind) for n, kind in enumerate((*history, *again), start=1)]
+    assert first_call(events, "a") == (7, "0/a#1")
+    assert past(*history, *again, retried(2, at=7)).redone == {"0/a#1": 2}, "what is named runs again"
 
 
 def test_only_what_had_been_done_is_another_deed() -> None:

@@ -10,6 +10,7 @@ from treadle.controlplane.machine.signals import STATE_FIELD, answer_field
 from treadle.protocol.errors import NotFound, QuestionRefused, RunCancelled, RunClosed, RunTerminated
 from treadle.protocol.failures import run_error
 from treadle.protocol.ids import RunKey
+from treadle.protocol.past import first_call
 from treadle.protocol.payloads import decode, encode
 from treadle.protocol.signature import Signature
 from treadle.v1.history_pb2 import HistoryEvent, SignalAnswered, StatePublished
@@ -188,12 +189,11 @@ class Run(Generic[R]):
         request = RetryRun(self._house.new_id("retry"), reason)
         if from_step is not None:
             history = self.history()
-            calls = [(event.position, _command_of(event)) for event in history]
-            found = [call for call in calls if from_step in (call[1], call[1].rpartition("/")[2].partition("#")[0])]
-            if not from_step or not found:
+            found = first_call(history, from_step)
+            if not from_step or found is None:
                 raise NotFound(f"run {self.id!r} has no step {from_step!r} in its history; it has {self.steps}")
             request.length = len(history)
-            request.from_position, request.step = found[0]
+            request.from_position, request.step = found
         self._house.request(self._key, request)
 
     def _send(self, name: str, value: Any, id: str | None, *, asks: bool) -> str:
@@ -206,13 +206,6 @@ class Run(Generic[R]):
     @property
     def _head(self) -> RunHead:
         return self._house.plane.head(self._key)
-
-
-def _command_of(event: HistoryEvent) -> str:
-    """Which command an event is about; "" if it is about none."""
-    said = getattr(event, event.WhichOneof("kind") or "position")
-    command_id: str = getattr(said, "command_id", "")
-    return command_id
 
 
 def _because(what: str, reason: str) -> str:

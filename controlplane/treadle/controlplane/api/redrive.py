@@ -15,8 +15,10 @@ from treadle.controlplane.machine.indexes import quarantine_index, waiting_membe
 from treadle.controlplane.store.port import IndexEntry, Store, Want
 from treadle.protocol.errors import NotFound
 from treadle.protocol.ids import SHARDS, RunKey
+from treadle.protocol.past import concerns, first_call
 from treadle.protocol.tags import code_name
 from treadle.v1 import run_service_pb2 as pb
+from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.state_pb2 import COMMAND_STATE_QUARANTINED, CommandRow, RunHead
 
 __all__ = ("Redrives",)
@@ -65,26 +67,28 @@ class Redrives:
         return pb.RetryRunResponse(run=await self._records.view(reply.head))
 
     async def _find(self, run: RunKey, step: str) -> tuple[int, int, str]:
-        """Return the length of the history, and the position and id of the first event of a step.
+        """Return the length of the history, and position and id of the first call of a step that counts: where the run was
+        retried before, what was asked for again stands where that was.
 
         Raises:
-            NotFound: It has none.
+            NotFound: There is none.
         """
-        after = 0
+        after, found, length = 0, list[HistoryEvent](), 0
         while True:
             page = await self._records.page(run, after)
-            for event in page.events:
-                body = getattr(event, event.WhichOneof("kind") or "position")
-                command_id = getattr(body, "command_id", "")
-                if command_id and step in (command_id, _name_of(command_id)):
-                    return page.head.length, event.position, command_id
-            if not page.events or page.events[-1].position >= page.head.length:
-                raise NotFound(
-                    f"run {run.run_id!r} has no step {step!r} in its history",
-                    reason="STEP_NOT_FOUND",
-                    remedy=f"`treadle run show {run.run_id}` lists its steps",
-                )
+            found += (event for event in page.events if concerns(event, step))
+            length = page.head.length
+            if not page.events or page.events[-1].position >= length:
+                break
             after = page.events[-1].position
+        call = first_call(found, step)
+        if call is None:
+            raise NotFound(
+                f"run {run.run_id!r} has no step {step!r} in what counts of its history",
+                reason="STEP_NOT_FOUND",
+                remedy=f"`treadle run show {run.run_id}` lists its steps",
+            )
+        return length, *call
 
     # --- quarantine ----------------------------------------------------------------------------------------------------
     async def release(self, request: pb.ReleaseStepRequest) -> pb.ReleaseStepResponse:

@@ -1,7 +1,7 @@
 """A closed run goes on: the same run, with the same id and the same history, or, with another input, a new start of the id.
 
 The machine decides that it goes on and from where; what of its past counts is read off the history by whoever replays it
-(`treadle.worker.loop.redrive`). Rows were swept when the run closed, so what the code asks for again is new here. Numbers of
+(`treadle.protocol.past`). Rows were swept when the run closed, so what the code asks for again is new here. Numbers of
 tries and attempts go on from where they were (`tries_before`), so that old copies of jobs stay STALE.
 """
 

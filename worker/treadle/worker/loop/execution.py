@@ -19,6 +19,7 @@ from treadle.protocol.errors import PayloadError, PayloadUnreadable
 from treadle.protocol.failures import failure_of
 from treadle.protocol.ids import child_id
 from treadle.protocol.occurrence import given
+from treadle.protocol.past import past_of
 from treadle.v1 import history_pb2 as history
 from treadle.v1.common_pb2 import Failure, OnParentClose, Payload
 from treadle.v1.worker_service_pb2 import Command, ScheduleChild
@@ -35,7 +36,6 @@ from treadle.worker.loop.mail import Mail
 from treadle.worker.loop.marks import Marks
 from treadle.worker.loop.outside import Outside
 from treadle.worker.loop.port import Divergence, ExecutionFactory, Outcome, RunContext, Turn, Waits
-from treadle.worker.loop.redrive import past_of
 from treadle.worker.loop.waiting import StepFuture
 
 if TYPE_CHECKING:

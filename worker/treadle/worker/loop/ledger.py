@@ -17,8 +17,8 @@ from treadle.v1.worker_service_pb2 import CancelCommand, Command, ScheduleStep, 
 from treadle.worker.loop.port import Divergence, LocalCall, RunContext, Turn, Waits
 
 if TYPE_CHECKING:
+    from treadle.protocol.past import Past
     from treadle.worker.loop.durable_loop import TimerCall
-    from treadle.worker.loop.redrive import Past
     from treadle.worker.loop.waiting import StepFuture
     from treadle.worker.steps import Step
     from treadle.worker.workflows import Workflow

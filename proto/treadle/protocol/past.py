@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from treadle.v1.history_pb2 import HistoryEvent, RunFailed, RunRetried
 
-__all__ = ("Past", "past_of")
+__all__ = ("Past", "concerns", "first_call", "past_of")
 
 _DONE: Final = frozenset(
     (
@@ -59,7 +59,13 @@ class Past:
 
 @dataclass(slots=True)
 class _Life:
-    """A command, as the events that count tell it."""
+    """A command, as the events that count tell it.
+
+    Attributes:
+        first: Where it was asked for (last, if more than once).
+        outcome: Kind of the event; "" while it is open.
+        cancelling: It was told to end.
+    """
 
     first: int
     outcome: str = ""
@@ -72,21 +78,48 @@ _Entry = tuple[HistoryEvent, str, Any, str]
 
 def past_of(events: Iterable[HistoryEvent]) -> Past:
     """Return what counts of a history that ends with RunRetried."""
-    past = Past()
-    entries: list[_Entry] = []
+    past, entries = Past(), list[_Entry]()
     for event in events:
-        kind = event.WhichOneof("kind") or ""
-        body = getattr(event, kind) if kind else None
-        command_id = getattr(body, "command_id", "")
-        if kind == "run_retried":
-            entries = _kept(entries, event.run_retried, past)
-        elif kind == "child_scheduled":
-            past.asked[command_id] = event.child_scheduled.digest
-        entries.append((event, kind, body, command_id))
-        if command_id:
-            _count(past.tries, kind, body, command_id)
+        entries = _followed(entries, event, past)
     past.events = [entry[0] for entry in entries]
     return past
+
+
+def concerns(event: HistoryEvent, step: str) -> bool:
+    """Whether `first_call` needs an event: it is of the step (a name, or one call of it), or says what counts of the past."""
+    kind = event.WhichOneof("kind") or ""
+    if kind in ("run_failed", "run_retried"):
+        return True
+    command_id: str = getattr(getattr(event, kind), "command_id", "") if kind else ""
+    return bool(command_id) and step in (command_id, command_id.rpartition("/")[2].rpartition("#")[0])
+
+
+def first_call(events: Iterable[HistoryEvent], step: str) -> tuple[int, str] | None:
+    """Return position and command of the first call of a step that counts; None: there is none.
+
+    What was asked for again after an earlier retry stands where that was: code may have asked for other things before it.
+    """
+    past, entries = Past(), list[_Entry]()
+    for event in events:
+        if concerns(event, step):
+            entries = _followed(entries, event, past)
+    lives, _ = _lives(entries)
+    return min(((life.first, command_id) for command_id, life in lives.items()), default=None)
+
+
+def _followed(entries: list[_Entry], event: HistoryEvent, past: Past) -> list[_Entry]:
+    """Return what counts when `event` has followed."""
+    kind = event.WhichOneof("kind") or ""
+    body = getattr(event, kind) if kind else None
+    command_id = getattr(body, "command_id", "")
+    if kind == "run_retried":
+        entries = _kept(entries, event.run_retried, past)
+    elif kind == "child_scheduled":
+        past.asked[command_id] = event.child_scheduled.digest
+    entries.append((event, kind, body, command_id))
+    if command_id:
+        _count(past.tries, kind, body, command_id)
+    return entries
 
 
 def _kept(entries: list[_Entry], retried: RunRetried, past: Past) -> list[_Entry]:
@@ -111,14 +144,16 @@ def _kept(entries: list[_Entry], retried: RunRetried, past: Past) -> list[_Entry
 
 def _lives(entries: Iterable[_Entry]) -> tuple[dict[str, _Life], RunFailed]:
     lives: dict[str, _Life] = {}
-    failed = RunFailed()
+    failed, retried_at = RunFailed(), 0
     for event, kind, _, command_id in entries:
         if not command_id:
             if kind == "run_failed":
                 failed = event.run_failed
+            elif kind == "run_retried":
+                retried_at = event.position
             continue
         life = lives.get(command_id)
-        if life is None:
+        if life is None or life.first < retried_at:  # one that was cancelled before may be asked for again
             life = lives[command_id] = _Life(event.position)
         if kind in _OUTCOMES:
             life.outcome = kind
