@@ -13,7 +13,7 @@ import pytest
 from tests.replay.catalogue import CATALOGUE, LETTERS, REGISTRY
 from tests.replay.harness import Server, check_every_prefix, drive, feed_all
 from treadle.v1.worker_service_pb2 import Command
-from treadle.worker import MapFailed, Retry, Saga, StepError, step, workflow
+from treadle.worker import MapFailed, Retry, Saga, StepError, publish_state, step, workflow
 from treadle.worker.app import Registry
 from treadle.worker.loop.port import LocalCall, Outcome
 
@@ -292,6 +292,38 @@ def test_a_saga_that_could_not_be_undone_goes_on_undoing() -> None:
     server.retry()
     outcome = drive(server)
     assert outcome.undone and RAN == {"una": 1}, "the step that failed stays failed, its undoing is done"
+
+
+@workflow
+async def shows(words: list[str]) -> str:
+    """Shows how far it is, and that it has failed."""
+    for word in words:
+        publish_state(word)
+        try:
+            await pooled(word)
+        except StepError:
+            publish_state(f"failed at {word}")
+            raise
+    publish_state("done")
+    return "done"
+
+
+REDRIVEN.add(shows)
+
+
+def test_a_state_is_no_deed_and_is_shown_as_it_is_now() -> None:
+    server, _ = failed(shows, ["a", "b", "c"], "c")
+    server.retry()
+    execution = server.fresh()
+    feed_all(execution, server.history)
+    said = [c.publish_state.state.data for c in execution.take().commands if c.HasField("publish_state")]
+    execution.close()
+    assert said == [b'"c"'], "where it is now, not all over again"
+    outcome = drive(server)
+    check_every_prefix(server, outcome)
+    assert outcome.result is not None and RAN == {"c": 1}
+    second = next(e.position for e in server.history if e.step_scheduled.command_id == "0/pooled#2")
+    assert went_on(server, from_position=second, number=2) == "done" and RAN == {"b": 1, "c": 2}
 
 
 # --- anything, anywhere --------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ CANCEL = {"cancel_requested": h.CancelRequested()}
                 run_failed(),
                 retried(),
             ],
-            [1, 5, 6, 8],
+            [1, 5, 8],
         ),
         # from a position: what was first recorded there or behind, not what only ended behind it
         (

@@ -8,6 +8,7 @@ events before it, in their order, as if the others had never been:
                 every event of a step, timer, wait or child that has no outcome, and of one that was cancelled
                 every event of one that failed, if the run's failure was made of it (RunFailed names these)
                 with `from_position`: every event of what was first recorded there or behind, whatever its outcome
+                tags and states: they are no deeds, so the code says again what holds now
     kept        everything else: what completed, failures that the code handled, signals
 
 A step that was cancelled is asked for again if the code, with this past, does not cancel it itself.
@@ -28,7 +29,7 @@ __all__ = ("Past", "concerns", "first_call", "past_of")
 
 _DONE: Final = frozenset(
     (
-        *("step_completed", "child_completed", "timer_fired", "signal_answered", "state_published"),
+        *("step_completed", "child_completed", "timer_fired", "signal_answered"),
         *("event_matched", "event_wait_timed_out", "event_sent"),
     )
 )

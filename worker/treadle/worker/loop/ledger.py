@@ -189,10 +189,16 @@ class Ledger:
         self._past = past
 
     def asked_now(self, now_ms: int) -> None:
-        """The run goes on: what has no record counts from now."""
+        """The run goes on: what has no record counts from now. Of the states that it has shown the last one is shown again."""
+        states = []
         for ask in self._asks.values():
             if not ask.recorded:
                 ask.asked_ms = now_ms
+                if ask.prepared is not None and ask.prepared.HasField("publish_state"):
+                    states.append(ask)
+        for ask in states[:-1]:
+            self._told(ask)
+            del self._asks[ask.command_id]
 
     def was_cancelled(self, command_id: str, position: int) -> bool:
         """The history has the cancellation of a step. Returns whether it counts: not where the run was continued later, and
