@@ -13,7 +13,7 @@ from tests.integration.test_cli_commands import treadle
 from treadle.client import Client, FieldInvalid, NotFound, PayloadError, Refused, RunIdConflict, ScheduleStatus
 from treadle.client.encryption import AesGcm
 from treadle.client.vault import Vault
-from treadle.protocol.errors import PayloadUnreadable, RequestError
+from treadle.protocol.errors import ConfigError, PayloadUnreadable, RequestError
 from treadle.protocol.ids import RunKey
 from treadle.v1 import schedule_service_pb2 as pb
 from treadle.v1.history_pb2 import HistoryEvent
@@ -207,6 +207,38 @@ def test_a_worker_with_a_wrong_schedule_is_refused(spec: WorkflowSpec, said: str
     asyncio.run(main())
 
 
+def test_a_schedule_ends_and_its_runs_are_found_by_their_tags() -> None:
+    async def main() -> None:
+        async with api_host() as host, Client(host.address) as client:
+            yesterday = datetime.now(UTC) - timedelta(days=1)
+            made = await client.schedules.create(
+                "s",
+                "w",
+                every="1h",
+                pool="p",
+                overlap="allow",
+                start=yesterday,
+                until=datetime.now(UTC),
+                tags={"team": "crm"},
+            )
+            assert (made.status, made.upcoming, made.tags) == (ScheduleStatus.ENDED, (), {"team": "crm"})
+            assert made.start is not None and abs(made.start - yesterday) < timedelta(seconds=1)
+            run = await client.schedules.trigger("s")
+            await until_run(host, run.id)
+            assert [one.id async for one in client.list(tags={"team": "crm"})] == [run.id]
+            assert await client.schedules.backfill("s", timedelta(days=3)) == 24, "between the bounds"
+            later = await client.schedules.change("s", until=0, tags={})
+            assert (later.status, later.until, later.tags) == (ScheduleStatus.ACTIVE, None, {})
+            with pytest.raises(FieldInvalid, match="no occurrence"):
+                await client.schedules.create(
+                    "n", "w", every="1h", pool="p", until=datetime(1970, 1, 1, 0, 1, tzinfo=UTC)
+                )
+            with pytest.raises(ConfigError, match="with a zone"):
+                await client.schedules.change("s", until=datetime(2099, 1, 1))
+
+    asyncio.run(main())
+
+
 # --- the command line ------------------------------------------------------------------------------------------------
 def test_the_command_line() -> None:
     async def main() -> None:
@@ -233,6 +265,31 @@ def test_the_command_line() -> None:
             assert 'input {"path": "x"}' in shown.out and triggered.out.strip() in shown.out
             as_json = (await treadle(host, "schedules", "show", "nightly", "-o", "json")).json
             assert as_json["recent"][0]["cause"] == "trigger" and len(as_json["upcoming"]) == 5
+            span = (
+                "--start",
+                "2099-01-01T00:00+01:00",
+                "--until",
+                "2099-01-02T00:00Z",
+                "--tag",
+                "team=crm",
+                "--tag",
+                "n=1",
+            )
+            bound = (await treadle(host, "schedules", "change", "nightly", *span, "-o", "json")).json
+            assert (bound["start"], bound["until"]) == (
+                "2099-01-01T00:00:00.000+01:00",
+                "2099-01-02T01:00:00.000+01:00",
+            )
+            assert (bound["tags"], bound["upcoming"][0]) == ({"n": "1", "team": "crm"}, "2099-01-01T01:00:00.000+01:00")
+            drawn = (await treadle(host, "schedules", "show", "nightly")).out
+            assert (
+                "from 2099-01-01 00:00:00+01:00 until 2099-01-02 01:00:00+01:00" in drawn and "n=1, team=crm" in drawn
+            )
+            freed = ("--start", "0", "--until", "0", "--untagged")
+            free = (await treadle(host, "schedules", "change", "nightly", *freed, "-o", "json")).json
+            assert (free["start"], free["until"], free["tags"]) == (None, None, {}) and free["upcoming"][0] < "2099"
+            zoneless = await treadle(host, "schedules", "change", "nightly", "--until", "2099-01-01T00:00")
+            assert zoneless.code == 2 and "with its zone" in zoneless.err
             assert (await treadle(host, "schedules", "delete", "nightly")).code == 0
             assert (await treadle(host, "schedules", "show", "nightly")).code == 3
             wrong = await treadle(host, "schedules", "create", "n", "w", "--cron", "* *", "--pool", "p")

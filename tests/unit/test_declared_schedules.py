@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from treadle.client.calls import scheduled_call
 from treadle.protocol.errors import ConfigError, PayloadError
 from treadle.protocol.schedules import overlap_name, overlap_of
 from treadle.v1 import history_pb2 as h
-from treadle.v1.common_pb2 import Payload
+from treadle.v1.common_pb2 import Payload, Tag
 from treadle.v1.schedule_pb2 import (
     OCCURRENCE_CAUSE_BACKFILL,
     OVERLAP_POLICY_QUEUE_ALL,
@@ -28,6 +28,8 @@ from treadle.worker.loop.port import RunContext
 from treadle.worker.worker import Worker
 
 MS = 1_795_000_000_000
+JANUARY = datetime(2027, 1, 1, tzinfo=timezone(timedelta(hours=1)))
+FEBRUARY = datetime(2027, 2, 1, tzinfo=UTC)
 
 
 def occurrence(cause: OccurrenceCause.ValueType = OCCURRENCE_CAUSE_BACKFILL) -> WireOccurrence:
@@ -65,6 +67,16 @@ def test_a_decorator_declares_a_schedule() -> None:
         timeout_ms=7_200_000,
     )
 
+    @workflow(cron="@daily", start=JANUARY, until=FEBRUARY, tags={"team": "crm", "n": 3})
+    async def for_a_month() -> None: ...
+
+    assert for_a_month.schedule == ScheduleSpec(
+        cron="@daily",
+        start_ms=1_798_758_000_000,
+        until_ms=1_801_440_000_000,
+        tags=[Tag(key="n", value="3"), Tag(key="team", value="crm")],
+    )
+
     @workflow(every=timedelta(minutes=5))
     async def often(n: int = 3) -> None: ...
 
@@ -91,6 +103,12 @@ def test_a_decorator_declares_a_schedule() -> None:
         ({"every": "soon"}, "every 'soon'"),
         ({"every": "1h", "overlap": "maybe"}, "overlap 'maybe': use one of skip, queue-one"),
         ({"every": "1h", "jitter": "-1s"}, "jitter"),
+        ({"until": FEBRUARY, "tags": {"a": 1}}, "until, tags: this belongs to a schedule"),
+        ({"every": "1h", "start": datetime(2027, 2, 1)}, "start .*give a datetime with a zone"),
+        ({"every": "1h", "until": "2027-02-01"}, "until '2027-02-01': give a datetime with a zone"),
+        ({"every": "1h", "start": FEBRUARY, "until": JANUARY}, "until .* lies before start"),
+        ({"every": "1h", "start": datetime(1969, 1, 1, tzinfo=UTC)}, "give a time after 1970"),
+        ({"every": "1h", "tags": {"a=b": "c"}}, "tag 'a=b'"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_where_it_is_written(options: dict[str, Any], said: str) -> None:

@@ -68,6 +68,10 @@ def _draw(schedule: ScheduleInfo) -> None:
     )
     limit = f", timeout {_span(schedule.timeout)}" if schedule.timeout is not None else ""
     print(f"  overlap {schedule.overlap}, catch-up {_span(schedule.catch_up)}, jitter {_span(schedule.jitter)}{limit}")
+    if schedule.start is not None or schedule.until is not None:
+        print(f"  from {_clock(schedule.start) or 'ever'} until {_clock(schedule.until) or 'ever'}")
+    if schedule.tags:
+        print(f"  tags {', '.join(f'{key}={value}' for key, value in schedule.tags.items())}")
     if schedule.input is not None:
         print(f"  input {dumps(plain_payload(schedule.input))}")
     if schedule.upcoming:
@@ -136,6 +140,9 @@ def plain_schedule(schedule: ScheduleInfo) -> dict[str, Any]:
         "catch_up_s": schedule.catch_up.total_seconds(),
         "jitter_s": schedule.jitter.total_seconds(),
         "timeout_s": schedule.timeout.total_seconds() if schedule.timeout is not None else None,
+        "start": _iso(schedule.start) if schedule.start is not None else None,
+        "until": _iso(schedule.until) if schedule.until is not None else None,
+        "tags": dict(schedule.tags),
         "declared": schedule.declared,
         "pause_reason": schedule.pause_reason,
         "reason": schedule.reason,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from treadle.cli.json_input import read_object
-from treadle.cli.options import Connection, Output, OutputOption
+from treadle.cli.options import Connection, Output, OutputOption, TagOption, read_tags
 
 if TYPE_CHECKING:
     from treadle.client import ScheduleInfo
@@ -32,6 +33,9 @@ async def create(
     catch_up: str = "1m",
     jitter: str | None = None,
     timeout: str | None = None,
+    start: str | None = None,
+    until: str | None = None,
+    tag: TagOption = None,
     pool: str | None = None,
     paused: Flag = False,
     output: OutputOption = "table",
@@ -61,6 +65,12 @@ async def create(
         Each run starts up to so much later.
     timeout
         Longest duration of each run.
+    start
+        The first time at which it may be due, with its zone: 2027-01-01T00:00+01:00.
+    until
+        The last one, included.
+    tag
+        What its runs are found by: customer=42. May be repeated.
     pool
         Pool whose workers execute it; the one where the workflow is registered otherwise.
     paused
@@ -80,6 +90,9 @@ async def create(
             catch_up=catch_up,
             jitter=jitter,
             timeout=timeout,
+            start=_instant("--start", start),
+            until=_instant("--until", until),
+            tags=read_tags(tag),
             pool=pool,
             paused=paused,
         )
@@ -98,6 +111,10 @@ async def change(
     catch_up: str | None = None,
     jitter: str | None = None,
     timeout: str | None = None,
+    start: str | None = None,
+    until: str | None = None,
+    tag: TagOption = None,
+    untagged: Flag = False,
     workflow: str | None = None,
     pool: str | None = None,
     output: OutputOption = "table",
@@ -109,8 +126,12 @@ async def change(
     ----------
     schedule
         Its name.
-    cron, tz, every, input, overlap, catch_up, jitter, timeout, pool
-        As for `create`; --cron replaces --every, and the other way round.
+    cron, tz, every, input, overlap, catch_up, jitter, timeout, start, until, pool
+        As for `create`; --cron replaces --every, and the other way round; 0 takes a timeout, a start or an end away.
+    tag
+        All tags of its runs from now on.
+    untagged
+        They have none from now on.
     workflow
         Name of another workflow.
     """
@@ -126,6 +147,9 @@ async def change(
             catch_up=catch_up,
             jitter=jitter,
             timeout=timeout,
+            start=0 if start == "0" else _instant("--start", start),
+            until=0 if until == "0" else _instant("--until", until),
+            tags={} if untagged else read_tags(tag) or None,
             workflow=workflow,
             pool=pool,
             arguments=arguments,
@@ -244,6 +268,21 @@ async def delete(schedule: str, /, *, output: OutputOption = "table", connection
         await client.schedules.delete(schedule)
     emit_one({"schedule": schedule, "deleted": True}, output, lambda: note(f"schedule {schedule} is deleted"))
     return 0
+
+
+def _instant(option: str, text: str | None) -> datetime | None:
+    """Return the time that is meant. Raises ConfigError: it is none, or has no zone."""
+    from treadle.protocol.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        when = None
+    if when is None or when.tzinfo is None:
+        raise ConfigError(f"{option} {text!r}: write a time with its zone, like 2027-01-01T00:00+01:00")
+    return when
 
 
 def _told(schedule: ScheduleInfo, what: str, output: Output) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from enum import Enum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
@@ -84,7 +84,7 @@ class ScheduleInfo:
         workflow, pool: What it starts, and where.
         status: In one word.
         cron, timezone, every: When. `every` is None for a cron line, `cron` is "" for an interval; "" is UTC.
-        overlap, catch_up, jitter, timeout: See `Schedules.create`.
+        overlap, catch_up, jitter, timeout, start, until, tags: See `Schedules.create`.
         declared: It comes from `@workflow(cron=…)` or `every=`.
         pause_reason: Why it is paused.
         reason: Why its runs would not get on (no worker has the workflow); "" otherwise.
@@ -111,6 +111,9 @@ class ScheduleInfo:
     catch_up: timedelta
     jitter: timedelta
     timeout: timedelta | None
+    start: datetime | None
+    until: datetime | None
+    tags: Mapping[str, str]
     declared: bool
     pause_reason: str
     reason: str
@@ -157,6 +160,9 @@ class Schedules:
         catch_up: Duration = "1m",
         jitter: Duration | None = None,
         timeout: Duration | None = None,
+        start: datetime | None = None,
+        until: datetime | None = None,
+        tags: Mapping[str, str | int] | None = None,
         pool: str | None = None,
         paused: bool = False,
     ) -> ScheduleInfo:
@@ -174,6 +180,9 @@ class Schedules:
             catch_up: What could not be started in so long, because no server was there, is missed.
             jitter: Each run starts up to so much later.
             timeout: Longest duration of each run; None: the function's own, or no limit.
+            start, until: The first and the last time at which an occurrence may be due, both included; with a zone. None: no
+                bound.
+            tags: Of each run.
             pool: Pool whose workers execute the workflow; None: the function's own, or where the name is registered.
             paused: Nothing is started until somebody resumes it.
 
@@ -184,7 +193,18 @@ class Schedules:
         """
         spec, payload = scheduled_call(workflow, args)
         spec.MergeFrom(
-            timing(f"schedule {id}", cron=cron, tz=tz, every=every, overlap=overlap, catch_up=catch_up, jitter=jitter)
+            timing(
+                f"schedule {id}",
+                cron=cron,
+                tz=tz,
+                every=every,
+                overlap=overlap,
+                catch_up=catch_up,
+                jitter=jitter,
+                start=start,
+                until=until,
+                tags=tags,
+            )
         )
         spec.pool = pool or spec.pool
         if timeout is not None:
@@ -227,6 +247,9 @@ class Schedules:
         catch_up: Duration | None = None,
         jitter: Duration | None = None,
         timeout: Duration | None = None,
+        start: datetime | Literal[0] | None = None,
+        until: datetime | Literal[0] | None = None,
+        tags: Mapping[str, str | int] | None = None,
         workflow: str | None = None,
         pool: str | None = None,
         arguments: Mapping[str, Any] | None = None,
@@ -234,7 +257,8 @@ class Schedules:
         """Change what is given, and leave the rest: see `create`. `cron` replaces `every`, and the other way round.
 
         Args:
-            timeout: 0 takes the limit away.
+            timeout, start, until: 0 takes the limit away.
+            tags: All of them; an empty mapping takes them away.
             arguments: Of each run, by parameter name.
 
         Raises:
@@ -243,7 +267,16 @@ class Schedules:
             ConfigError, FieldInvalid: Nothing is given, or the timing cannot be kept.
         """
         spec = timing(
-            f"schedule {id}", cron=cron, tz=tz, every=every, overlap=overlap, catch_up=catch_up, jitter=jitter
+            f"schedule {id}",
+            cron=cron,
+            tz=tz,
+            every=every,
+            overlap=overlap,
+            catch_up=catch_up,
+            jitter=jitter,
+            start=start,
+            until=until,
+            tags=tags,
         )
         spec.workflow, spec.pool = workflow or "", pool or ""
         spec.timeout_ms = to_whole_ms(timeout, name=f"schedule {id}: timeout") if timeout is not None else 0
@@ -255,6 +288,9 @@ class Schedules:
             "catch_up_ms": catch_up,
             "jitter_ms": jitter,
             "timeout_ms": timeout,
+            "start_ms": start,
+            "until_ms": until,
+            "tags": tags,
             "workflow": workflow,
             "pool": pool,
             "input": arguments,
@@ -366,6 +402,9 @@ def schedule_info(schedule: Schedule) -> ScheduleInfo:
         catch_up=timedelta(milliseconds=spec.catch_up_ms or 60_000),
         jitter=timedelta(milliseconds=spec.jitter_ms),
         timeout=timedelta(milliseconds=spec.timeout_ms) if spec.timeout_ms else None,
+        start=_when(spec.start_ms, zone) if spec.start_ms else None,
+        until=_when(spec.until_ms, zone) if spec.until_ms else None,
+        tags={tag.key: tag.value for tag in spec.tags},
         declared=record.declared,
         pause_reason=record.pause_reason,
         reason=schedule.reason,

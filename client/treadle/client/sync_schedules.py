@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from treadle.client.calls import WorkflowLike
 from treadle.client.schedules import ScheduleInfo, Schedules
@@ -38,6 +38,9 @@ class SyncSchedules:
         catch_up: Duration = "1m",
         jitter: Duration | None = None,
         timeout: Duration | None = None,
+        start: datetime | None = None,
+        until: datetime | None = None,
+        tags: Mapping[str, str | int] | None = None,
         pool: str | None = None,
         paused: bool = False,
     ) -> ScheduleInfo:
@@ -54,6 +57,9 @@ class SyncSchedules:
                 catch_up=catch_up,
                 jitter=jitter,
                 timeout=timeout,
+                start=start,
+                until=until,
+                tags=tags,
                 pool=pool,
                 paused=paused,
             )
@@ -79,6 +85,9 @@ class SyncSchedules:
         catch_up: Duration | None = None,
         jitter: Duration | None = None,
         timeout: Duration | None = None,
+        start: datetime | Literal[0] | None = None,
+        until: datetime | Literal[0] | None = None,
+        tags: Mapping[str, str | int] | None = None,
         workflow: str | None = None,
         pool: str | None = None,
         arguments: Mapping[str, Any] | None = None,
@@ -94,6 +103,9 @@ class SyncSchedules:
                 catch_up=catch_up,
                 jitter=jitter,
                 timeout=timeout,
+                start=start,
+                until=until,
+                tags=tags,
                 workflow=workflow,
                 pool=pool,
                 arguments=arguments,

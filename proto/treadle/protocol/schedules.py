@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal
 
 from treadle.protocol.durations import Duration, to_ms
-from treadle.protocol.errors import ConfigError
+from treadle.protocol.errors import ConfigError, FieldInvalid
+from treadle.protocol.tags import tags_of
 from treadle.v1.schedule_pb2 import (
     OVERLAP_POLICY_ALLOW,
     OVERLAP_POLICY_CANCEL,
@@ -25,6 +28,7 @@ has the open run cancelled or terminated and starts then; or starts beside it.""
 
 CRON_FIELDS: Final = 5
 MIN_EVERY_MS: Final = 1_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _OVERLAPS: Final[dict[str, OverlapPolicy.ValueType]] = {
     "skip": OVERLAP_POLICY_SKIP,
@@ -63,6 +67,9 @@ def timing(
     overlap: str | None,
     catch_up: Duration | None,
     jitter: Duration | None,
+    start: datetime | Literal[0] | None = None,
+    until: datetime | Literal[0] | None = None,
+    tags: Mapping[str, str | int] | None = None,
 ) -> ScheduleSpec:
     """Return these as they go over the wire. Of a cron line the number of fields is checked here, the rest by the server.
 
@@ -85,4 +92,22 @@ def timing(
         spec.catch_up_ms = to_ms(catch_up, name=f"{what}: catch_up")
     if jitter is not None:
         spec.jitter_ms = to_ms(jitter, name=f"{what}: jitter")
+    spec.start_ms, spec.until_ms = _instant(f"{what}: start", start), _instant(f"{what}: until", until)
+    if spec.start_ms and 0 < spec.until_ms < spec.start_ms:
+        raise ConfigError(f"{what}: until {until} lies before start {start}")
+    try:
+        spec.tags.extend(tags_of(tags or {}))
+    except FieldInvalid as error:
+        raise ConfigError(f"{what}: {error}") from None
     return spec
+
+
+def _instant(what: str, when: Any) -> int:
+    if not when:
+        return 0
+    if not isinstance(when, datetime) or when.tzinfo is None:
+        raise ConfigError(f"{what} {when!r}: give a datetime with a zone, as in datetime(2027, 1, 1, tzinfo=UTC)")
+    since: int = (when - _EPOCH) // timedelta(milliseconds=1)
+    if since <= 0:
+        raise ConfigError(f"{what} {when}: give a time after 1970")
+    return since

@@ -22,29 +22,30 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from treadle.v1 import common_pb2 as treadle_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19treadle/v1/schedule.proto\x12\ntreadle.v1\"\xc8\x01\n\x0cScheduleSpec\x12\x10\n\x08workflow\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0c\n\x04\x63ron\x18\x03 \x01(\t\x12\x10\n\x08timezone\x18\x04 \x01(\t\x12\x10\n\x08\x65very_ms\x18\x05 \x01(\x03\x12*\n\x07overlap\x18\x06 \x01(\x0e\x32\x19.treadle.v1.OverlapPolicy\x12\x13\n\x0b\x63\x61tch_up_ms\x18\x07 \x01(\x03\x12\x11\n\tjitter_ms\x18\x08 \x01(\x03\x12\x12\n\ntimeout_ms\x18\t \x01(\x03\"\x8b\x01\n\nOccurrence\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12\x14\n\x0cscheduled_ms\x18\x02 \x01(\x03\x12\x10\n\x08timezone\x18\x03 \x01(\t\x12*\n\x05\x63\x61use\x18\x04 \x01(\x0e\x32\x1b.treadle.v1.OccurrenceCause\x12\x14\n\x0cutc_offset_s\x18\x05 \x01(\x05\"\xc4\x01\n\x10OccurrenceRecord\x12\x14\n\x0cscheduled_ms\x18\x01 \x01(\x03\x12*\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x1b.treadle.v1.OccurrenceCause\x12(\n\x04\x66\x61te\x18\x03 \x01(\x0e\x32\x1a.treadle.v1.OccurrenceFate\x12\x12\n\ndecided_ms\x18\x04 \x01(\x03\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\x0e\n\x06\x62\x65side\x18\x06 \x01(\x08\x12\x10\n\x08stopping\x18\x07 \x01(\x08\"P\n\x0e\x42\x61\x63kfillRecord\x12\x0f\n\x07next_ms\x18\x01 \x01(\x03\x12\x10\n\x08until_ms\x18\x02 \x01(\x03\x12\x0c\n\x04left\x18\x03 \x01(\r\x12\r\n\x05\x61llow\x18\x04 \x01(\x08\"\xc6\x03\n\x0eScheduleRecord\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12&\n\x04spec\x18\x02 \x01(\x0b\x32\x18.treadle.v1.ScheduleSpec\x12\x12\n\nchanged_ms\x18\x03 \x01(\x03\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12\x14\n\x0cpause_reason\x18\x05 \x01(\t\x12\x10\n\x08\x64\x65\x63lared\x18\x06 \x01(\x08\x12\x10\n\x08orphaned\x18\x07 \x01(\x08\x12\x0f\n\x07next_ms\x18\x08 \x01(\x03\x12*\n\x04open\x18\t \x03(\x0b\x32\x1c.treadle.v1.OccurrenceRecord\x12+\n\x05queue\x18\n \x03(\x0b\x32\x1c.treadle.v1.OccurrenceRecord\x12-\n\tbackfills\x18\x0b \x03(\x0b\x32\x1a.treadle.v1.BackfillRecord\x12,\n\x06recent\x18\x0c \x03(\x0b\x32\x1c.treadle.v1.OccurrenceRecord\x12\x0e\n\x06missed\x18\r \x03(\x03\x12\x14\n\x0cmissed_count\x18\x0e \x01(\x04\x12\x15\n\rskipped_count\x18\x0f \x01(\x04\x12\x15\n\rstarted_count\x18\x10 \x01(\x04*\xd7\x01\n\rOverlapPolicy\x12\x1e\n\x1aOVERLAP_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13OVERLAP_POLICY_SKIP\x10\x01\x12\x1c\n\x18OVERLAP_POLICY_QUEUE_ONE\x10\x02\x12\x1c\n\x18OVERLAP_POLICY_QUEUE_ALL\x10\x03\x12\x19\n\x15OVERLAP_POLICY_CANCEL\x10\x04\x12\x1c\n\x18OVERLAP_POLICY_TERMINATE\x10\x05\x12\x18\n\x14OVERLAP_POLICY_ALLOW\x10\x06*\x8b\x01\n\x0fOccurrenceCause\x12 \n\x1cOCCURRENCE_CAUSE_UNSPECIFIED\x10\x00\x12\x19\n\x15OCCURRENCE_CAUSE_TIME\x10\x01\x12\x1c\n\x18OCCURRENCE_CAUSE_TRIGGER\x10\x02\x12\x1d\n\x19OCCURRENCE_CAUSE_BACKFILL\x10\x03*\xc0\x01\n\x0eOccurrenceFate\x12\x1f\n\x1bOCCURRENCE_FATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17OCCURRENCE_FATE_STARTED\x10\x01\x12\x1a\n\x16OCCURRENCE_FATE_QUEUED\x10\x02\x12\x1b\n\x17OCCURRENCE_FATE_SKIPPED\x10\x03\x12\x1a\n\x16OCCURRENCE_FATE_MISSED\x10\x04\x12\x1b\n\x17OCCURRENCE_FATE_EXISTED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19treadle/v1/schedule.proto\x12\ntreadle.v1\x1a\x17treadle/v1/common.proto\"\x8b\x02\n\x0cScheduleSpec\x12\x10\n\x08workflow\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0c\n\x04\x63ron\x18\x03 \x01(\t\x12\x10\n\x08timezone\x18\x04 \x01(\t\x12\x10\n\x08\x65very_ms\x18\x05 \x01(\x03\x12*\n\x07overlap\x18\x06 \x01(\x0e\x32\x19.treadle.v1.OverlapPolicy\x12\x13\n\x0b\x63\x61tch_up_ms\x18\x07 \x01(\x03\x12\x11\n\tjitter_ms\x18\x08 \x01(\x03\x12\x12\n\ntimeout_ms\x18\t \x01(\x03\x12\x10\n\x08start_ms\x18\n \x01(\x03\x12\x10\n\x08until_ms\x18\x0b \x01(\x03\x12\x1d\n\x04tags\x18\x0c \x03(\x0b\x32\x0f.treadle.v1.Tag\"\x8b\x01\n\nOccurrence\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12\x14\n\x0cscheduled_ms\x18\x02 \x01(\x03\x12\x10\n\x08timezone\x18\x03 \x01(\t\x12*\n\x05\x63\x61use\x18\x04 \x01(\x0e\x32\x1b.treadle.v1.OccurrenceCause\x12\x14\n\x0cutc_offset_s\x18\x05 \x01(\x05\"\xc4\x01\n\x10OccurrenceRecord\x12\x14\n\x0cscheduled_ms\x18\x01 \x01(\x03\x12*\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x1b.treadle.v1.OccurrenceCause\x12(\n\x04\x66\x61te\x18\x03 \x01(\x0e\x32\x1a.treadle.v1.OccurrenceFate\x12\x12\n\ndecided_ms\x18\x04 \x01(\x03\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\x0e\n\x06\x62\x65side\x18\x06 \x01(\x08\x12\x10\n\x08stopping\x18\x07 \x01(\x08\"P\n\x0e\x42\x61\x63kfillRecord\x12\x0f\n\x07next_ms\x18\x01 \x01(\x03\x12\x10\n\x08until_ms\x18\x02 \x01(\x03\x12\x0c\n\x04left\x18\x03 \x01(\r\x12\r\n\x05\x61llow\x18\x04 \x01(\x08\"\xc6\x03\n\x0eScheduleRecord\x12\x13\n\x0bschedule_id\x18\x01 \x01(\t\x12&\n\x04spec\x18\x02 \x01(\x0b\x32\x18.treadle.v1.ScheduleSpec\x12\x12\n\nchanged_ms\x18\x03 \x01(\x03\x12\x0e\n\x06paused\x18\x04 \x01(\x08\x12\x14\n\x0cpause_reason\x18\x05 \x01(\t\x12\x10\n\x08\x64\x65\x63lared\x18\x06 \x01(\x08\x12\x10\n\x08orphaned\x18\x07 \x01(\x08\x12\x0f\n\x07next_ms\x18\x08 \x01(\x03\x12*\n\x04open\x18\t \x03(\x0b\x32\x1c.treadle.v1.OccurrenceRecord\x12+\n\x05queue\x18\n \x03(\x0b\x32\x1c.treadle.v1.OccurrenceRecord\x12-\n\tbackfills\x18\x0b \x03(\x0b\x32\x1a.treadle.v1.BackfillRecord\x12,\n\x06recent\x18\x0c \x03(\x0b\x32\x1c.treadle.v1.OccurrenceRecord\x12\x0e\n\x06missed\x18\r \x03(\x03\x12\x14\n\x0cmissed_count\x18\x0e \x01(\x04\x12\x15\n\rskipped_count\x18\x0f \x01(\x04\x12\x15\n\rstarted_count\x18\x10 \x01(\x04*\xd7\x01\n\rOverlapPolicy\x12\x1e\n\x1aOVERLAP_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13OVERLAP_POLICY_SKIP\x10\x01\x12\x1c\n\x18OVERLAP_POLICY_QUEUE_ONE\x10\x02\x12\x1c\n\x18OVERLAP_POLICY_QUEUE_ALL\x10\x03\x12\x19\n\x15OVERLAP_POLICY_CANCEL\x10\x04\x12\x1c\n\x18OVERLAP_POLICY_TERMINATE\x10\x05\x12\x18\n\x14OVERLAP_POLICY_ALLOW\x10\x06*\x8b\x01\n\x0fOccurrenceCause\x12 \n\x1cOCCURRENCE_CAUSE_UNSPECIFIED\x10\x00\x12\x19\n\x15OCCURRENCE_CAUSE_TIME\x10\x01\x12\x1c\n\x18OCCURRENCE_CAUSE_TRIGGER\x10\x02\x12\x1d\n\x19OCCURRENCE_CAUSE_BACKFILL\x10\x03*\xc0\x01\n\x0eOccurrenceFate\x12\x1f\n\x1bOCCURRENCE_FATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17OCCURRENCE_FATE_STARTED\x10\x01\x12\x1a\n\x16OCCURRENCE_FATE_QUEUED\x10\x02\x12\x1b\n\x17OCCURRENCE_FATE_SKIPPED\x10\x03\x12\x1a\n\x16OCCURRENCE_FATE_MISSED\x10\x04\x12\x1b\n\x17OCCURRENCE_FATE_EXISTED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'treadle.v1.schedule_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OVERLAPPOLICY']._serialized_start=1125
-  _globals['_OVERLAPPOLICY']._serialized_end=1340
-  _globals['_OCCURRENCECAUSE']._serialized_start=1343
-  _globals['_OCCURRENCECAUSE']._serialized_end=1482
-  _globals['_OCCURRENCEFATE']._serialized_start=1485
-  _globals['_OCCURRENCEFATE']._serialized_end=1677
-  _globals['_SCHEDULESPEC']._serialized_start=42
-  _globals['_SCHEDULESPEC']._serialized_end=242
-  _globals['_OCCURRENCE']._serialized_start=245
-  _globals['_OCCURRENCE']._serialized_end=384
-  _globals['_OCCURRENCERECORD']._serialized_start=387
-  _globals['_OCCURRENCERECORD']._serialized_end=583
-  _globals['_BACKFILLRECORD']._serialized_start=585
-  _globals['_BACKFILLRECORD']._serialized_end=665
-  _globals['_SCHEDULERECORD']._serialized_start=668
-  _globals['_SCHEDULERECORD']._serialized_end=1122
+  _globals['_OVERLAPPOLICY']._serialized_start=1217
+  _globals['_OVERLAPPOLICY']._serialized_end=1432
+  _globals['_OCCURRENCECAUSE']._serialized_start=1435
+  _globals['_OCCURRENCECAUSE']._serialized_end=1574
+  _globals['_OCCURRENCEFATE']._serialized_start=1577
+  _globals['_OCCURRENCEFATE']._serialized_end=1769
+  _globals['_SCHEDULESPEC']._serialized_start=67
+  _globals['_SCHEDULESPEC']._serialized_end=334
+  _globals['_OCCURRENCE']._serialized_start=337
+  _globals['_OCCURRENCE']._serialized_end=476
+  _globals['_OCCURRENCERECORD']._serialized_start=479
+  _globals['_OCCURRENCERECORD']._serialized_end=675
+  _globals['_BACKFILLRECORD']._serialized_start=677
+  _globals['_BACKFILLRECORD']._serialized_end=757
+  _globals['_SCHEDULERECORD']._serialized_start=760
+  _globals['_SCHEDULERECORD']._serialized_end=1214
 # @@protoc_insertion_point(module_scope)

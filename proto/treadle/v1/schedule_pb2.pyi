@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from treadle.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -138,6 +139,9 @@ class ScheduleSpec(_message.Message):
     CATCH_UP_MS_FIELD_NUMBER: _builtins.int
     JITTER_MS_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    START_MS_FIELD_NUMBER: _builtins.int
+    UNTIL_MS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Workflow to start."""
     pool: _builtins.str
@@ -156,6 +160,14 @@ class ScheduleSpec(_message.Message):
     """Each occurrence starts up to so much later (ms), by a share that is the same whoever computes it."""
     timeout_ms: _builtins.int
     """Longest duration of each run (ms); 0 means no limit."""
+    start_ms: _builtins.int
+    """The first instant at which an occurrence may be due, without jitter (ms since 1970); 0: there is no such bound."""
+    until_ms: _builtins.int
+    """The last one, included; 0: there is no such bound."""
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Tag]:
+        """Tags of each run, sorted by key."""
+
     def __init__(
         self,
         *,
@@ -168,10 +180,13 @@ class ScheduleSpec(_message.Message):
         catch_up_ms: _builtins.int = ...,
         jitter_ms: _builtins.int = ...,
         timeout_ms: _builtins.int = ...,
+        start_ms: _builtins.int = ...,
+        until_ms: _builtins.int = ...,
+        tags: _abc.Iterable[_common_pb2.Tag] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up_ms", b"catch_up_ms", "cron", b"cron", "every_ms", b"every_ms", "jitter_ms", b"jitter_ms", "overlap", b"overlap", "pool", b"pool", "timeout_ms", b"timeout_ms", "timezone", b"timezone", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up_ms", b"catch_up_ms", "cron", b"cron", "every_ms", b"every_ms", "jitter_ms", b"jitter_ms", "overlap", b"overlap", "pool", b"pool", "start_ms", b"start_ms", "tags", b"tags", "timeout_ms", b"timeout_ms", "timezone", b"timezone", "until_ms", b"until_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -924,6 +924,7 @@ class StartScheduled(_message.Message):
     PARENT_FIELD_NUMBER: _builtins.int
     OCCURRENCE_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Name of the workflow."""
     pool: _builtins.str
@@ -942,6 +943,10 @@ class StartScheduled(_message.Message):
     def occurrence(self) -> _schedule_pb2.Occurrence:
         """Which occurrence it is."""
 
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Tag]:
+        """Its tags, sorted by key."""
+
     def __init__(
         self,
         *,
@@ -951,10 +956,11 @@ class StartScheduled(_message.Message):
         parent: _common_pb2.ParentRun | None = ...,
         occurrence: _schedule_pb2.Occurrence | None = ...,
         timeout_ms: _builtins.int = ...,
+        tags: _abc.Iterable[_common_pb2.Tag] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "occurrence", b"occurrence", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "occurrence", b"occurrence", "parent", b"parent", "pool", b"pool", "timeout_ms", b"timeout_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "occurrence", b"occurrence", "parent", b"parent", "pool", b"pool", "tags", b"tags", "timeout_ms", b"timeout_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

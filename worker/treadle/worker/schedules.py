@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from datetime import datetime
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -28,6 +30,9 @@ class Timing:
     overlap: Overlap | None = None
     catch_up: Duration | None = None
     jitter: Duration | None = None
+    start: datetime | None = None
+    until: datetime | None = None
+    tags: Mapping[str, str | int] | None = None
 
 
 def declared(what: str, signature: Signature, wanted: Timing) -> wire.ScheduleSpec | None:
@@ -39,7 +44,8 @@ def declared(what: str, signature: Signature, wanted: Timing) -> wire.ScheduleSp
     if wanted == Timing():
         return None
     if wanted.cron is None and wanted.every is None:
-        raise ConfigError(f"{what}: tz, overlap, catch_up and jitter belong to a schedule: give cron or every too")
+        given = [item.name for item in fields(wanted) if getattr(wanted, item.name) is not None]
+        raise ConfigError(f"{what}: {', '.join(given)}: this belongs to a schedule; give cron or every too")
     if wanted.cron is not None and wanted.every is not None:
         raise ConfigError(f"{what}: give cron or every, not both")
     spec = timing(what, **{item.name: getattr(wanted, item.name) for item in fields(wanted)})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from datetime import datetime
 from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, overload
 
 from treadle.protocol.durations import Duration, positive_ms
@@ -157,6 +158,9 @@ def workflow(
     overlap: Overlap | None = None,
     catch_up: Duration | None = None,
     jitter: Duration | None = None,
+    start: datetime | None = None,
+    until: datetime | None = None,
+    tags: Mapping[str, str | int] | None = None,
     on_failure: Hook | None = None,
     version: str | None = None,
     on: str | Iterable[str] | None = None,
@@ -175,6 +179,9 @@ def workflow(
     overlap: Overlap | None = None,
     catch_up: Duration | None = None,
     jitter: Duration | None = None,
+    start: datetime | None = None,
+    until: datetime | None = None,
+    tags: Mapping[str, str | int] | None = None,
     on_failure: Hook | None = None,
     version: str | None = None,
     on: str | Iterable[str] | None = None,
@@ -197,6 +204,8 @@ def workflow(
             "cancel", "terminate" or "allow".
         catch_up: What could not be started in so long, because no server was there, is missed. Default: "1m".
         jitter: Each run starts up to so much later, to spread load. Default: none.
+        start, until: The first and the last time at which it may be due, both included; with a zone. Default: none.
+        tags: Of the runs that are started so. Default: none.
         on_failure: A step or workflow that is called once with a FailedRun after a run of it has failed. Default: none.
         version: Pins runs to it: a run that starts with this version goes only to workers that have it, until it ends. An
             app may have several versions of one name. Default: none; runs go to any worker that has the name.
@@ -208,7 +217,17 @@ def workflow(
     Raises:
         ConfigError: A name, a hint or the timing is wrong, or it is not an `async def`.
     """
-    timing = Timing(cron=cron, tz=tz, every=every, overlap=overlap, catch_up=catch_up, jitter=jitter)
+    timing = Timing(
+        cron=cron,
+        tz=tz,
+        every=every,
+        overlap=overlap,
+        catch_up=catch_up,
+        jitter=jitter,
+        start=start,
+        until=until,
+        tags=tags,
+    )
 
     def decorate(target: Callable[..., Coroutine[Any, Any, Any]]) -> Workflow[..., Any]:
         return Workflow(

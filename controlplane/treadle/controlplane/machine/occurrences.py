@@ -21,6 +21,7 @@ from zoneinfo import ZoneInfo
 
 from treadle.protocol.errors import FieldInvalid
 from treadle.protocol.ids import RunKey
+from treadle.protocol.tags import tags_of
 from treadle.v1.schedule_pb2 import OverlapPolicy, ScheduleSpec
 
 __all__ = (
@@ -48,6 +49,7 @@ _TIMEOUT_MS = (0, 3_650 * DAY_MS)
 _CRON_LIMIT = 200
 _LATEST_MS = 250_000_000_000_000
 """In the year 9892: what comes later can be reckoned by no calendar here."""
+_BOUND_MS = (0, _LATEST_MS - 1)
 _NICKNAMES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -95,8 +97,21 @@ def check(spec: ScheduleSpec) -> None:
         _in_range("catch_up_ms", spec.catch_up_ms, _CATCH_UP_MS)
     _in_range("jitter_ms", spec.jitter_ms, _JITTER_MS)
     _in_range("timeout_ms", spec.timeout_ms, _TIMEOUT_MS)
+    _check_bounds(spec)
+    tags_of(spec.tags)
     if spec.overlap not in OverlapPolicy.values():
         raise FieldInvalid(f"overlap {spec.overlap}: unknown to this server", field="overlap")
+
+
+def _check_bounds(spec: ScheduleSpec) -> None:
+    _in_range("start_ms", spec.start_ms, _BOUND_MS)
+    _in_range("until_ms", spec.until_ms, _BOUND_MS)
+    if spec.until_ms and not after(spec, 0):
+        raise FieldInvalid(
+            f"until_ms {spec.until_ms}: there is no occurrence between its start and its end",
+            field="until_ms",
+            remedy="both are included; end it later, or pause or delete it",
+        )
 
 
 def _in_range(name: str, value: int, bounds: tuple[int, int]) -> None:
@@ -156,7 +171,12 @@ def _check_cron(cron: str) -> None:
 
 # --- reckoning -----------------------------------------------------------------------------------------------------------
 def after(spec: ScheduleSpec, ms: int) -> int:
-    """Return the first occurrence behind this instant; 0: there is none."""
+    """Return the first occurrence behind this instant, between start and end of the schedule; 0: there is none."""
+    at = _after(spec, max(ms, spec.start_ms - 1))
+    return 0 if spec.until_ms and at > spec.until_ms else at
+
+
+def _after(spec: ScheduleSpec, ms: int) -> int:
     if spec.every_ms:
         return (ms // spec.every_ms + 1) * spec.every_ms
     if not 0 <= ms < _LATEST_MS:
@@ -227,12 +247,14 @@ def come_due(record: RunKey, spec: ScheduleSpec, next_ms: int, now_ms: int, *, l
 def _leap(due: Due, spec: ScheduleSpec, before_ms: int) -> None:
     """Count the occurrences of an interval that lie before an instant, and keep the last ones."""
     count = max(0, -((due.next_ms - before_ms) // spec.every_ms))
-    if count:
+    if spec.until_ms:
+        count = min(count, (spec.until_ms - due.next_ms) // spec.every_ms + 1)
+    if count > 0:
         last = due.next_ms + (count - 1) * spec.every_ms
         kept = min(count, MISSED_KEPT)
         due.missed = [last - i * spec.every_ms for i in range(kept - 1, -1, -1)]
         due.missed_count = count
-        due.next_ms = last + spec.every_ms
+        due.next_ms = after(spec, last)
 
 
 def offset_s(spec: ScheduleSpec, ms: int) -> int:

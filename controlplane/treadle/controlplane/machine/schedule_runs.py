@@ -199,6 +199,7 @@ def _start(view: RunView, occurrence: OccurrenceRecord, *, beside: bool = False)
             input=Payload.FromString(data) if data else None,
             parent=_reference(view, occurrence),
             timeout_ms=spec.timeout_ms,
+            tags=spec.tags,
             occurrence=Occurrence(
                 schedule_id=record.schedule_id,
                 scheduled_ms=occurrence.scheduled_ms,
@@ -293,4 +294,5 @@ def start_request(letter: Letter) -> StartRun:
         parent=said.parent,
         occurrence=said.occurrence,
         timeout_ms=said.timeout_ms,
+        tags=said.tags,
     )

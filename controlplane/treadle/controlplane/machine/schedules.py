@@ -10,6 +10,7 @@ from typing import Final
 
 from treadle.protocol.errors import FieldInvalid, NotFound, Refused, RequestError, RunIdConflict, Unavailable
 from treadle.protocol.ids import SCHEDULES, RunKey
+from treadle.protocol.tags import tags_of
 from treadle.v1.schedule_pb2 import (
     OCCURRENCE_CAUSE_TRIGGER,
     OCCURRENCE_FATE_SKIPPED,
@@ -47,8 +48,17 @@ PREFIX: Final = SCHEDULES
 BACKFILLS: Final = 10
 BACKFILLED: Final = 1_000
 _REQUEST_IDS: Final = 16
-_TIMING: Final = frozenset(("cron", "every_ms", "timezone"))
-_CHANGEABLE: Final = _TIMING | {"workflow", "pool", "overlap", "catch_up_ms", "jitter_ms", "timeout_ms", "input"}
+_TIMING: Final = frozenset(("cron", "every_ms", "timezone", "start_ms", "until_ms"))
+_CHANGEABLE: Final = _TIMING | {
+    "workflow",
+    "pool",
+    "overlap",
+    "catch_up_ms",
+    "jitter_ms",
+    "timeout_ms",
+    "tags",
+    "input",
+}
 
 
 def record_of(namespace: str, schedule_id: str) -> RunKey:
@@ -184,6 +194,8 @@ def _filled(spec: ScheduleSpec) -> ScheduleSpec:
     filled = ScheduleSpec()
     filled.CopyFrom(spec)
     filled.overlap = spec.overlap or OVERLAP_POLICY_SKIP
+    del filled.tags[:]
+    filled.tags.extend(tags_of(spec.tags))
     return filled
 
 
@@ -252,6 +264,9 @@ def _change(view: RunView, request: ChangeSchedule) -> None:
     for name in request.fields:
         if name in ("cron", "every_ms"):
             spec.cron, spec.every_ms = request.spec.cron, request.spec.every_ms
+        elif name == "tags":
+            del spec.tags[:]
+            spec.tags.extend(request.spec.tags)
         elif name != "input":
             setattr(spec, name, getattr(request.spec, name))
     check(spec)
