@@ -113,6 +113,14 @@ async def _use(client: Client) -> None:
     scheduled = await client.schedules.trigger("often")
     assert await scheduled.result("30s") == SECRET
 
+    await client.schedules.create("nightly", failing, SECRET, every="1h")
+    again = await client.schedules.trigger("nightly")
+    with pytest.raises(RunFailed, match=SECRET):
+        await again.result("30s")
+    assert (await handled.get()).input == {"text": SECRET}
+    await again.retry(input={"text": "well"})
+    assert await again.result("30s") == SECRET
+
     wrong = await client.start(failing, SECRET, id="failing")
     with pytest.raises(RunFailed, match=SECRET):
         await wrong.result("30s")

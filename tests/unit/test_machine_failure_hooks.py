@@ -226,3 +226,13 @@ def test_the_first_event_is_not_mixed_up_with_another_that_is_looked_up() -> Non
     fires = Item(FireTimer("", closes=True), lambda reply: None, 0)
     assert fold(deque((asked, fires))) == [asked]
     assert fold(deque((fires, asked))) == [fires]
+
+
+def test_an_input_that_a_retry_gave_is_no_longer_that_of_the_schedule() -> None:
+    again = RunStarted(occurrence=Occurrence(schedule_id="nightly"), retry_of=7)
+    assert place_of("run_started", again, "ns", "r", {}) == Place("ns", "r", TO_RUN)
+    rig = started(occurrence=Occurrence(schedule_id="nightly"), retry_of=7)
+    own(rig)
+    let_it_close(rig)
+    info = the_start(rig)[1].failed_run
+    assert info is not None and info.schedule_id == ""

@@ -94,6 +94,8 @@ def place_of(kind: str, message: Any, namespace: str, run_id: str, children: Map
         return Place(namespace, run_id, TO_STEP, message.command_id)
     if kind.startswith(("step_", "attempt_")):
         return Place(namespace, run_id, FROM_STEP, message.command_id)
+    if kind == "run_started" and message.retry_of:  # whoever retried it gave it another input
+        return Place(namespace, run_id, TO_RUN)
     if kind == "run_started" and message.HasField("occurrence"):  # sealed once, for all runs of the schedule
         return place_of_schedule(namespace, message.occurrence.schedule_id)
     if kind == "run_started" and message.HasField("failed_run"):  # as it was sent to the run that failed

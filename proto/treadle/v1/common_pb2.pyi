@@ -701,7 +701,7 @@ class FailedRunInfo(_message.Message):
     input_omitted: _builtins.bool
     """Its arguments are left out: they are too large, or were no arguments that a client gave."""
     schedule_id: _builtins.str
-    """Of a run that a schedule started: the schedule, whose arguments they are."""
+    """Of a run that a schedule started, and that nobody gave others: the schedule, whose arguments they are."""
     @_builtins.property
     def failure(self) -> Global___Failure:
         """Why it failed."""

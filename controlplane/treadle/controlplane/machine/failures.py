@@ -85,7 +85,7 @@ def closed_unasked(view: RunView, failure: Failure) -> None:
 def _start_handler(view: RunView, failure: Failure) -> str:
     head, started = view.head, view.first_event().run_started
     info = FailedRunInfo(run_id=head.run_id, workflow=code_name(head.workflow, head.version), failure=failure)
-    info.schedule_id = started.occurrence.schedule_id
+    info.schedule_id = "" if started.retry_of else started.occurrence.schedule_id
     given = started.input
     size = given.blob.size if given.HasField("blob") else len(given.data)
     info.input_omitted = size > _INPUT_BYTES or started.HasField("failed_run")
