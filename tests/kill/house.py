@@ -307,13 +307,20 @@ class House:
     def until_nothing_waits(self, *, seconds: float = DEADLINE_S) -> None:
         """Wait until no job waits, no worker is busy and no run of this namespace is open."""
 
-        def idle() -> bool:
-            for pool in self.client.pools():
-                if pool.steps_ready or pool.runs_ready or pool.steps_running or pool.runs_open:
-                    return False
-            return not list(self.client.list(status=("running", "waiting", "needs-attention"), limit=1))
+        left: list[object] = []
 
-        until("nothing waits or runs any more", lambda: self._tried(idle), seconds=seconds)
+        def idle() -> bool:
+            pools = self.client.pools()
+            busy = [p for p in pools if p.steps_ready or p.runs_ready or p.steps_running or p.runs_open]
+            left[:] = busy or list(self.client.list(status=("running", "waiting", "needs-attention"), limit=3))
+            return not left
+
+        try:
+            until("nothing waits or runs any more", lambda: self._tried(idle), seconds=seconds)
+        except AssertionError as error:
+            error.add_note(f"left, when it was asked last: {left}")
+            self.show()
+            raise
 
     def kill_all(self) -> None:
         """SIGKILL everything at once: servers, workers, Redis, and RabbitMQ."""

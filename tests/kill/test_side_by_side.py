@@ -276,8 +276,10 @@ def small_workers(stage: Stage) -> Scene:
     assert stage.results(["small-2"]) == {"small-2": str(second.pid)}
     house.start("small-3", "call_quick", pool="small")
     until("what it has not waits", lambda: "step_waiting" in house.kinds("small-3"))
-    assert second.stop() == 0
     house.client.run("small-3").terminate()
+    house.start("small-4", "picture", width=640, height=480, gate="")  # behind the last copy of what it has not
+    assert stage.results(["small-4"]) == {"small-4": "160x120"}
+    assert second.stop() == 0
 
 
 # --- what is not there yet -------------------------------------------------------------------------------------------
