@@ -312,7 +312,8 @@ class House:
         def idle() -> bool:
             pools = self.client.pools()
             busy = [p for p in pools if p.steps_ready or p.runs_ready or p.steps_running or p.runs_open]
-            left[:] = busy or list(self.client.list(status=("running", "waiting", "needs-attention"), limit=3))
+            left[:] = busy
+            left.extend(self.client.list(status=("running", "waiting", "needs-attention"), limit=3))
             return not left
 
         try:
