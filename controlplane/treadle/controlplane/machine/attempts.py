@@ -117,7 +117,7 @@ def schedule(view: RunView, command: Command) -> None:
 
 
 def dispatch(view: RunView, row: CommandRow) -> None:
-    """Ask for a holder of the present try: give it to a credit of this replica, or to the broker."""
+    """Ask for a holder of the present try: give it to a credit of this replica, or to the broker. Behind a limit nobody gets it."""
     limited = row.deadline_ms or row.queue_timeout_ms
     if limited:
         deadlines.queued(row, view.now)
@@ -129,6 +129,8 @@ def dispatch(view: RunView, row: CommandRow) -> None:
     row.due_ms = view.now + row.watch_step_ms
     if limited:
         deadlines.bound(row)
+        if expire(view, row):
+            return
     job = view.step_job(row)
     row.dispatch_id = job.dispatch_id
     view.put(row)

@@ -72,8 +72,9 @@ def _check_step(view: RunView, request: CheckLease) -> None:
     if loss is not None:
         _lose_step(view, row, loss)
         return
+    as_of = min(view.now, request.view.time_ms)  # who has died since is lost: that costs no try
     overdue = deadlines.overdue_at(row, settings)
-    if overdue and view.now >= max(overdue, row.holder.lease_set_ms + settings.silence_ms):
+    if overdue and as_of >= max(overdue, row.holder.lease_set_ms + settings.silence_ms):
         attempts.time_out(view, row)
         return
     if progress.check(view, row, request.view):
@@ -81,8 +82,8 @@ def _check_step(view: RunView, request: CheckLease) -> None:
     if row.cancel_requested:
         view.cancel_holder(row, "cancelled")  # told again at each check
     _extend(row.holder, request.view, view)
-    row.due_ms = min(row.holder.lease_due_ms, overdue) if overdue > view.now else row.holder.lease_due_ms
-    row.due_ms = progress.look_at(view, row, row.due_ms)
+    row.due_ms = min(row.holder.lease_due_ms, overdue) if overdue > as_of else row.holder.lease_due_ms
+    row.due_ms = progress.look_at(view, row, row.due_ms, as_of)
     view.put(row)
 
 

@@ -99,17 +99,17 @@ def _overdue_ms(row: CommandRow, settings: Settings, back_at_ms: int = 0) -> int
     return max(max(row.heard_ms, back_at_ms) + row.heartbeat_ms, row.holder.lease_set_ms) + settings.silence_ms
 
 
-def look_at(view: RunView, row: CommandRow, due_ms: int) -> int:
-    """Return when the holder must be looked at next, if it were `due_ms` without a heartbeat."""
+def look_at(view: RunView, row: CommandRow, due_ms: int, as_of: int) -> int:
+    """Return when the holder must be looked at next, if it were `due_ms` without a heartbeat; it was seen last at `as_of`."""
     overdue = _overdue_ms(row, view.env.settings)
-    return min(due_ms, overdue) if overdue > view.now else due_ms
+    return min(due_ms, overdue) if overdue > as_of else due_ms
 
 
 def check(view: RunView, row: CommandRow, seen: WorkerView) -> bool:
     """Settle the attempt if its heartbeat is missing and its worker did not report it; True if so."""
     settings = view.env.settings
     overdue = _overdue_ms(row, settings, seen.round.back_at_ms)
-    if not overdue or view.now < overdue or seen.time_ms - seen.round.last_round_ms > settings.round_ms:
+    if not overdue or min(view.now, seen.time_ms) < overdue or seen.time_ms - seen.round.last_round_ms > settings.round_ms:
         return False
     view.cancel_holder(row, "heartbeat missed")
     if row.cancel_requested:
