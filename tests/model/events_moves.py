@@ -150,7 +150,11 @@ class Moves:
         elif run.status in ("closed", "over") and run.row:
             self.go(f"the row that run {n} left is swept", s.run(n, row=None).post(("end", run.row)))
         elif run.status == "over":
-            fresh = s.run(n, status="code", part=run.part + 1, since=s.accepted, command=0, position=0, had=(), seq=0)
+            fresh = s.run(n, status="code", part=run.part + 1, command=0, position=0)
+            if self.scene.now:
+                fresh = fresh.run(n, since=s.accepted)
+            if not self.store.on["carried"]:
+                fresh = fresh.run(n, had=(), seq=0)
             self.go(f"run {n} goes on as new", fresh)
         elif run.status == "closed":
             self.go(f"a person lets run {n} go on", s.run(n, status="code"))

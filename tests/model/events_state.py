@@ -26,6 +26,7 @@ RULES = {
     "telling": "while waits are told page by page none begins",
     "after": "a wait goes on behind the last event that the run was given (saves replays)",
     "had": "the code knows which events it was given",
+    "carried": "the next part of a run knows what the parts before it were given",
     "effect.row": "an event ends a wait that is open, else nothing",
     "effect.part": "an event for an earlier part of the run ends no wait",
     "effect.over": "nothing is recorded in a part that has ended",
@@ -51,6 +52,7 @@ class Scene:
         vain: So often a run waits although it was given all there is, until the timeout.
         stops: So often a run is terminated, and continued by a person.
         news: So often a run continues as new, with its wait still open.
+        now: Each part wants only events that come after its own start; otherwise those since the start of the run.
         pages: Waits are told one by one.
         full: Routers without room for another set of keys.
         old: Slots and routers stand there, empty, about to be forgotten.
@@ -66,6 +68,7 @@ class Scene:
     vain: int = 0
     stops: int = 0
     news: int = 0
+    now: bool = False
     pages: bool = False
     full: tuple[int, ...] = ()
     old: bool = False
@@ -94,7 +97,8 @@ class Run(NamedTuple):
         status: new | code (about to ask) | waits | over (about to go on as new) | closed | done | refused.
         command: Which call of the code it is.
         position: How often it was asked for, calls of all parts together.
-        had: Events that the code was given; `seq` is the highest number among them.
+        had: Events that the code was given, as it knows; `seq` is the highest number among them.
+        given: Those that it was given.
     """
 
     status: str = "new"
@@ -104,6 +108,7 @@ class Run(NamedTuple):
     position: int = 0
     row: Wait | None = None
     had: tuple[int, ...] = ()
+    given: tuple[int, ...] = ()
     seq: int = 0
 
 

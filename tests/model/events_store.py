@@ -181,5 +181,6 @@ class Store:
         s = s.run(wait.run, status="code", row=None, command=run.command + 1, seq=max(seq, run.seq))
         if event in run.had:
             return s, "" if self.on["had"] else TWICE
-        broken = "" if s.times[event] > run.since else BACK
-        return s.run(wait.run, had=tuple(sorted((*run.had, event)))), broken
+        broken = TWICE if event in run.given else "" if s.times[event] > run.since else BACK
+        given = tuple(sorted({*run.given, event}))
+        return s.run(wait.run, had=tuple(sorted((*run.had, event))), given=given), broken

@@ -12,7 +12,13 @@ from . import (
     letters_moves,
     letters_scenes,
     letters_state,
+    limits_moves,
+    limits_scenes,
+    limits_state,
     moves,
+    occurrences_moves,
+    occurrences_scenes,
+    occurrences_state,
     scenes,
     state,
 )
@@ -24,6 +30,8 @@ _PROBLEMS: dict[type, Callable[[Any], Problem[Any]]] = {
     state.Scene: moves.problem,
     events_state.Scene: events_moves.problem,
     letters_state.Scene: letters_moves.problem,
+    occurrences_state.Scene: occurrences_moves.problem,
+    limits_state.Scene: limits_moves.problem,
 }
 
 
@@ -31,14 +39,36 @@ def _named(model: str, rules: dict[str, Any]) -> dict[str, Any]:
     return {f"{model}.{rule}": value for rule, value in rules.items()}
 
 
-RULES: dict[str, str] = state.RULES | _named("events", events_state.RULES) | _named("letters", letters_state.RULES)
-PROBES: dict[str, Any] = (
-    scenes.PROBES | _named("events", events_scenes.PROBES) | _named("letters", letters_scenes.PROBES)
-)
+RULES: dict[str, str] = {
+    **state.RULES,
+    **_named("events", events_state.RULES),
+    **_named("letters", letters_state.RULES),
+    **_named("schedules", occurrences_state.RULES),
+    **_named("limits", limits_state.RULES),
+}
+PROBES: dict[str, Any] = {
+    **scenes.PROBES,
+    **_named("events", events_scenes.PROBES),
+    **_named("letters", letters_scenes.PROBES),
+    **_named("schedules", occurrences_scenes.PROBES),
+    **_named("limits", limits_scenes.PROBES),
+}
 NOT_NEEDED = (*scenes.NOT_NEEDED, *(f"events.{rule}" for rule in events_scenes.NOT_NEEDED))
 AHEAD: list[tuple[str, Any]] = [*scenes.AHEAD]
-SUITE: list[tuple[str, Any]] = [*scenes.SUITE, *events_scenes.SUITE, *letters_scenes.SUITE]
-DEEP: list[tuple[str, Any]] = [*scenes.DEEP, *events_scenes.DEEP, *letters_scenes.DEEP]
+SUITE: list[tuple[str, Any]] = [
+    *scenes.SUITE,
+    *events_scenes.SUITE,
+    *letters_scenes.SUITE,
+    *occurrences_scenes.SUITE,
+    *limits_scenes.SUITE,
+]
+DEEP: list[tuple[str, Any]] = [
+    *scenes.DEEP,
+    *events_scenes.DEEP,
+    *letters_scenes.DEEP,
+    *occurrences_scenes.DEEP,
+    *limits_scenes.DEEP,
+]
 
 
 def model_of(scene: Any) -> Problem[Any]:

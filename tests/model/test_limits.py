@@ -1,4 +1,4 @@
-"""Limits of steps (docs/long-steps.md, docs/time.md): all schedules of small scenes, and each rule switched off, which is found.
+"""Limits of steps (docs/long-steps.md, docs/time.md): all orders of small scenes, and each rule switched off, which is found.
 
 `python -m tests.model` checks larger ones too; `--without limits.overdue` prints the shortest schedule that breaks.
 """

@@ -117,7 +117,7 @@ def schedule(view: RunView, command: Command) -> None:
 
 
 def dispatch(view: RunView, row: CommandRow) -> None:
-    """Ask for a holder of the present try: give it to a credit of this replica, or to the broker. Behind a limit nobody gets it."""
+    """Ask for a holder of the present try: a credit of this replica, or the broker; nobody gets it behind a limit."""
     limited = row.deadline_ms or row.queue_timeout_ms
     if limited:
         deadlines.queued(row, view.now)

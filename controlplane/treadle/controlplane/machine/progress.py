@@ -109,7 +109,11 @@ def check(view: RunView, row: CommandRow, seen: WorkerView) -> bool:
     """Settle the attempt if its heartbeat is missing and its worker did not report it; True if so."""
     settings = view.env.settings
     overdue = _overdue_ms(row, settings, seen.round.back_at_ms)
-    if not overdue or min(view.now, seen.time_ms) < overdue or seen.time_ms - seen.round.last_round_ms > settings.round_ms:
+    if (
+        not overdue
+        or min(view.now, seen.time_ms) < overdue
+        or seen.time_ms - seen.round.last_round_ms > settings.round_ms
+    ):
         return False
     view.cancel_holder(row, "heartbeat missed")
     if row.cancel_requested:
