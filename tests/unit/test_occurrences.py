@@ -212,8 +212,37 @@ def test_jitter_is_the_same_whoever_computes_it(at: int, jitter: int) -> None:
     assert at <= starts_at(RECORD, spec, at) == starts_at(RECORD, spec, at) <= at + jitter
 
 
+@given(
+    every=st.integers(1_000, 100_000),
+    jitter=st.integers(0, 1_000_000),
+    window=st.integers(1_000, 300_000),
+    share=st.floats(0, 1),
+)
+def test_where_somebody_looks_in_time_nothing_is_missed(every: int, jitter: int, window: int, share: float) -> None:
+    spec = ScheduleSpec(every_ms=every, jitter_ms=jitter, catch_up_ms=window)
+    first = next_ms = after(spec, 1_000_000)
+    now, live = 0, []
+    for _ in range(20):
+        now = max(now, starts_at(RECORD, spec, next_ms) + int(share * window))
+        found = come_due(RECORD, spec, next_ms, now, looks=500, starts=500)
+        assert not found.missed_count and found.live
+        live += found.live
+        next_ms = found.next_ms
+    assert live == list(range(first, next_ms, every))
+
+
+def test_jitter_ends_before_the_next_occurrence_of_a_cron_line() -> None:
+    spec = ScheduleSpec(cron="0 * * * *", jitter_ms=120 * MINUTE)
+    next_ms, now = ms("2026-05-01T00:00"), 0
+    for _ in range(24):
+        now = max(now, starts_at(RECORD, spec, next_ms))
+        assert next_ms <= now < next_ms + 60 * MINUTE
+        live, missed, next_ms = due(spec, next_ms, now)
+        assert len(live) == 1 and not missed
+
+
 def test_jitter_spreads() -> None:
-    spec = ScheduleSpec(every_ms=1_000, jitter_ms=60_000)
+    spec = ScheduleSpec(every_ms=100_000, jitter_ms=60_000)
     shares = {starts_at(RunKey("ns", f"~schedule/s{n}"), spec, 10**9) - 10**9 for n in range(100)}
     assert len(shares) > 90 and max(shares) - min(shares) > 50_000
 

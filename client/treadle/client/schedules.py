@@ -178,7 +178,7 @@ class Schedules:
             overlap: What happens while a run of the schedule is open: "skip", "queue-one", "queue-all", "cancel",
                 "terminate" or "allow".
             catch_up: What could not be started in so long, because no server was there, is missed.
-            jitter: Each run starts up to so much later.
+            jitter: Each run starts up to so much later, always before the next occurrence.
             timeout: Longest duration of each run; None: the function's own, or no limit.
             start, until: The first and the last time at which an occurrence may be due, both included; with a zone. None: no
                 bound.

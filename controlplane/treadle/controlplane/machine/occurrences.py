@@ -204,12 +204,17 @@ def upcoming(spec: ScheduleSpec, ms: int, count: int) -> Iterator[int]:
 
 
 def starts_at(record: RunKey, spec: ScheduleSpec, scheduled_ms: int) -> int:
-    """Return when an occurrence starts: its time, and its share of the jitter, the same whoever computes it."""
+    """Return when an occurrence starts: its time, and its share of the jitter, the same whoever computes it.
+
+    Always before the next one is due: they are looked at in order, and none may wait for another until it is missed.
+    """
     if not spec.jitter_ms:
         return scheduled_ms
+    following = after(spec, scheduled_ms)
+    span_ms = min(spec.jitter_ms, following - scheduled_ms - 1) if following else spec.jitter_ms
     key = f"{record.namespace}\x1f{record.run_id}\x1f{scheduled_ms}"
     share = int.from_bytes(blake2b(key.encode(), digest_size=8, person=b"treadle-jitter").digest(), "big")
-    return scheduled_ms + share % (spec.jitter_ms + 1)
+    return scheduled_ms + share % (span_ms + 1)
 
 
 def come_due(record: RunKey, spec: ScheduleSpec, next_ms: int, now_ms: int, *, looks: int, starts: int) -> Due:
@@ -226,7 +231,7 @@ def come_due(record: RunKey, spec: ScheduleSpec, next_ms: int, now_ms: int, *, l
     window_ms = spec.catch_up_ms or CATCH_UP_MS
     due = Due(next_ms=next_ms)
     if spec.every_ms and next_ms:
-        _leap(due, spec, now_ms - window_ms - spec.jitter_ms)
+        _leap(due, spec, now_ms - window_ms - min(spec.jitter_ms, spec.every_ms))
     for _ in range(looks):
         at = due.next_ms
         if not at or len(due.live) == starts:
