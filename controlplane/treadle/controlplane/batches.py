@@ -37,11 +37,14 @@ class Item:
 def fold(waiting: deque[Item]) -> list[Item]:
     """Take what one commit may carry: at most 200 entries, and one request that is checked against an event.
 
-    A start comes first in its batch: it may begin another incarnation, and one commit writes events of one only.
+    A start comes first in its batch: it may begin another incarnation, and one commit writes events of one only. A timer of
+    the run itself (or record) has a batch of its own: what works through pages is done in no other, and under steady traffic
+    there would always be another.
     """
     items: list[Item] = []
     entries = 0
     checked = False
+    alone = bool(waiting) and _alone(waiting[0].request)
     while waiting and len(items) < _REQUESTS:
         request = waiting[0].request
         size, checks = 1, False
@@ -55,9 +58,13 @@ def fold(waiting: deque[Item]) -> list[Item]:
         elif isinstance(request, FireTimer):
             checks = request.closes
         begins = isinstance(request, StartRun) or (isinstance(request, RetryRun) and request.input is not None)
-        if items and (begins or entries + size > _ENTRIES or (checks and checked)):
+        if items and (begins or entries + size > _ENTRIES or (checks and checked) or _alone(request) is not alone):
             break
         entries += size
         checked = checked or checks
         items.append(waiting.popleft())
     return items
+
+
+def _alone(request: Request) -> bool:
+    return isinstance(request, FireTimer) and not request.command_id
