@@ -241,6 +241,17 @@ def test_jitter_ends_before_the_next_occurrence_of_a_cron_line() -> None:
         assert len(live) == 1 and not missed
 
 
+def test_the_last_occurrence_has_the_share_of_any_other() -> None:
+    """Otherwise it could start behind the instant from which on it counts as missed beyond doubt."""
+    spec = ScheduleSpec(every_ms=10_000, jitter_ms=600_000, catch_up_ms=1_000)
+    for last in range(1_000_000, 1_500_000, 10_000):
+        spec.until_ms = 0
+        starts = starts_at(RECORD, spec, last)
+        spec.until_ms = last
+        assert starts_at(RECORD, spec, last) == starts < last + 10_000
+        assert due(spec, last, starts + 1_000)[:2] == ([last], 0)
+
+
 def test_jitter_spreads() -> None:
     spec = ScheduleSpec(every_ms=100_000, jitter_ms=60_000)
     shares = {starts_at(RunKey("ns", f"~schedule/s{n}"), spec, 10**9) - 10**9 for n in range(100)}

@@ -210,7 +210,7 @@ def starts_at(record: RunKey, spec: ScheduleSpec, scheduled_ms: int) -> int:
     """
     if not spec.jitter_ms:
         return scheduled_ms
-    following = after(spec, scheduled_ms)
+    following = _after(spec, scheduled_ms)
     span_ms = min(spec.jitter_ms, following - scheduled_ms - 1) if following else spec.jitter_ms
     key = f"{record.namespace}\x1f{record.run_id}\x1f{scheduled_ms}"
     share = int.from_bytes(blake2b(key.encode(), digest_size=8, person=b"treadle-jitter").digest(), "big")
