@@ -152,6 +152,16 @@ def test_the_queue_has_an_end() -> None:
     assert len(rig.record.queue) == 1_000 and rig.record.skipped_count == 99
 
 
+def test_a_terminate_overrides_a_cancel_that_came_before_and_not_the_other_way_round() -> None:
+    rig = ScheduleRig(hourly(OVERLAP_POLICY_CANCEL))
+    rig.sleep(2 * HOUR)
+    assert rig.stopped() == [(at(1), False)]
+    for number, overlap in enumerate((OVERLAP_POLICY_TERMINATE, OVERLAP_POLICY_TERMINATE, OVERLAP_POLICY_CANCEL)):
+        rig.told(trigger(f"t{number}", overlap))
+    rig.sleep(2 * HOUR)
+    assert rig.stopped() == [(at(1), False), (at(1), True)], "each is said once"
+
+
 @pytest.mark.parametrize(("policy", "terminate"), [(OVERLAP_POLICY_CANCEL, False), (OVERLAP_POLICY_TERMINATE, True)])
 def test_cancel_and_terminate_stop_the_open_run_and_start_the_latest(
     policy: OverlapPolicy.ValueType, terminate: bool

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tests.unit.schedule_rig import BEGIN, HOUR, MINUTE, ScheduleRig, at, hourly, specified, trigger
 
-from treadle.controlplane.machine.requests import FireTimer
+from treadle.controlplane.machine import occurrences
+from treadle.controlplane.machine.requests import ChildEnded, FireTimer
 from treadle.controlplane.machine.schedule_requests import (
     BackfillSchedule,
     ChangeSchedule,
@@ -31,6 +32,7 @@ from treadle.v1.schedule_pb2 import (
     OVERLAP_POLICY_SKIP,
     ScheduleSpec,
 )
+from treadle.v1.state_pb2 import RUN_OUTCOME_COMPLETED, ChildClosed
 
 
 # --- what people do --------------------------------------------------------------------------------------------------
@@ -135,6 +137,33 @@ def test_a_backfill_all_at_once_takes_several_commits() -> None:
     assert len(rig.decision.letters) == 20 and rig.timer <= rig.now
     rig.fire()
     assert rig.started() == [at(n) for n in range(1, 51)] and rig.timer == rig.now + HOUR
+
+
+def test_one_commit_starts_only_so_many_whatever_its_batch_has() -> None:
+    rig = ScheduleRig(hourly(OVERLAP_POLICY_ALLOW, catch_up_ms=100 * HOUR), begin=BEGIN + 200 * HOUR)
+    rig.told(BackfillSchedule("b", BEGIN + HOUR, BEGIN + 150 * HOUR, allow=True))
+    rig.now += 30 * HOUR
+    open_ = [letter.start_scheduled.parent for letter in rig.posted if letter.HasField("start_scheduled")]
+    rig.batch(*(ChildEnded(ChildClosed(parent=parent, outcome=RUN_OUTCOME_COMPLETED)) for parent in open_))
+    assert len(open_) == len(rig.decision.letters) == 20
+    while rig.timer <= rig.now:
+        rig.ask(FireTimer(""))
+        assert len(rig.decision.letters) <= 20
+    assert sorted(rig.started()) == sorted([at(n) for n in range(1, 151)] + [at(n) for n in range(201, 231)])
+
+
+def test_a_backfill_looks_no_further_than_its_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    look = occurrences.after
+
+    def counted(spec: ScheduleSpec, ms: int) -> int:
+        looks.append(ms)
+        return look(spec, ms)
+
+    rig = ScheduleRig(ScheduleSpec(cron="0 0 29 2 *", overlap=OVERLAP_POLICY_SKIP), paused=True)
+    monkeypatch.setattr(occurrences, "after", counted)
+    assert rig.told(BackfillSchedule("b", BEGIN - 30 * 366 * 24 * HOUR, 0, allow=False)).occurrences == 7
+    assert len(looks) < 20
 
 
 def test_an_occurrence_waits_for_a_backfilled_run_whatever_its_policy() -> None:

@@ -243,6 +243,7 @@ class OccurrenceRecord(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     BESIDE_FIELD_NUMBER: _builtins.int
     STOPPING_FIELD_NUMBER: _builtins.int
+    TERMINATED_FIELD_NUMBER: _builtins.int
     scheduled_ms: _builtins.int
     """When it was due, without jitter (ms since 1970)."""
     cause: Global___OccurrenceCause.ValueType
@@ -257,6 +258,8 @@ class OccurrenceRecord(_message.Message):
     """Its run is open, and holds nobody up."""
     stopping: _builtins.bool
     """Its run was asked to stop for a later one."""
+    terminated: _builtins.bool
+    """Its run is ended for a later one without being asked."""
     def __init__(
         self,
         *,
@@ -267,10 +270,11 @@ class OccurrenceRecord(_message.Message):
         run_id: _builtins.str = ...,
         beside: _builtins.bool = ...,
         stopping: _builtins.bool = ...,
+        terminated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beside", b"beside", "cause", b"cause", "decided_ms", b"decided_ms", "fate", b"fate", "run_id", b"run_id", "scheduled_ms", b"scheduled_ms", "stopping", b"stopping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beside", b"beside", "cause", b"cause", "decided_ms", b"decided_ms", "fate", b"fate", "run_id", b"run_id", "scheduled_ms", b"scheduled_ms", "stopping", b"stopping", "terminated", b"terminated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

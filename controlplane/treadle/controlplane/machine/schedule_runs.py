@@ -87,7 +87,7 @@ def advance(view: RunView) -> None:
     if stands_still(record) or not head.watch_due_ms or head.watch_due_ms > view.now:
         return
     spec = record.spec
-    due = come_due(view.run, spec, record.next_ms, view.now, looks=LOOKS, starts=STARTS)
+    due = come_due(view.run, spec, record.next_ms, view.now, looks=LOOKS, starts=_left(view))
     record.next_ms = due.next_ms
     record.missed_count += due.missed_count
     view.decision.missed += due.missed_count
@@ -100,8 +100,13 @@ def advance(view: RunView) -> None:
             _skip(view, occurrence)  # its run would be stopped at once
         else:
             offer(view, occurrence, spec.overlap)
-    drain(view, left=STARTS - len(due.live))
+    drain(view)
     wind(view)
+
+
+def _left(view: RunView) -> int:
+    """Return how many runs this commit may still start, whatever else is in its batch."""
+    return max(0, STARTS - len(view.decision.letters))
 
 
 def make(view: RunView, at: int, cause: OccurrenceCause.ValueType, run_id: str = "") -> OccurrenceRecord:
@@ -161,9 +166,9 @@ def _push_aside(view: RunView, later: OccurrenceRecord, *, terminate: bool) -> N
         if record.queue[index].cause == OCCURRENCE_CAUSE_TIME:
             _skip(view, record.queue.pop(index))
     holder = holding(record)
-    if holder is None or holder.stopping or _is_backfilled(holder):
+    if holder is None or _is_backfilled(holder) or holder.terminated or (holder.stopping and not terminate):
         return
-    holder.stopping = True
+    holder.stopping, holder.terminated = True, terminate
     reason = f"its schedule has come to {later.run_id!r}"
     view.post(holder.run_id, stop_child=StopChild(parent=_reference(view, holder), terminate=terminate, reason=reason))
 
@@ -240,7 +245,7 @@ def ended(view: RunView, told: ChildClosed) -> None:
     wind(view)
 
 
-def drain(view: RunView, *, left: int = STARTS) -> None:
+def drain(view: RunView) -> None:
     """Start what waited, as far as nothing holds it up: what was queued first, then what is backfilled."""
     record = view.head.schedule
     still = stands_still(record)
@@ -255,8 +260,8 @@ def drain(view: RunView, *, left: int = STARTS) -> None:
                 if _backfilled(view, backfill, beside=False):
                     break
     for backfill in [one for one in record.backfills if one.allow and not still]:
-        while left > 0 and _backfilled(view, backfill, beside=True):
-            left -= 1
+        while _left(view) and _backfilled(view, backfill, beside=True):
+            pass
     for index in reversed(range(len(record.backfills))):
         if not record.backfills[index].left:
             del record.backfills[index]

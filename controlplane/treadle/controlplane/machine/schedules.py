@@ -6,6 +6,7 @@ stands in `schedule_runs`.
 from __future__ import annotations
 
 from hashlib import blake2b
+from itertools import takewhile
 from typing import Final
 
 from treadle.protocol.errors import FieldInvalid, NotFound, Refused, RequestError, RunIdConflict, Unavailable
@@ -341,7 +342,8 @@ def _backfill(view: RunView, request: BackfillSchedule) -> ScheduleReply:
             f"the span from {request.since_ms} to {until_ms} must lie in the past, and end behind its beginning",
             field="since_ms",
         )
-    found = [at for at in upcoming(record.spec, request.since_ms - 1, BACKFILLED + 1) if at <= until_ms]
+    ahead = upcoming(record.spec, request.since_ms - 1, BACKFILLED + 1)
+    found = list(takewhile(lambda at: at <= until_ms, ahead))  # to look further may mean centuries of a calendar
     if len(found) > BACKFILLED:
         raise Refused(
             f"there are more than {BACKFILLED:,} occurrences in the span",
