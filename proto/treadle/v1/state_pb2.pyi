@@ -258,9 +258,11 @@ class RunHead(_message.Message):
     TIMED_OUT_FIELD_NUMBER: _builtins.int
     CLOSE_AT_MS_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_GIVEN_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
     RETRIED_AT_FIELD_NUMBER: _builtins.int
     RETRIES_FIELD_NUMBER: _builtins.int
+    RETRIED_MS_FIELD_NUMBER: _builtins.int
     UNDONE_FIELD_NUMBER: _builtins.int
     UNDOING_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
@@ -361,10 +363,14 @@ class RunHead(_message.Message):
     """The timeout is over: when the run is closed if its code has not ended by then (ms)."""
     timeout_ms: _builtins.int
     """The timeout (ms)."""
+    timeout_given: _builtins.bool
+    """Whoever started it said that timeout; otherwise its code did."""
     retried_at: _builtins.int
     """Position of the last RunRetried; 0: it was never continued."""
     retries: _builtins.int
     """How often it was continued."""
+    retried_ms: _builtins.int
+    """When that was last (ms since 1970)."""
     undone: _builtins.bool
     """Closed: a saga undid what had been done."""
     undoing: _builtins.bool
@@ -490,9 +496,11 @@ class RunHead(_message.Message):
         timed_out: _builtins.bool = ...,
         close_at_ms: _builtins.int = ...,
         timeout_ms: _builtins.int = ...,
+        timeout_given: _builtins.bool = ...,
         schedule: _schedule_pb2.ScheduleRecord | None = ...,
         retried_at: _builtins.int = ...,
         retries: _builtins.int = ...,
+        retried_ms: _builtins.int = ...,
         undone: _builtins.bool = ...,
         undoing: _builtins.bool = ...,
         version: _builtins.str = ...,
@@ -512,7 +520,7 @@ class RunHead(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "event", b"event", "event_router", b"event_router", "event_slot", b"event_slot", "event_triggers", b"event_triggers", "on_failure", b"on_failure", "owner", b"owner", "parent", b"parent", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "close_at_ms", b"close_at_ms", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "delete_at_ms", b"delete_at_ms", "error_type", b"error_type", "event", b"event", "event_router", b"event_router", "event_slot", b"event_slot", "event_triggers", b"event_triggers", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "marks", b"marks", "namespace", b"namespace", "on_failure", b"on_failure", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "passed", b"passed", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "quarantined", b"quarantined", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retried_at", b"retried_at", "retries", b"retries", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "schedule", b"schedule", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "tags", b"tags", "timed_out", b"timed_out", "timeout_known", b"timeout_known", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "trouble", b"trouble", "undoing", b"undoing", "undone", b"undone", "version", b"version", "waiting_for", b"waiting_for", "waiting_steps", b"waiting_steps", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_until", b"accepted_until", "alone", b"alone", "attention", b"attention", "cached_by", b"cached_by", "caller", b"caller", "cancel_reason", b"cancel_reason", "cancel_requested", b"cancel_requested", "close_at_ms", b"close_at_ms", "closed_ms", b"closed_ms", "continuation", b"continuation", "created_ms", b"created_ms", "deadline_ms", b"deadline_ms", "delete_at_ms", b"delete_at_ms", "error_type", b"error_type", "event", b"event", "event_router", b"event_router", "event_slot", b"event_slot", "event_triggers", b"event_triggers", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "last_revision", b"last_revision", "last_time_ms", b"last_time_ms", "length", b"length", "losses", b"losses", "marks", b"marks", "namespace", b"namespace", "on_failure", b"on_failure", "open_commands", b"open_commands", "outcome", b"outcome", "owner", b"owner", "owner_seq", b"owner_seq", "parent", b"parent", "part", b"part", "passed", b"passed", "pool", b"pool", "progressing", b"progressing", "projected", b"projected", "quarantined", b"quarantined", "queued_ms", b"queued_ms", "request_ids", b"request_ids", "retried_at", b"retried_at", "retried_ms", b"retried_ms", "retries", b"retries", "retry_due_ms", b"retry_due_ms", "retry_step_ms", b"retry_step_ms", "retrying", b"retrying", "run_id", b"run_id", "sampled", b"sampled", "schedule", b"schedule", "seen", b"seen", "started_locals", b"started_locals", "state", b"state", "sweeping", b"sweeping", "tags", b"tags", "timed_out", b"timed_out", "timeout_given", b"timeout_given", "timeout_known", b"timeout_known", "timeout_ms", b"timeout_ms", "timer_at_ms", b"timer_at_ms", "trouble", b"trouble", "undoing", b"undoing", "undone", b"undone", "version", b"version", "waiting_for", b"waiting_for", "waiting_steps", b"waiting_steps", "wake_dispatch_id", b"wake_dispatch_id", "watch_due_ms", b"watch_due_ms", "watch_step_ms", b"watch_step_ms", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

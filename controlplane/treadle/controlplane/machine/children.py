@@ -8,7 +8,7 @@ stopped once.
 from __future__ import annotations
 
 from treadle.protocol.errors import RequestError, RunClosed, RunIdConflict
-from treadle.protocol.ids import RunKey, retried_path
+from treadle.protocol.ids import RECORD_MARK, RunKey, retried_path
 from treadle.v1.common_pb2 import (
     FAILURE_KIND_CANCELLED,
     FAILURE_KIND_ID_TAKEN,
@@ -48,6 +48,7 @@ __all__ = (
     "leave",
     "refusal_of",
     "request_of",
+    "run_in",
     "schedule",
 )
 
@@ -234,3 +235,8 @@ def is_child_of(view: RunView, parent: ParentRun) -> bool:
 def is_same_call(one: ParentRun, other: ParentRun) -> bool:
     """Whether both mean one command of one start of a run, by whichever continuation it was asked for."""
     return (one.run_id, one.incarnation, one.command_id) == (other.run_id, other.incarnation, other.command_id)
+
+
+def run_in(parent: ParentRun | None) -> ParentRun | None:
+    """Return the run that a reference means; None where it means the record of a schedule, which hears of the end, too."""
+    return None if parent is None or parent.run_id.startswith(RECORD_MARK) else parent

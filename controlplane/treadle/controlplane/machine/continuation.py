@@ -7,13 +7,12 @@ In between, which takes milliseconds, whoever asks anything of the run is told t
 
 from __future__ import annotations
 
-from treadle.protocol.ids import RECORD_MARK
 from treadle.v1.common_pb2 import Failure
 from treadle.v1.history_pb2 import CancelRequested, RunContinued, RunFailed, RunStarted, RunTimedOut
 from treadle.v1.state_pb2 import RUN_OUTCOME_FAILED, RUN_STATE_CONTINUING, RUN_STATE_QUEUED, RunHead
 from treadle.v1.worker_service_pb2 import ContinueRun
 
-from . import runs, signals
+from . import children, runs, signals
 from .view import RunView
 
 __all__ = ("ask", "go_on")
@@ -68,6 +67,7 @@ def _next_part(view: RunView) -> None:
         first_incarnation=old.first_incarnation or old.incarnation,
         part=max(old.part, 1) + 1,
         timeout_known=old.timeout_known,
+        timeout_given=old.timeout_given,
         timeout_ms=old.timeout_ms,
         deadline_ms=old.deadline_ms,
         timed_out=old.timed_out,
@@ -86,7 +86,7 @@ def _next_part(view: RunView) -> None:
             trigger="continued",
             caller=caller,
             sampled=old.sampled,
-            parent=None if old.parent.run_id.startswith(RECORD_MARK) or not old.HasField("parent") else old.parent,
+            parent=children.run_in(old.parent if old.HasField("parent") else None),
             continued_from=old.incarnation,
             part=view.head.part,
             given=said.given if said.HasField("given") else None,

@@ -144,7 +144,7 @@ def announced(head: RunHead, timeout_ms: int) -> None:
     head.timeout_known = True
     if timeout_ms:
         head.timeout_ms = timeout_ms
-        head.deadline_ms = head.created_ms + timeout_ms
+        head.deadline_ms = (head.retried_ms or head.created_ms) + timeout_ms
 
 
 def begin_again(head: RunHead, now_ms: int, *, interrupted: bool) -> None:

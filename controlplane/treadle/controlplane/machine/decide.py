@@ -87,7 +87,9 @@ def want(run: RunKey, requests: Sequence[Request]) -> Want:
                 fields[f"c:{command.command_id}"] = None
             for checkpoint in ask.checkpoints:
                 fields[f"c:{checkpoint.command_id}"] = None
-        elif isinstance(request, FireTimer) and request.closes:
+        elif (isinstance(request, FireTimer) and request.closes) or (
+            isinstance(request, RetryRun) and request.input is not None
+        ):
             need.event_at = max(need.event_at, 1)
         elif isinstance(request, FireTimer | CheckLease | Registered) and request.command_id:
             fields[f"c:{request.command_id}"] = fields[f"i:{request.command_id}"] = None

@@ -35,6 +35,8 @@ def retry(view: RunView, request: RetryRun) -> RunReply | RequestError:
     if refusal is not None:
         return refusal
     if request.input is not None:
+        if not view.has_first_event:  # in a batch with others, which wanted another one
+            return Unavailable(f"run {view.run.run_id!r} is busy", remedy="ask again")
         _over(view, request, request.input)
     else:
         runs.note_request(view, request.request_id)
@@ -74,6 +76,7 @@ def _refuse(view: RunView, request: RetryRun) -> RequestError | None:
 def _go_on(view: RunView, event: RunRetried) -> None:
     head = view.head
     head.retries += 1
+    head.retried_ms = view.now
     event.number = head.retries
     head.outcome = RUN_OUTCOME_UNSPECIFIED
     head.closed_ms = head.delete_at_ms = 0
@@ -91,8 +94,11 @@ def _go_on(view: RunView, event: RunRetried) -> None:
 
 
 def _over(view: RunView, request: RetryRun, given: Payload) -> None:
-    """Start the id anew: another incarnation, so that nothing of the past, keys of steps included, is mixed up with it."""
-    head = view.head
+    """Start the id anew: another incarnation, so that nothing of the past, keys of steps included, is mixed up with it.
+
+    What whoever started it said besides the input still holds.
+    """
+    head, started = view.head, view.first_event().run_started
     again = StartRun(
         workflow=code_name(head.workflow, head.version),
         tags=head.tags,
@@ -105,6 +111,8 @@ def _over(view: RunView, request: RetryRun, given: Payload) -> None:
         sampled=head.sampled,
         parent=head.parent if head.HasField("parent") else None,
         retry_of=head.incarnation,
+        timeout_ms=head.timeout_ms if head.timeout_given else 0,
+        occurrence=started.occurrence if started.HasField("occurrence") else None,
     )
     runs.begin(view, again)
 

@@ -139,6 +139,7 @@ def _create(view: RunView, request: StartRun) -> None:
         timeout_ms=request.timeout_ms,
         deadline_ms=view.now + request.timeout_ms if request.timeout_ms else 0,
         timeout_known=request.timeout_ms > 0,
+        timeout_given=request.timeout_ms > 0,
     )
     view.event(
         run_started=RunStarted(
@@ -151,7 +152,7 @@ def _create(view: RunView, request: StartRun) -> None:
             caller=request.caller,
             sampled=request.sampled,
             timeout_ms=request.timeout_ms,
-            parent=request.parent if request.occurrence is None else None,
+            parent=children.run_in(request.parent),
             occurrence=request.occurrence,
             retry_of=request.retry_of,
             event=request.event,
