@@ -49,6 +49,7 @@ def test_a3_go_is_acked_then_started() -> None:
     assert isinstance(start, StartAttempt)
     assert (start.attempt.token, start.attempt.number, start.attempt.job.input.data) == (b"t", 1, b"{}")
     assert rig.held() == {b"t"} and rig.core.counts() == (1, 0)
+    assert [held.incarnation for held in rig.core.held()[1]] == [start.attempt.job.incarnation]
 
 
 def test_go_brings_an_input_that_the_delivery_left_out() -> None:

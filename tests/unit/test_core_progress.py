@@ -113,13 +113,14 @@ def test_a_result_needs_no_last_word() -> None:
 
 
 def test_who_holds_it_no_longer_is_cut_off_once() -> None:
-    for refusal in (ANSWER_LEASE_LOST, ANSWER_SETTLED):
+    """And why: what is abandoned goes on when its run has ended."""
+    for refusal, reason in ((ANSWER_LEASE_LOST, "lease lost"), (ANSWER_SETTLED, "run closed")):
         rig = begun()
         rig.core.progressed(T, 1, b"1")
         said(rig)
         answer(rig, refusal)
         answer(rig, refusal)
-        assert rig.of(CancelAttempt) == [CancelAttempt(T, "lease lost")]
+        assert rig.of(CancelAttempt) == [CancelAttempt(T, reason)]
 
 
 def test_nothing_is_said_before_the_start_or_for_others() -> None:

@@ -16,6 +16,7 @@ from treadle.v1.common_pb2 import (
     FAILURE_KIND_PAYLOAD,
     FAILURE_KIND_STEP_TIMED_OUT,
     FAILURE_KIND_TIMED_OUT,
+    ON_CANCEL_ABANDON,
     ON_CANCEL_UNSPECIFIED,
     ON_CANCEL_WAIT,
     OnCancel,
@@ -219,6 +220,19 @@ def test_a_cancel_reaches_the_code(play: Callable[[Body], None], reason: str, ki
         running.cancel(reason)
         report = await end
         assert (report.kind, report.reason) == (kind, reason)
+
+    play(body)
+
+
+def test_what_is_abandoned_goes_on_when_its_run_has_ended(play: Callable[[Body], None]) -> None:
+    async def body(rig: Rig) -> None:
+        rig.registry.steps["sleeps"].on_cancel = ON_CANCEL_ABANDON
+        running, end = rig.start("sleeps")
+        await until(lambda: running.started)
+        running.cancel("run closed")
+        assert not running.call.info.cancelled
+        running.cancel("lease lost")
+        assert (await end).reason == "lease lost"
 
     play(body)
 

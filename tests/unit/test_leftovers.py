@@ -10,6 +10,7 @@ from treadle.v1.state_pb2 import (
     COMMAND_STATE_BACKOFF,
     COMMAND_STATE_HELD,
     RUN_STATE_CLOSED,
+    RUN_STATE_CONTINUING,
     RUN_STATE_OPEN,
     CommandRow,
     HeldToken,
@@ -18,8 +19,8 @@ from treadle.v1.state_pb2 import (
 )
 
 MINE, OTHER = b"m" * 16, b"o" * 16
-LISTED = HeldToken(run_id="r", command_id="0/s#1", token=MINE, namespace="ns")
-OPEN, CLOSED = RunHead(state=RUN_STATE_OPEN), RunHead(state=RUN_STATE_CLOSED)
+LISTED = HeldToken(run_id="r", command_id="0/s#1", token=MINE, namespace="ns", incarnation=7)
+OPEN, CLOSED = RunHead(state=RUN_STATE_OPEN, incarnation=7), RunHead(state=RUN_STATE_CLOSED, incarnation=7)
 
 
 def row(token: bytes = MINE, *, cancel_requested: bool = False) -> CommandRow:
@@ -39,6 +40,11 @@ def row(token: bytes = MINE, *, cancel_requested: bool = False) -> CommandRow:
         (CLOSED, None, "run closed"),
         (CLOSED, row(), ""),  # not swept yet: the sweep tells it
         (None, None, "run closed"),
+        (RunHead(state=RUN_STATE_CONTINUING, incarnation=7), None, "run closed"),
+        (RunHead(state=RUN_STATE_OPEN, incarnation=8), None, "run closed"),  # the next part, or another start
+        (RunHead(state=RUN_STATE_OPEN, incarnation=8), row(OTHER), "run closed"),
+        (RunHead(state=RUN_STATE_OPEN, incarnation=7, retries=1), None, "run closed"),
+        (RunHead(state=RUN_STATE_OPEN, incarnation=7, retries=1), row(OTHER), "lease lost"),
     ],
 )
 def test_what_nobody_wants_is_told_why(head: RunHead | None, held: CommandRow | None, reason: str) -> None:

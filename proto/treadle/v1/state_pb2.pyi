@@ -1056,6 +1056,7 @@ class HeldToken(_message.Message):
     COMMAND_ID_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     NAMESPACE_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     command_id: _builtins.str
@@ -1064,6 +1065,8 @@ class HeldToken(_message.Message):
     """The token."""
     namespace: _builtins.str
     """Namespace of the run."""
+    incarnation: _builtins.int
+    """Which start of that id."""
     def __init__(
         self,
         *,
@@ -1071,10 +1074,11 @@ class HeldToken(_message.Message):
         command_id: _builtins.str = ...,
         token: _builtins.bytes = ...,
         namespace: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "namespace", b"namespace", "run_id", b"run_id", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "incarnation", b"incarnation", "namespace", b"namespace", "run_id", b"run_id", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,7 +17,14 @@ from treadle.controlplane.engine import Engine
 from treadle.controlplane.store.port import Loaded, Want
 from treadle.protocol.errors import RequestError
 from treadle.protocol.ids import RunKey
-from treadle.v1.state_pb2 import COMMAND_STATE_HELD, RUN_STATE_CLOSED, CommandRow, HeldToken, RunHead
+from treadle.v1.state_pb2 import (
+    COMMAND_STATE_HELD,
+    RUN_STATE_CLOSED,
+    RUN_STATE_CONTINUING,
+    CommandRow,
+    HeldToken,
+    RunHead,
+)
 
 __all__ = ("LeftoverDuty",)
 
@@ -81,4 +88,11 @@ def _unwanted(found: Loaded, held: HeldToken) -> str:
         return ""
     if row is not None and row.state == COMMAND_STATE_HELD and row.holder.token == held.token:
         return "cancelled" if row.cancel_requested else ""
-    return "run closed" if head is None or head.state == RUN_STATE_CLOSED else "lease lost"
+    return "run closed" if head is None or _is_past(head, row, held) else "lease lost"
+
+
+def _is_past(head: RunHead, row: CommandRow | None, held: HeldToken) -> bool:
+    """Whether what the attempt was begun for is over: its run, its start of the id, or its life before a retry."""
+    if held.incarnation not in (0, head.incarnation) or head.state in (RUN_STATE_CLOSED, RUN_STATE_CONTINUING):
+        return True
+    return row is None and head.retries > 0

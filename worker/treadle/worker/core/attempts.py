@@ -162,10 +162,10 @@ class Attempts:
             self.progress.say(token, held.job, number, data)
 
     def progress_answered(self, answer: ReportAnswer) -> None:
-        """What was said has arrived; another one may hold it by now, or it is settled."""
+        """What was said has arrived; another one may hold it by now, or it is settled: as a rule its run has ended."""
         self.progress.answered(answer.token)
         if answer.answer in (ANSWER_LEASE_LOST, ANSWER_SETTLED):
-            self.cancel(answer.token, "lease lost")
+            self.cancel(answer.token, "run closed" if answer.answer == ANSWER_SETTLED else "lease lost")
 
     def cancel(self, token: bytes, reason: str) -> None:
         """Its cancellation was asked for; the shell is told once, its report still goes."""

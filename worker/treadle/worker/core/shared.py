@@ -36,7 +36,13 @@ class HeldList:
         """Id of the list, and the list as it was shown last. May be called from the beat thread."""
         list_id, held = self._current
         return list_id, tuple(
-            HeldToken(run_id=job.run_id, command_id=job.command_id, token=token, namespace=job.namespace)
+            HeldToken(
+                run_id=job.run_id,
+                command_id=job.command_id,
+                token=token,
+                namespace=job.namespace,
+                incarnation=job.incarnation,
+            )
             for token, job in held
         )
 
