@@ -130,6 +130,7 @@ def test_cancelled_and_terminated_runs_may_go_on_and_no_cancel_is_left(how: str)
         ({"fail": FailRun(undone=True)}, {}, WrongState, "RUN_UNDONE"),
         ({"cancelled": CancelledRun(undone=True)}, {}, WrongState, "RUN_UNDONE"),
         ({"fail": FAILED}, {"from_position": 3, "length": 1}, WrongState, "RUN_CHANGED"),
+        ({"fail": FAILED}, {"from_position": 3, "incarnation": 1}, WrongState, "RUN_CHANGED"),
     ],
 )
 def test_what_may_not_go_on_says_why(

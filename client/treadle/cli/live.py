@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from treadle.client.progress import progress_line
 from treadle.client.timeline import Timeline
+from treadle.client.whole_history import present_history
 from treadle.protocol.errors import NotFound, Unavailable
 
 if TYPE_CHECKING:
@@ -89,11 +90,14 @@ class LiveRuns:
         """Tell what the run does; of one that is older than we are, only what is new."""
         timeline = Timeline()
         handle = self._client.run(info.id)
+        part = 0
         if old:
-            async for event in handle.history():
+            info, recorded = await present_history(handle)
+            part = info.incarnation
+            for event in recorded:
                 timeline.feed(event)
             self._say(f"▶ run {timeline.workflow} goes on   {info.id}")
-        async with aclosing(handle.watch(after=timeline.position)) as events:
+        async with aclosing(handle.watch(after=timeline.position, incarnation=part)) as events:
             async for event in events:
                 line = progress_line(info.id, timeline, event)
                 if line is not None:

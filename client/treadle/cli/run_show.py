@@ -26,14 +26,14 @@ async def show(run: str, /, *, output: OutputOption = "table", connection: Conne
     from treadle.cli.output import console, emit_one
     from treadle.cli.plain import plain_run, plain_timeline
     from treadle.client.timeline import Timeline
+    from treadle.client.whole_history import present_history
 
     connection = connection or Connection()
     async with connection.client() as client:
-        handle = client.run(run)
-        info = await handle.get()
-        timeline = Timeline()
-        async for event in handle.history():
-            timeline.feed(event)
+        info, events = await present_history(client.run(run))
+    timeline = Timeline()
+    for event in events:
+        timeline.feed(event)
     value = {**plain_run(info), "steps": plain_timeline(timeline)}
     now_ms = None if info.status.closed else max(int(time.time() * 1000), timeline.now_ms)
     emit_one(value, output, lambda: draw_run(console(), info, timeline, now_ms=now_ms))

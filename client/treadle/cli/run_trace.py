@@ -28,7 +28,7 @@ async def trace(
         otlp-json: one OTLP JSON document. Ids are those of the exported trace.
     """
     from treadle.cli.plain import dumps
-    from treadle.client.runs import RunHandle
+    from treadle.client.whole_history import present_history
     from treadle.controlplane.tracing.otlp_json import otlp_json
     from treadle.controlplane.tracing.span_data import HeadFacts
     from treadle.controlplane.tracing.spans import project
@@ -36,9 +36,7 @@ async def trace(
 
     connection = connection or Connection()
     async with connection.client() as client:
-        info = await client.run(run).get()
-        handle = RunHandle[object](client, run, incarnation=info.incarnation)  # of this start, should there be another
-        events = [event async for event in handle.history()]
+        info, events = await present_history(client.run(run))
     spans, _ = project(HeadFacts(connection.namespace, run, info.incarnation), events, ProjectionState())
     print(dumps(otlp_json(spans)))
     return 0

@@ -296,18 +296,31 @@ class RunHandle(Generic[R]):
         state = await self._client.values.open(self.id, found.state)
         return decode(state, type, what=f"state of run {self.id}")
 
-    async def history(self, *, after: int = 0) -> AsyncGenerator[HistoryEvent, None]:
+    async def history(self, *, after: int = 0, incarnation: int = 0) -> AsyncGenerator[HistoryEvent, None]:
         """Yield the events that the history has now, in order, from behind position `after`.
 
+        Args:
+            after: Only events behind this position.
+            incarnation: `RunInfo.incarnation` of the part or start that is meant; 0: the one that is there.
+
         Raises:
-            NotFound: There is no such run.
+            NotFound: There is no such run, or its id was started anew.
+            WrongState: The run has gone on as new meanwhile, and what is left of this history is gone (reason
+                HISTORY_REPLACED).
         """
-        position, reader = after, self._client.values.reader(self.id)
+        position, part, reader = after, incarnation, self._client.values.reader(self.id)
         while True:
             request = GetHistoryRequest(
-                namespace=self._client.namespace, run_id=self.id, after_position=position, page_size=_PAGE
+                namespace=self._client.namespace,
+                run_id=self.id,
+                after_position=position,
+                page_size=_PAGE,
+                incarnation=part,
             )
             page = await self._client.call(self._client.stub.GetHistory, request)
+            if self.incarnation and page.first_incarnation != self.incarnation:
+                raise NotFound(f"run {self.id} was started anew; this start of it is gone")
+            part = page.incarnation
             for event in page.events:
                 position = event.position
                 yield event if reader is None else reader.read(event)
@@ -315,7 +328,7 @@ class RunHandle(Generic[R]):
                 return
 
     async def watch(
-        self, *, after: int = 0, told: Callable[[RunInfo], None] | None = None
+        self, *, after: int = 0, incarnation: int = 0, told: Callable[[RunInfo], None] | None = None
     ) -> AsyncGenerator[HistoryEvent, None]:
         """Yield the events of the history, then each new one as it is recorded, until the run is closed.
 
@@ -325,12 +338,14 @@ class RunHandle(Generic[R]):
 
         Args:
             after: Only events behind this position.
+            incarnation: `RunInfo.incarnation` of the part that the position is in; of another part all events are yielded. 0:
+                the part that is there.
             told: Called with how the run stands when that changed without an event: a step said how far it is, say.
 
         Raises:
             NotFound: There is no such run.
         """
-        position, part, backoff, reader = after, 0, Backoff(), self._client.values.reader(self.id)
+        position, part, backoff, reader = after, incarnation, Backoff(), self._client.values.reader(self.id)
         while True:
             call = self._client.stub.WatchRun(
                 WatchRunRequest(

@@ -84,6 +84,7 @@ _BY_REASON: Final[dict[str, type[RequestError]]] = {
     "RUN_NOT_FAILED": WrongState,
     "RUN_UNDONE": WrongState,
     "RUN_CHANGED": WrongState,
+    "HISTORY_REPLACED": WrongState,
     "NOT_QUARANTINED": WrongState,
     "LEASE_LOST": LeaseLost,
     "SCHEDULE_BUSY": Refused,

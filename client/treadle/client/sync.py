@@ -197,13 +197,15 @@ class SyncRunHandle(Generic[R]):
         """See RunHandle.state."""
         return self._thread.run(self._handle.state(type))
 
-    def history(self, *, after: int = 0) -> Iterator[HistoryEvent]:
+    def history(self, *, after: int = 0, incarnation: int = 0) -> Iterator[HistoryEvent]:
         """See RunHandle.history."""
-        return self._thread.iterate(self._handle.history(after=after))
+        return self._thread.iterate(self._handle.history(after=after, incarnation=incarnation))
 
-    def watch(self, *, after: int = 0, told: Callable[[RunInfo], None] | None = None) -> Iterator[HistoryEvent]:
+    def watch(
+        self, *, after: int = 0, incarnation: int = 0, told: Callable[[RunInfo], None] | None = None
+    ) -> Iterator[HistoryEvent]:
         """See RunHandle.watch. `told` is called on another thread."""
-        return self._thread.iterate(self._handle.watch(after=after, told=told))
+        return self._thread.iterate(self._handle.watch(after=after, incarnation=incarnation, told=told))
 
 
 class SyncClient(SyncEventCalls):

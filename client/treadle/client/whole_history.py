@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from treadle.client.runs import RunHandle
+from treadle.client.views import RunInfo
+from treadle.protocol.errors import WrongState
 from treadle.protocol.sealing import UNREAD, place_of, values_of
 from treadle.v1.common_pb2 import Failure, Payload
-from treadle.v1.history_pb2 import HistoryFile
+from treadle.v1.history_pb2 import HistoryEvent, HistoryFile
 
 if TYPE_CHECKING:
     from treadle.client.aio import Client
 
-__all__ = ("whole_history",)
+__all__ = ("present_history", "whole_history")
+
+_TRIES: Final = 10
+"""A part of a run may be over in less time than its history takes to read."""
+
+
+async def present_history(run: RunHandle[Any]) -> tuple[RunInfo, list[HistoryEvent]]:
+    """Return how a run stands, and the history that it has then: of one that goes on as new meanwhile, the next one.
+
+    Raises:
+        NotFound: There is no such run.
+        WrongState: Again and again it went on as new before its history was read (reason HISTORY_REPLACED).
+    """
+    for left in reversed(range(_TRIES)):
+        info = await run.get()
+        try:
+            return info, [event async for event in run.history(incarnation=info.incarnation)]
+        except WrongState as error:
+            if error.reason != "HISTORY_REPLACED" or not left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 async def whole_history(client: Client, run_id: str) -> HistoryFile:
@@ -25,7 +47,7 @@ async def whole_history(client: Client, run_id: str) -> HistoryFile:
         ConfigError: The blob store is not one that this process can use.
     """
     values = client.values
-    info = await client.run(run_id).get()
+    info, events = await present_history(client.run(run_id))
     history = HistoryFile(
         namespace=client.namespace,
         run_id=run_id,
@@ -33,7 +55,7 @@ async def whole_history(client: Client, run_id: str) -> HistoryFile:
         payload_limit=await values.limit(),
     )
     children: dict[str, str] = {}
-    async for event in RunHandle[object](client, run_id, incarnation=info.incarnation).history():
+    for event in events:
         history.events.append(event)
         kind = event.WhichOneof("kind")
         if kind is None:

@@ -1148,6 +1148,7 @@ class GetHistoryRequest(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     AFTER_POSITION_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace; "" means "default"."""
     run_id: _builtins.str
@@ -1156,6 +1157,10 @@ class GetHistoryRequest(_message.Message):
     """Events behind this position; 0 for all."""
     page_size: _builtins.int
     """At most this many: 200 by default and at most."""
+    incarnation: _builtins.int
+    """Incarnation that the position is in, as the page before said; where the id has another one by now, the answer is
+    FAILED_PRECONDITION with reason HISTORY_REPLACED. 0: whichever is there.
+    """
     def __init__(
         self,
         *,
@@ -1163,10 +1168,11 @@ class GetHistoryRequest(_message.Message):
         run_id: _builtins.str = ...,
         after_position: _builtins.int = ...,
         page_size: _builtins.int = ...,
+        incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "namespace", b"namespace", "page_size", b"page_size", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_position", b"after_position", "incarnation", b"incarnation", "namespace", b"namespace", "page_size", b"page_size", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1180,8 +1186,14 @@ class GetHistoryResponse(_message.Message):
 
     EVENTS_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    FIRST_INCARNATION_FIELD_NUMBER: _builtins.int
     length: _builtins.int
     """Length of the history; the page is the last one when it reaches it."""
+    incarnation: _builtins.int
+    """Which part, or start, of the run it is of."""
+    first_incarnation: _builtins.int
+    """That of the run's first part."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_history_pb2.HistoryEvent]:
         """In order."""
@@ -1191,10 +1203,12 @@ class GetHistoryResponse(_message.Message):
         *,
         events: _abc.Iterable[_history_pb2.HistoryEvent] | None = ...,
         length: _builtins.int = ...,
+        incarnation: _builtins.int = ...,
+        first_incarnation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "length", b"length"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "first_incarnation", b"first_incarnation", "incarnation", b"incarnation", "length", b"length"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,7 +13,7 @@ from treadle.controlplane.api.sweeps import when_swept
 from treadle.controlplane.machine import requests
 from treadle.controlplane.machine.indexes import quarantine_index, waiting_member
 from treadle.controlplane.store.port import IndexEntry, Store, Want
-from treadle.protocol.errors import NotFound
+from treadle.protocol.errors import NotFound, WrongState
 from treadle.protocol.ids import SHARDS, RunKey
 from treadle.protocol.past import concerns, first_call
 from treadle.protocol.tags import code_name
@@ -60,22 +60,32 @@ class Redrives:
             checks.check_payload("input", request.input, self._max_payload_bytes)
             asked.input = request.input
         elif request.from_step:
-            asked.length, asked.from_position, asked.step = await self._find(run, checks.step_of(request.from_step))
+            asked.incarnation, asked.length, asked.from_position, asked.step = await self._find(
+                run, checks.step_of(request.from_step)
+            )
         head = await self._records.head(run)
         await self._admission.target_of(run.namespace, code_name(head.workflow, head.version), head.pool)
         reply = run_reply(asked, await when_swept(lambda: self._engine.ask(run, asked)))
         return pb.RetryRunResponse(run=await self._records.view(reply.head))
 
-    async def _find(self, run: RunKey, step: str) -> tuple[int, int, str]:
-        """Return the length of the history, and position and id of the first call of a step that counts: where the run was
-        retried before, what was asked for again stands where that was.
+    async def _find(self, run: RunKey, step: str) -> tuple[int, int, int, str]:
+        """Return of the history its incarnation and its length, and position and id of the first call of a step that counts:
+        where the run was retried before, what was asked for again stands where that was.
 
         Raises:
             NotFound: There is none.
+            WrongState: The run was started again meanwhile.
         """
-        after, found, length = 0, list[HistoryEvent](), 0
+        after, found, length, incarnation = 0, list[HistoryEvent](), 0, 0
         while True:
             page = await self._records.page(run, after)
+            if incarnation not in (0, page.head.incarnation):
+                raise WrongState(
+                    f"run {run.run_id!r} was started again while its step was looked up",
+                    reason="RUN_CHANGED",
+                    remedy="ask again",
+                )
+            incarnation = page.head.incarnation
             found += (event for event in page.events if concerns(event, step))
             length = page.head.length
             if not page.events or page.events[-1].position >= length:
@@ -88,7 +98,7 @@ class Redrives:
                 reason="STEP_NOT_FOUND",
                 remedy=f"`treadle run show {run.run_id}` lists its steps",
             )
-        return length, *call
+        return incarnation, length, *call
 
     # --- quarantine ----------------------------------------------------------------------------------------------------
     async def release(self, request: pb.ReleaseStepRequest) -> pb.ReleaseStepResponse:

@@ -25,11 +25,11 @@ from treadle.controlplane.machine.requests import Request
 from treadle.controlplane.machine.view import first_of
 from treadle.controlplane.store.port import Store
 from treadle.controlplane.telemetry import Metrics
-from treadle.protocol.errors import RunClosed, Unavailable
+from treadle.protocol.errors import RunClosed, Unavailable, WrongState
 from treadle.protocol.ids import RunKey
 from treadle.v1 import run_service_pb2 as pb
 from treadle.v1.run_service_pb2_grpc import RunServiceServicer
-from treadle.v1.state_pb2 import RUN_STATE_CLOSED
+from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RunHead
 
 __all__ = ("RunService",)
 
@@ -191,8 +191,15 @@ class RunService(RunServiceServicer):
         """See run_service.proto."""
         run = checks.run_of(request.namespace, request.run_id)
         page = await self._records.page(run, request.after_position)
-        size = min(request.page_size or _EVENTS_PAGE, _EVENTS_PAGE)
-        return pb.GetHistoryResponse(events=page.events[:size], length=page.head.length)
+        head, size = page.head, min(request.page_size or _EVENTS_PAGE, _EVENTS_PAGE)
+        if request.incarnation not in (0, head.incarnation):
+            raise _history_replaced(run, head)
+        return pb.GetHistoryResponse(
+            events=page.events[:size],
+            length=head.length,
+            incarnation=head.incarnation,
+            first_incarnation=first_of(head),
+        )
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Context) -> AsyncIterator[pb.WatchRunResponse]:
         """See run_service.proto. The first answer comes at once, also when there is no event yet behind the position.
@@ -243,6 +250,16 @@ def _moved(now: pb.Run, before: pb.Run) -> bool:
     if (now.state, now.reason, now.status) != (before.state, before.reason, before.status):
         return True
     return list(now.progress) != list(before.progress)
+
+
+def _history_replaced(run: RunKey, head: RunHead) -> WrongState:
+    """Pages of two histories must not be taken for one; that of a part that has ended is gone."""
+    why = f"went on as new (it is in part {head.part} now)" if head.part > 1 else "was started again"
+    return WrongState(
+        f"run {run.run_id!r} {why} while its history was read: that history is gone",
+        reason="HISTORY_REPLACED",
+        remedy="read it again from its beginning",
+    )
 
 
 def _replaced(run: RunKey) -> RunClosed:

@@ -50,7 +50,7 @@ def _refuse(view: RunView, request: RetryRun) -> RequestError | None:
         return WrongState(
             f"{what} is open", reason="RUN_NOT_CLOSED", remedy="wait until it has closed, or terminate it first"
         )
-    if request.length and request.length != head.length:
+    if request.length not in (0, head.length) or request.incarnation not in (0, head.incarnation):
         return WrongState(f"{what} changed while its step was looked up", reason="RUN_CHANGED", remedy="ask again")
     if head.sweeping or request.input is not None:
         return policies.unswept(view)

@@ -198,6 +198,7 @@ class RetryRun:
         from_position: What was first recorded there or behind runs again; 0: what failed does.
         step: The command there.
         length: How long the history was when the position was looked up; 0: it was not.
+        incarnation: Whose history that was; 0: as for `length`.
         input: Start over with these arguments instead.
     """
 
@@ -206,6 +207,7 @@ class RetryRun:
     from_position: int = 0
     step: str = ""
     length: int = 0
+    incarnation: int = 0
     input: Payload | None = None
 
 
