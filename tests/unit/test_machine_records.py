@@ -91,6 +91,23 @@ def test_whoever_waits_with_keys_that_were_refused_is_refused_too() -> None:
     assert [world.got(f"late {n}") for n in range(2)] == [["refused"], ["refused"]]
 
 
+@pytest.mark.parametrize("others", [0, 20], ids=["in the head", "in a field"])
+def test_a_beginning_that_comes_again_behind_its_end_begins_nothing(others: int) -> None:
+    world = World()
+    for number in range(others):
+        world.wait(f"other {number}")
+    world.settle()
+    world.wait("r1")
+    (begin,) = (letter for letter in world.letters() if letter.from_run_id == "r1")
+    world.deliver(begin, lost=True)
+    world.say("r1", Command(command_id="0/paid#1", digest=1, cancel=CancelCommand()))
+    (end,) = (letter for letter in world.letters() if letter.slot_news.HasField("end"))
+    world.deliver(end)
+    world.deliver(begin)
+    world.settle()
+    assert len(world.slot().waits) + world.slot().more_waits == others
+
+
 @pytest.mark.parametrize("fires", [0, 1, 2])
 def test_nothing_is_recorded_behind_the_end_of_a_part(fires: int) -> None:
     """The event comes before the rows of the old part are swept, behind that, or when the next part has begun."""

@@ -82,6 +82,18 @@ def test_an_older_version_that_registers_again_starts_nothing() -> None:
     asyncio.run(main())
 
 
+def test_an_older_version_without_a_trigger_takes_none_away() -> None:
+    async def main() -> None:
+        house = House()
+        await house.enroll("bill@1")
+        await house.enroll("bill@2", names=["paid"], parameter="new")
+        await house.enroll("bill@1")  # its worker was restarted
+        house.live("bill@1", "bill@2")
+        assert await house.starts() == [("bill@2", "new")]
+
+    asyncio.run(main())
+
+
 def test_while_the_newest_has_no_live_worker_the_newest_that_has_one_is_started_as_it_says() -> None:
     async def main() -> None:
         house = House()
