@@ -173,3 +173,5 @@ def test_a_closed_run_with_many_signals_is_swept() -> None:
         assert turns < 30
     assert turns > 1
     assert not [name for name in rig.fields() if name.startswith("c:")]
+    length = rig.head.length
+    assert isinstance(rig.ask(signal("s0")), RunReply) and rig.head.length == length, "its id is known"

@@ -230,6 +230,22 @@ def test_ten_thousand_fields(case: Case) -> None:
     case.run(body)
 
 
+def test_rows_are_not_hidden_behind_notes(case: Case) -> None:
+    async def body(store: Store) -> None:
+        rows = {f"c:{i}": b"%d" % i for i in range(3)}
+        notes = {f"{kind}:{i}": b"x" for i in range(1_000) for kind in "sad"}
+        fields = {**dict(list(notes.items())[:2_000]), **rows, **notes}
+        assert await commit(store, change(set_fields=fields)) == [OK]
+        loaded = await load(store, all_fields=True)
+        assert rows.items() <= loaded.fields.items() <= fields.items()
+        assert len(loaded.fields) == 200
+        assert not loaded.whole
+        assert (await load(store, all_fields=True, field_limit=3)).fields == rows
+        assert (await load(store, all_fields=True, field_limit=4_000)).fields == fields
+
+    case.run(body)
+
+
 def test_two_replicas_on_one_revision_have_one_winner(case: Case) -> None:
     async def body(one: Store, two: Store) -> None:
         await commit(one, change())

@@ -483,9 +483,7 @@ def sweep(view: RunView) -> None:
         elif row.state == COMMAND_STATE_EVENT:
             event_waits.leave(view, row)
         view.drop(row)
-    if not rows and not view.loaded.whole:
-        view.drop_notes()  # they fill the page, and rows may be behind it
-    elif not rows:
+    if not rows:  # notes, which stay, come last in a page
         head.sweeping = False
         head.open_commands = 0
 

@@ -241,10 +241,6 @@ class RunView:
         self._notes[name] = None
         self.dirty = True
 
-    def drop_notes(self) -> None:
-        """Forget of signals and answers what was loaded."""
-        self._notes |= {name: None for name in self.loaded.fields if name[:2] in ("s:", "a:", "d:")}
-
     def drop(self, row: CommandRow) -> None:
         """Remove the row of a command that is settled."""
         self._unwait(row)

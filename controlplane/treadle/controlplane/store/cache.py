@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
-from itertools import islice
 from typing import cast
 
-from treadle.controlplane.store.limits import page
+from treadle.controlplane.store.limits import first_fields, page
 from treadle.controlplane.store.port import Change, Committed, Hint, Loaded, Outcome, RunStore, Want
 from treadle.protocol.ids import RunKey
 
@@ -108,7 +107,7 @@ class _Entry:
         if want.all_fields:
             if not self.complete:
                 return None
-            found = {name: value for name, value in islice(fields.items(), want.field_limit) if value is not None}
+            found = first_fields({name: value for name, value in fields.items() if value is not None}, want.field_limit)
         else:
             for name in want.fields:
                 value = fields.get(name)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 
-__all__ = ("ASIDE_BYTES", "ASIDE_TTL_MS", "PAGE_BYTES", "PAGE_EVENTS", "ROUND_GAP_MS", "page")
+__all__ = ("ASIDE_BYTES", "ASIDE_TTL_MS", "NOTES", "PAGE_BYTES", "PAGE_EVENTS", "ROUND_GAP_MS", "first_fields", "page")
+
+NOTES = ("s:", "a:", "d:")
+"""How names of fields begin that stay as long as their run: ids of signals, answers, calls that finished steps
+(scripts/load.lua has it too)."""
 
 PAGE_EVENTS = 200
 """Events in a page of history at most (scripts/load.lua has it too)."""
@@ -28,3 +33,11 @@ def page(events: Sequence[bytes], after: int) -> list[bytes]:
             break
         chosen.append(event)
     return chosen
+
+
+def first_fields(fields: Mapping[str, bytes], limit: int) -> dict[str, bytes]:
+    """Return at most `limit` fields, notes last: a run may have thousands of them, and what must be swept stands between."""
+    found = dict(islice(((name, data) for name, data in fields.items() if not name.startswith(NOTES)), limit))
+    notes = ((name, data) for name, data in fields.items() if name.startswith(NOTES))
+    found.update(islice(notes, limit - len(found)))
+    return found

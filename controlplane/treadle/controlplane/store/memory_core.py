@@ -12,6 +12,7 @@ from treadle.controlplane.store.limits import (
     ASIDE_BYTES,
     ASIDE_TTL_MS,
     ROUND_GAP_MS,
+    first_fields,
     page,
 )
 from treadle.controlplane.store.memory_cursors import MemoryCursors
@@ -97,7 +98,7 @@ class MemoryCore(MemoryCursors):
             return Loaded(tombstone=self._tombstone(want.run, now))
         loaded = Loaded(run.revision, run.head, length=len(run.events))
         if want.all_fields:
-            loaded.fields = dict(list(run.fields.items())[: want.field_limit])
+            loaded.fields = first_fields(run.fields, want.field_limit)
         else:
             loaded.fields = {name: run.fields[name] for name in want.fields if name in run.fields}
         loaded.whole = len(loaded.fields) == len(run.fields)

@@ -49,7 +49,7 @@ class Want:
         run: The run.
         fields: Fields of the run's hash besides its head ("c:<command id>", "i:<command id>"). Missing ones are left
             out of the answer.
-        all_fields: True: every field, at most `field_limit` of them, in no order (for cancel, terminate and sweeps).
+        all_fields: True: every field, at most `field_limit` of them, in no order but notes last (`limits.NOTES`).
         field_limit: See `all_fields`.
         event_at: Position of one event that is wanted (0: none).
         events_after: Events behind this position, at most 200 or 1 MiB but at least one (None: none).

@@ -2,21 +2,32 @@
 -- number of all fields; false where nothing is.
 local PAGE_EVENTS, PAGE_BYTES, READ = 200, 1048576, 32
 
+local NOTES = {['s:'] = true, ['a:'] = true, ['d:'] = true}
+
+-- At most so many, notes last: a run may have thousands of them, and what must be swept stands between them.
 local function all_fields(fields, limit)
-  local found, seen, count, cursor = {}, {}, 0, '0'
+  local found, notes, seen, count, cursor = {}, {}, {}, 0, '0'
   repeat
     local reply = call('HSCAN', fields, cursor, 'COUNT', 200)
     cursor = reply[1]
     local some = reply[2]
     for k = 1, #some, 2 do
       local name = some[k]
-      if not seen[name] and count < limit then
+      if NOTES[string.sub(name, 1, 2)] then
+        if #notes < limit and not seen[name] then
+          seen[name] = true
+          notes[#notes + 1] = {name, some[k + 1]}
+        end
+      elseif count < limit and not seen[name] then
         seen[name] = true
         count = count + 1
         found[2 * count - 1], found[2 * count] = name, some[k + 1]
       end
     end
   until cursor == '0' or count >= limit
+  for k = 1, math.min(#notes, limit - count) do
+    found[#found + 1], found[#found + 2] = notes[k][1], notes[k][2]
+  end
   return found
 end
 
