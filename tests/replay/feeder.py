@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from tests.replay.harness import START_MS
@@ -16,10 +17,13 @@ from treadle.worker.loop.port import RunContext, Turn
 class Feeder:
     """Feeds one execution, in order, with a second between events."""
 
-    def __init__(self, flow: Any, *args: Any, accepted_until: int = 0, run_id: str = "r") -> None:
+    def __init__(
+        self, flow: Any, *args: Any, accepted_until: int = 0, run_id: str = "r", known_signals: Sequence[str] = ()
+    ) -> None:
         context = RunContext("default", run_id, 3, flow.name, accepted_until)
         self.execution = WorkflowExecution(context, flow)
-        self.feed(run_started=h.RunStarted(input=flow.signature.encode_call(args, {})))
+        given = flow.signature.encode_call(args, {})
+        self.feed(run_started=h.RunStarted(input=given, known_signals=known_signals))
 
     def feed(self, time_ms: int | None = None, **kind: Any) -> WorkflowExecution:
         position = self.execution.fed + 1

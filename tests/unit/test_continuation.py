@@ -102,6 +102,14 @@ def test_the_newest_ids_stay_known() -> None:
     assert known[-1] == "s4999" and 1000 <= len(known) <= 2000
 
 
+def test_ids_of_parts_before_stay_known() -> None:
+    run = Feeder(counts, 1, known_signals=["s1", "s2"])
+    send(run, "s3", 4)
+    outcome = run.execution.outcome
+    assert outcome is not None and outcome.next_input is not None
+    assert list(continuation_of(run.execution, outcome.next_input).known) == ["s1", "s2", "s3"]
+
+
 def test_cleanup_runs_before() -> None:
     run = Feeder(tidies, 4)
     (command,) = run.take().commands

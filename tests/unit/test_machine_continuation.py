@@ -62,8 +62,27 @@ def test_the_next_part_has_its_own_history_and_what_was_carried() -> None:
     assert (started.input, started.part, started.continued_from) == (value("next"), 2, before.incarnation)
     assert [letter.signal_id for letter in waiting(rig, "s2", "s3")] == ["s2", "s3"]
     assert set(rig.fields()) == {"s:s1", "s:s2", "s:s3", "state"}, "ids stay known, and the state is still shown"
+    assert list(started.known_signals) == ["s1"], "those that are carried are fed again"
     for again in ("s1", "s3"):
         assert isinstance(rig.ask(signal(again)), RunReply) and rig.head.length == 3
+
+
+def test_ids_and_answers_outlive_the_sweep_of_what_the_code_left() -> None:
+    """They fill more than a page of what a sweep reads, and the row stands behind them."""
+    rig, owner = opened()
+    ids = [f"s{number}" for number in range(300)]
+    for signal_id in ids:
+        rig.ask(signal(signal_id, asks=signal_id == "s7"))
+    owner.say(
+        Command(command_id="0/answer#1", digest=8, answer_signal=AnswerSignal(signal_id="s7", result=value("42")))
+    )
+    owner.say(sleep())
+    owner.say(continue_run=ContinueRun(input=value("next"), known=ids))
+    while rig.head.state == RUN_STATE_CONTINUING:
+        rig.fire()
+    assert set(rig.fields()) == {"a:s7", *(f"s:{signal_id}" for signal_id in ids)}
+    assert list(rig.last("run_started").known_signals) == ids
+    assert isinstance(rig.ask(signal("s0")), RunReply) and rig.kinds() == ["run_started"]
 
 
 def test_parts_follow_each_other_and_clients_know_the_first() -> None:

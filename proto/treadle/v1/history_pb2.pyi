@@ -369,6 +369,7 @@ class RunStarted(_message.Message):
     EVENT_FIELD_NUMBER: _builtins.int
     FAILED_RUN_FIELD_NUMBER: _builtins.int
     GIVEN_FIELD_NUMBER: _builtins.int
+    KNOWN_SIGNALS_FIELD_NUMBER: _builtins.int
     workflow: _builtins.str
     """Name of the workflow."""
     pool: _builtins.str
@@ -421,6 +422,10 @@ class RunStarted(_message.Message):
     def given(self) -> _common_pb2.EventsGiven:
         """Of a later part of a run: the events that the parts before it were given."""
 
+    @_builtins.property
+    def known_signals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of a later part of a run: ids of signals that the parts before it had and that stay known, oldest first, at most 1,000."""
+
     def __init__(
         self,
         *,
@@ -441,10 +446,11 @@ class RunStarted(_message.Message):
         event: _common_pb2.EventRef | None = ...,
         failed_run: _common_pb2.FailedRunInfo | None = ...,
         given: _common_pb2.EventsGiven | None = ...,
+        known_signals: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "event", b"event", "failed_run", b"failed_run", "given", b"given", "input", b"input", "occurrence", b"occurrence", "parent", b"parent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "event", b"event", "failed_run", b"failed_run", "given", b"given", "input", b"input", "occurrence", b"occurrence", "parent", b"parent", "part", b"part", "pool", b"pool", "retry_of", b"retry_of", "sampled", b"sampled", "tags", b"tags", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "continued_from", b"continued_from", "event", b"event", "failed_run", b"failed_run", "given", b"given", "input", b"input", "known_signals", b"known_signals", "occurrence", b"occurrence", "parent", b"parent", "part", b"part", "pool", b"pool", "retry_of", b"retry_of", "sampled", b"sampled", "tags", b"tags", "timeout_ms", b"timeout_ms", "trigger", b"trigger", "version", b"version", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

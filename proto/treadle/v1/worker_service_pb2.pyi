@@ -1745,7 +1745,7 @@ class ContinueRun(_message.Message):
 
     @_builtins.property
     def known(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids of signals that came in this part, newest last: they stay known in the next one."""
+        """Ids of signals that came in this part and those before it, newest last: they stay known in the next one."""
 
     @_builtins.property
     def given(self) -> _common_pb2.EventsGiven:

@@ -17,6 +17,8 @@ from .view import RunView
 
 __all__ = ("ask", "go_on")
 
+_KNOWN = 1_000
+
 
 def ask(view: RunView, said: ContinueRun) -> None:
     """The code ended to go on as new."""
@@ -89,6 +91,7 @@ def _next_part(view: RunView) -> None:
             parent=children.run_in(old.parent if old.HasField("parent") else None),
             continued_from=old.incarnation,
             part=view.head.part,
+            known_signals=_still_known(said),
             given=said.given if said.HasField("given") else None,
         )
     )
@@ -107,3 +110,9 @@ def _interrupt(view: RunView) -> None:
     elif head.timed_out:
         told = RunTimedOut(timeout_ms=head.timeout_ms, close_at_ms=head.close_at_ms, raised=True)
         view.event(run_timed_out=told)
+
+
+def _still_known(said: ContinueRun) -> list[str]:
+    """The next part tells its own next part what it was told here: a repetition may come later than one part lasts."""
+    carried = {letter.signal_id for letter in said.carried}
+    return [signal_id for signal_id in said.known if signal_id not in carried][-_KNOWN:]

@@ -202,6 +202,7 @@ class WorkflowExecution(Outside):
 
     def _run_started(self, event: history.RunStarted, _position: int) -> None:
         self.had.started(event, round(self._loop.time() * 1000))
+        self.mail.known.extend(event.known_signals)
         try:
             signature = self._workflow.signature
             arguments = handed_over(self._workflow, event) if event.HasField("failed_run") else event.input

@@ -21,7 +21,7 @@ class Mail:
 
     Attributes:
         waiting: How many tasks wait for something that has not come.
-        known: Ids of what came last, oldest first: 1,000 to 2,000 where there were so many.
+        known: Ids of what came last, in parts before this one too, oldest first: 1,000 to 2,000 where there were so many.
     """
 
     def __init__(self) -> None:
