@@ -90,14 +90,6 @@ _DEEP = {
     "C's id is used again, P goes on twice": may(
         "again", "told", "p.terminate", "p.terminate", "p.redrive", "p.redrive", "c.reuse"
     ),
-    "P waits for nothing, goes on twice, both as new": may(
-        "again", "p.redrive", "p.redrive", "p.terminate", "p.continue", "c.continue", waits=False
-    ),
     "two letters come again": may("again", "again", "p.redrive", "p.terminate", "p.cancel", "c.redrive"),
-    "everything once, the id is the same": may(
-        *("again", "told", "p.terminate", "p.cancel", "p.redrive", "p.reuse", "p.continue"),
-        *("c.terminate", "c.redrive", "c.reuse", "c.continue"),
-        explicit=True,
-    ),
 }
 DEEP = [(f"letters: {title}", scene) for title, scene in _DEEP.items()]

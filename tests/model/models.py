@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from . import (
+    deferral_moves,
+    deferral_scenes,
+    deferral_state,
     events_moves,
     events_scenes,
     events_state,
@@ -20,6 +23,9 @@ from . import (
     occurrences_scenes,
     occurrences_state,
     scenes,
+    signals_moves,
+    signals_scenes,
+    signals_state,
     state,
 )
 from .bfs import Problem
@@ -32,6 +38,8 @@ _PROBLEMS: dict[type, Callable[[Any], Problem[Any]]] = {
     letters_state.Scene: letters_moves.problem,
     occurrences_state.Scene: occurrences_moves.problem,
     limits_state.Scene: limits_moves.problem,
+    signals_state.Scene: signals_moves.problem,
+    deferral_state.Scene: deferral_moves.problem,
 }
 
 
@@ -45,6 +53,8 @@ RULES: dict[str, str] = {
     **_named("letters", letters_state.RULES),
     **_named("schedules", occurrences_state.RULES),
     **_named("limits", limits_state.RULES),
+    **_named("signals", signals_state.RULES),
+    **_named("deferral", deferral_state.RULES),
 }
 PROBES: dict[str, Any] = {
     **scenes.PROBES,
@@ -52,6 +62,8 @@ PROBES: dict[str, Any] = {
     **_named("letters", letters_scenes.PROBES),
     **_named("schedules", occurrences_scenes.PROBES),
     **_named("limits", limits_scenes.PROBES),
+    **_named("signals", signals_scenes.PROBES),
+    **_named("deferral", deferral_scenes.PROBES),
 }
 NOT_NEEDED = (*scenes.NOT_NEEDED, *(f"events.{rule}" for rule in events_scenes.NOT_NEEDED))
 AHEAD: list[tuple[str, Any]] = [*scenes.AHEAD]
@@ -61,6 +73,8 @@ SUITE: list[tuple[str, Any]] = [
     *letters_scenes.SUITE,
     *occurrences_scenes.SUITE,
     *limits_scenes.SUITE,
+    *signals_scenes.SUITE,
+    *deferral_scenes.SUITE,
 ]
 DEEP: list[tuple[str, Any]] = [
     *scenes.DEEP,
@@ -68,6 +82,8 @@ DEEP: list[tuple[str, Any]] = [
     *letters_scenes.DEEP,
     *occurrences_scenes.DEEP,
     *limits_scenes.DEEP,
+    *signals_scenes.DEEP,
+    *deferral_scenes.DEEP,
 ]
 
 
