@@ -12,7 +12,7 @@ from tests.integration.test_events import DEADLINE_S, scene, until
 from treadle.client import Client, NewEvent, RunFailed
 from treadle.client.encryption import new_key
 from treadle.client.timeline import timeline_of
-from treadle.worker import ConfigError, send_event, step, wait_for_event, workflow
+from treadle.worker import ConfigError, continue_as_new, send_event, step, wait_for_event, workflow
 
 
 @step
@@ -50,6 +50,14 @@ async def consumer(count: int) -> list[int]:
 
 
 @workflow
+async def part(count: int, found: list[int]) -> list[int]:
+    event = await wait_for_event("number", dict[str, int])
+    await note(str(event.data["n"]))
+    found = [*found, event.data["n"]]
+    return found if len(found) == count else continue_as_new(count, found)
+
+
+@workflow
 async def first_of_two(order: int) -> str:
     waits = {
         asyncio.create_task(wait_for_event(name, match={"order": order}), name=name) for name in ("shipped", "lost")
@@ -78,7 +86,7 @@ async def wrong(what: str) -> None:
     await wait_for_event("x", match={"a": [1]})
 
 
-APP: list[Any] = [note, pays, impatient, only_from_now, consumer, first_of_two, sender, chain, wrong]
+APP: list[Any] = [note, pays, impatient, only_from_now, consumer, part, first_of_two, sender, chain, wrong]
 
 
 def paid(order: int, id: str, amount: int = 10) -> NewEvent:
@@ -136,6 +144,19 @@ def test_waits_in_a_row_get_each_event_once(tmp_path: Path) -> None:
                 await client.send("number", {"n": n}, id=f"n{n}")
                 await client.send("number", {"n": n}, id=f"n{n}")
             assert sorted(await run.result(timeout=DEADLINE_S)) == list(range(30))
+
+    asyncio.run(main())
+
+
+def test_the_parts_of_a_run_get_each_event_once(tmp_path: Path) -> None:
+    """Most come while one part ends and the next one begins."""
+
+    async def main() -> None:
+        async with scene(tmp_path, APP) as client:
+            run = await client.start(part, 20, [])
+            for n in range(20):
+                await client.send("number", {"n": n}, id=f"n{n}")
+            assert sorted(await run.result(timeout=DEADLINE_S)) == list(range(20))
 
     asyncio.run(main())
 
