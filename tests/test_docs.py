@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from treadle.client import Client
 from treadle.client.encryption import new_key
 from treadle.controlplane.embedded import embedded
 from treadle.worker.app import collect
@@ -21,6 +22,7 @@ from treadle.worker.runtime import Worker
 from treadle.worker.steps import Step
 from treadle.worker.workflows import Workflow
 
+DEADLINE_S = 30.0
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = {
     "signals": "charged 12",
@@ -78,6 +80,9 @@ def test_the_examples_of_a_page_run(name: str, tmp_path: Path, monkeypatch: pyte
             worker = Worker(WorkerConfig(app=name, server=address, pool="default", **settings), registry)
             working = asyncio.create_task(worker.run())
             try:
+                async with Client(address) as client, asyncio.timeout(DEADLINE_S):
+                    while not any(pool.workers for pool in await client.pools()):  # a start by name needs one
+                        await asyncio.sleep(0.01)
                 return await module.main(address)
             finally:
                 worker.drain()
