@@ -164,5 +164,16 @@ def test_versions_are_remembered_in_bounds() -> None:
             trigger = RegisteredTrigger(workflow="bill", pool="p", trigger=EventTrigger(names=["paid"]), code=code)
             await house.ask(RECORD, SetTriggers([code], [trigger]))
         assert known() == [f"bill@{number}" for number in range(5, 25)]
+        for number in range(3):  # many workflows, with a version for each deploy: no worker is refused for that
+            codes = [f"w{n}@{number}" for n in range(400)]
+            many = [
+                RegisteredTrigger(
+                    workflow=code[: code.index("@")], pool="p", trigger=EventTrigger(names=["x"]), code=code
+                )
+                for code in codes
+            ]
+            assert await house.ask(RECORD, SetTriggers(codes, many)) is None
+        assert len(known()) <= 1_000
+        assert {"w0@1", "w0@2", "w399@2", "bill@24", "bill@23"} <= set(known()) and "w0@0" not in known()
 
     asyncio.run(main())

@@ -49,7 +49,7 @@ KINDS = frozenset(("send_event", "route_event", "slot_news", "use_keys", "event_
 """Letters about events."""
 _STARTS_A_COMMIT = 100
 _TRIGGERS = 1_000
-"""Workflows of a namespace that events start, each version counted."""
+"""Workflows of a namespace that events start, and so many of all their versions together."""
 _VERSIONS = 20
 """So many versions of a workflow are remembered, those that registered last: who deploys each day leaves one each day."""
 
@@ -164,11 +164,12 @@ def _set_triggers(view: RunView, request: SetTriggers) -> RequestError | None:
     mine = {_code(trigger): trigger for trigger in request.triggers}
     if all(mine.get(_code(t)) == t for t in known if _code(t) in names) and mine.keys() <= {_code(t) for t in known}:
         return None
-    kept = _newest([t for t in known if _code(t) not in names] + list(mine.values()))
-    if len(kept) > _TRIGGERS:
+    together = [t for t in known if _code(t) not in names] + list(mine.values())
+    kept = next((few for few in (_newest(together, n) for n in range(_VERSIONS, 0, -1)) if len(few) <= _TRIGGERS), None)
+    if kept is None:
         return FieldInvalid(
-            f"namespace {view.run.namespace!r} would have {len(kept):,} workflows that events start, the limit is "
-            f"{_TRIGGERS:,}",
+            f"namespace {view.run.namespace!r} would have {len(_newest(together, 1)):,} workflows that events start, the "
+            f"limit is {_TRIGGERS:,}",
             field="specs.on",
             remedy="remove triggers that are needed no longer: treadle events triggers",
         )
@@ -180,13 +181,13 @@ def _code(trigger: RegisteredTrigger) -> str:
     return trigger.code or trigger.workflow
 
 
-def _newest(triggers: list[RegisteredTrigger]) -> list[RegisteredTrigger]:
-    """Leave out of each workflow the versions that registered longest ago."""
+def _newest(triggers: list[RegisteredTrigger], versions: int) -> list[RegisteredTrigger]:
+    """Keep of each workflow so many versions, those that registered last."""
     found: list[RegisteredTrigger] = []
     counts = Counter[str]()
     for trigger in reversed(triggers):
         counts[trigger.workflow] += 1
-        if counts[trigger.workflow] <= _VERSIONS:
+        if counts[trigger.workflow] <= versions:
             found.append(trigger)
     return found[::-1]
 
