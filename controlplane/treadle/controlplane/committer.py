@@ -84,9 +84,13 @@ class Committer:
         It is called exactly once: with a RequestError when the machine refused it, with Unavailable when the store stayed
         away, and before the effects of the commit (news, grants) are sent.
         """
-        self._backlog.put(run, Item(request, settle, monotonic_ms()))
+        self.put(run, request, settle)
         if self._backlog:
             self._lift_soon()
+
+    def put(self, run: RunKey, request: Request, settle: Callable[[Reply | Exception], None]) -> None:
+        """As `submit`, by who calls `lift` when all that belongs together was put."""
+        self._backlog.put(run, Item(request, settle, monotonic_ms()))
 
     async def run(self) -> None:
         """Work for ever."""

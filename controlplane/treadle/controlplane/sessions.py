@@ -188,7 +188,7 @@ class WorkerService(WorkerServiceServicer):
         end.goodbye = end.goodbye or frame.goodbye
         requests = engine.replica.requests(session, frame, monotonic_ms())
         for run, request in requests:
-            engine.committer.submit(run, request, partial(self._reply, session, run, request))
+            engine.committer.put(run, request, partial(self._reply, session, run, request))
         engine.committer.lift()
         if frame.HasField("credits") and session.lane == LANE_SESSION:
             self._lanes.stated(session.namespace, session.pool)

@@ -67,8 +67,7 @@ class RedisDuties(RedisPart):
         return stale[:limit]
 
     async def outbox_size(self) -> int:
-        sizes = await self._link.commands([("HLEN", self._keys.of_shard(shard, "outbox")) for shard in range(SHARDS)])
-        return sum(sizes)
+        return sum(int(size) for _, size in await self._per_group("outbox_size", range(SHARDS)))
 
     async def confirmed(self, entries: Iterable[tuple[int, str]]) -> None:
         by_shard: dict[int, list[str]] = {}
