@@ -202,7 +202,7 @@ def test_a_store_that_is_away_is_waited_for(hold: Hold) -> None:
     hold.s3.down = True
     later = hold.worker("flows")
     hold.house.open("g")
-    until("the worker says so", lambda: "blob_not_fetched" in later.said, seconds=60)
+    until("the worker says so", lambda: "value_not_opened" in later.said, seconds=60)
     assert hold.client.run("r").get().status is RunStatus.RUNNING
     hold.s3.down = False
     assert hold.tell("r").result(timeout="60s") == LARGE * 3

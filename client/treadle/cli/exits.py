@@ -7,6 +7,7 @@ from enum import IntEnum
 
 from treadle.protocol.errors import (
     BlobStoreUnavailable,
+    CodecFailed,
     ConfigError,
     FieldInvalid,
     NotFound,
@@ -38,6 +39,7 @@ _CODES: tuple[tuple[type[BaseException], Exit], ...] = (
     (NotFound, Exit.NOT_FOUND),
     (Unavailable, Exit.UNAVAILABLE),
     (BlobStoreUnavailable, Exit.UNAVAILABLE),
+    (CodecFailed, Exit.UNAVAILABLE),
     (ResultTimeout, Exit.TIMEOUT),
     (FieldInvalid, Exit.USAGE),
     (ConfigError, Exit.USAGE),

@@ -62,7 +62,7 @@ async def create(
     catch_up
         What could not be started in so long, because no server was there, is missed.
     jitter
-        Each run starts up to so much later.
+        Each run starts up to so much later, always before the next occurrence.
     timeout
         Longest duration of each run.
     start

@@ -20,6 +20,7 @@ from treadle.client.views import RunCount, RunInfo, RunPage, RunStatus, RunTroub
 from treadle.protocol.errors import (
     BlobMissing,
     BlobStoreUnavailable,
+    CodecFailed,
     ConfigError,
     FieldInvalid,
     NotFound,
@@ -68,6 +69,7 @@ __all__ = (
     "WorkflowLike",
     "BlobMissing",
     "BlobStoreUnavailable",
+    "CodecFailed",
     "ConfigError",
     "FieldInvalid",
     "NotFound",

@@ -12,10 +12,11 @@ import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
+from traceback import extract_tb
 from typing import Final, TypeVar
 
 from treadle.client.blobs import BlobStore, open_store
-from treadle.protocol.errors import BlobMissing, ConfigError, PayloadUnreadable
+from treadle.protocol.errors import BlobMissing, CodecFailed, ConfigError, PayloadUnreadable, TreadleError
 from treadle.protocol.payloads import MAX_PAYLOAD_BYTES
 from treadle.protocol.sealing import BLOB, Codec, Place, open_failure, seal_failure
 from treadle.v1 import blob_service_pb2 as wire
@@ -71,7 +72,11 @@ class Vault:
 
     # --- out -------------------------------------------------------------------------------------------------------
     def seal_here(self, payload: Payload, place: Place, homes: Sequence[str]) -> Payload | None:
-        """As `seal`, and never blocks; None: it must be stored. How large a value is, its codec decides."""
+        """As `seal`, and never blocks; None: it must be stored. How large a value is, its codec decides.
+
+        Raises:
+            CodecFailed: The codec raised.
+        """
         if self._store is not None and homes and len(payload.data) > self._above - _GROWTH:
             return None
         sealed = self._encoded(payload, place)
@@ -88,6 +93,7 @@ class Vault:
 
         Raises:
             BlobStoreUnavailable: It could not be stored.
+            CodecFailed: The codec raised.
         """
         sealed = self._encoded(payload, place)
         if self._store is None or self._stays(sealed, homes):
@@ -100,16 +106,29 @@ class Vault:
         return Payload(encoding=BLOB, blob=ref, metadata=sealed.metadata)
 
     def _encoded(self, payload: Payload, place: Place) -> Payload:
-        return payload if self.codec is None else self.codec.encode(payload, place)
+        codec = self.codec
+        return payload if codec is None else self._by_codec(lambda: codec.encode(payload, place))
+
+    def _by_codec(self, work: Callable[[], T]) -> T:
+        """What a codec raises, its user's code or a key service decides; its text may quote the value, and is left out."""
+        try:
+            return work()
+        except TreadleError:
+            raise
+        except Exception as error:
+            where = extract_tb(error.__traceback__)[-1]
+            raised = f"{type(error).__name__} at {where.filename}:{where.lineno}"
+            raise CodecFailed(f"codec {type(self.codec).__name__} raised {raised}") from error
 
     def _stays(self, sealed: Payload, homes: Sequence[str]) -> bool:
         return self._store is None or not homes or len(sealed.data) <= self._above
 
     def seal_failure(self, failure: Failure, place: Place) -> Failure:
-        """Return what is sent instead of an error."""
-        if self.codec is None or not self.codec.errors or failure.HasField("sealed"):
+        """Return what is sent instead of an error. Raises CodecFailed."""
+        codec = self.codec
+        if codec is None or not codec.errors or failure.HasField("sealed"):
             return failure
-        return seal_failure(failure, self.codec, place)
+        return self._by_codec(lambda: seal_failure(failure, codec, place))
 
     # --- in --------------------------------------------------------------------------------------------------------
     def is_here(self, payload: Payload) -> bool:
@@ -123,20 +142,22 @@ class Vault:
             PayloadUnreadable: There is no key for it, it was tampered with, or it is of another place.
             BlobMissing: The store has it no more, or has something else.
             BlobStoreUnavailable: The store cannot be reached.
+            CodecFailed: The codec raised.
         """
         if payload.encoding == BLOB:
             payload = self._fetched(payload)
         if payload.encoding in ("", "json"):
             return payload
-        if self.codec is None:
+        codec = self.codec
+        if codec is None:
             raise PayloadUnreadable(
                 f"the value is encoded with {payload.encoding!r}: configure the codec that made it (TREADLE_KEYS_FILE)"
             )
-        return self.codec.decode(payload, place)
+        return self._by_codec(lambda: codec.decode(payload, place))
 
     def open_failure(self, failure: Failure, place: Place) -> Failure:
-        """Return the error. Raises PayloadUnreadable."""
-        return open_failure(failure, self.codec, place)
+        """Return the error. Raises PayloadUnreadable, CodecFailed."""
+        return self._by_codec(lambda: open_failure(failure, self.codec, place))
 
     def _fetched(self, payload: Payload) -> Payload:
         ref = payload.blob

@@ -7,6 +7,7 @@
     │   └── PayloadUnreadable    what is sealed cannot be opened here: no such key, tampered with, or of another run
     │       └── BlobMissing      the blob store has no such value, or another one
     ├── BlobStoreUnavailable     the blob store cannot be reached or does not allow it: try again later
+    ├── CodecFailed              the codec of values raised: its key service is away, or it has a bug
     ├── NotDeterministic         workflow code did what only a step may do
     ├── RequestError             the control plane refused a call; `.reason`, `.remedy`
     │   ├── FieldInvalid         INVALID_ARGUMENT / FIELD_INVALID; `.field`
@@ -25,7 +26,7 @@
     ├── StepError                a step failed for good; raised in workflow code
     │   ├── StepTimedOut         all its tries together ran past its `total_timeout`
     │   │   ├── AttemptTimedOut  its last attempt ran past its `timeout`
-    │   │   └── QueueTimedOut    no worker took a try of it within its `queue_timeout`
+    │   │   ├── QueueTimedOut    no worker took a try of it within its `queue_timeout`
     │   │   └── HeartbeatMissed  its last attempt said nothing for longer than its heartbeat
     │   ├── StepLost             its worker died and it may run at most once
     │   └── StepCancelled        it was cancelled
@@ -55,6 +56,7 @@ __all__ = (
     "AttemptTimedOut",
     "BlobMissing",
     "BlobStoreUnavailable",
+    "CodecFailed",
     "CompensationFailed",
     "ConfigError",
     "Deferred",
@@ -118,6 +120,10 @@ class BlobMissing(PayloadUnreadable):
 
 class BlobStoreUnavailable(TreadleError):
     """The blob store cannot be reached, or does not allow what is asked of it."""
+
+
+class CodecFailed(TreadleError):
+    """A codec raised something of its own, which `__cause__` is. Whatever waits for the value tries again."""
 
 
 class NotDeterministic(TreadleError):

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from treadle.client.blobs import home_of
 from treadle.client.vault import Vault
-from treadle.protocol.errors import BlobStoreUnavailable, PayloadError
+from treadle.protocol.errors import BlobStoreUnavailable, CodecFailed, PayloadError
 from treadle.protocol.ids import hook_id
 from treadle.protocol.sealing import FROM_RUN, TO_RUN, TO_STEP, UNREAD, Place, place_of, values_of
 from treadle.v1.common_pb2 import Failure, Payload
@@ -48,7 +48,13 @@ class EventSeals:
 
     # --- in --------------------------------------------------------------------------------------------------------
     def open(self, event: HistoryEvent) -> bool:
-        """Open in place what is here. False: a value must be fetched."""
+        """Open in place what is here. False: a value must be fetched, or the codec failed, which may pass."""
+        try:
+            return self._open(event)
+        except CodecFailed:
+            return False
+
+    def _open(self, event: HistoryEvent) -> bool:
         kind = event.WhichOneof("kind") or ""
         message: Any = getattr(event, kind) if kind else None
         if kind == "run_started" and message.HasField("parent"):
@@ -78,7 +84,7 @@ class EventSeals:
 
         Raises:
             PayloadError: One cannot be opened.
-            BlobStoreUnavailable: Try again later.
+            BlobStoreUnavailable, CodecFailed: Try again later.
         """
         fetched = HistoryEvent()
         fetched.CopyFrom(event)
@@ -90,7 +96,7 @@ class EventSeals:
             payload: Payload = getattr(message, name)
             if payload.encoding:
                 payload.CopyFrom(await self._vault.opened(payload, self._place_in(kind, message)))
-        self.open(fetched)
+        self._open(fetched)
         return fetched
 
     def _place_in(self, kind: str, message: Any) -> Place:
@@ -98,7 +104,13 @@ class EventSeals:
 
     # --- out -------------------------------------------------------------------------------------------------------
     def seal(self, item: T) -> T | None:
-        """Seal what needs no store; None: it does."""
+        """Seal what needs no store; None: it does, or the codec failed, which may pass."""
+        try:
+            return self._seal(item)
+        except CodecFailed:
+            return None
+
+    def _seal(self, item: T) -> T | None:
         if isinstance(item, Outcome):
             value, homes, place = self._said_last(item)
             if value is None:
@@ -116,17 +128,19 @@ class EventSeals:
             if here is None:
                 return None
             sealed.append(here)
+        self._seal_failures(
+            message, place
+        )  # sealing one twice does no harm; what may fail comes before what must not be twice
         for payload, here in zip(payloads, sealed, strict=True):
             payload.CopyFrom(here)
-        self._seal_failures(message, place)
         return item
 
     async def store(self, item: Command | Outcome) -> Command | Outcome:
-        """Return what is sent instead, once its values are in the store. Raises BlobStoreUnavailable."""
+        """Return what is sent instead, once its values are in the store. Raises BlobStoreUnavailable, CodecFailed."""
         if isinstance(item, Outcome):
             value, homes, place = self._said_last(item)
-            assert value is not None
-            return self._outcome(item, await self._vault.sealed(value, place, homes))
+            stored_value = None if value is None else await self._vault.sealed(value, place, homes)
+            return self._outcome(item, stored_value)
         stored = Command()
         stored.CopyFrom(item)
         kind, message = _asked(stored)
@@ -140,7 +154,11 @@ class EventSeals:
         return stored
 
     def carried(self, letter: SignalReceived) -> SignalReceived:
-        """Return what is sent of a signal that goes on with the next part: the reference that came, or sealed anew."""
+        """Return what is sent of a signal that goes on with the next part: the reference that came, or sealed anew.
+
+        Raises:
+            CodecFailed: The codec raised.
+        """
         sealed = SignalReceived()
         sealed.CopyFrom(letter)
         known = self._letters.get(letter.signal_id)
@@ -196,7 +214,9 @@ def _asked(command: Command) -> tuple[str, Any]:
 
 
 class Carrier:
-    """Does what the core wants fetched and stored, and tells it. A store that is away is asked again, while it is wanted."""
+    """Does what the core wants fetched and stored, and tells it. A store that is away, or a codec that fails, is asked
+    again, while it is wanted.
+    """
 
     def __init__(self, core: WorkerCorePort, changed: Callable[[], None]) -> None:
         self._core = core
@@ -231,8 +251,8 @@ class Carrier:
                 event = await action.seals.fetch(action.event)
             except PayloadError as error:
                 wrong = error
-            except BlobStoreUnavailable as error:
-                _log.warning("blob_not_fetched", error=str(error), remedy="it is tried again")
+            except (BlobStoreUnavailable, CodecFailed) as error:
+                _log.warning("value_not_opened", error=str(error), remedy="it is tried again")
                 await asyncio.sleep(backoff.next_s())
                 continue
             self._core.event_opened(action.owner_token, event, wrong, monotonic_ms())
@@ -245,8 +265,8 @@ class Carrier:
         while self._core.owns(action.owner_token):
             try:
                 item = await action.seals.store(action.item)
-            except BlobStoreUnavailable as error:
-                _log.warning("blob_not_stored", error=str(error), remedy="it is tried again")
+            except (BlobStoreUnavailable, CodecFailed) as error:
+                _log.warning("value_not_sealed", error=str(error), remedy="it is tried again")
                 await asyncio.sleep(backoff.next_s())
                 continue
             self._core.item_sealed(action.owner_token, action.number, item, monotonic_ms())

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import structlog
+
 from treadle.client.blobs import home_of
 from treadle.client.vault import Vault
-from treadle.protocol.errors import BlobStoreUnavailable, PayloadUnreadable
+from treadle.protocol.errors import BlobStoreUnavailable, CodecFailed, PayloadUnreadable
 from treadle.protocol.sealing import FROM_STEP, TO_STEP, Place
-from treadle.v1.common_pb2 import Payload
+from treadle.v1.common_pb2 import Failure, Payload
 from treadle.worker.bodies import failed
 from treadle.worker.core.port import Report
 from treadle.worker.current import StepInfo
 
 __all__ = ("StepValues",)
+
+_log = structlog.stdlib.get_logger(__name__)
 
 
 class StepValues:
@@ -28,7 +32,7 @@ class StepValues:
 
         Raises:
             PayloadError: They cannot be opened here.
-            BlobStoreUnavailable: Another attempt may.
+            BlobStoreUnavailable, CodecFailed: Another attempt may.
         """
         return payload if local else self._vault.open(payload, _place(info, TO_STEP))
 
@@ -37,12 +41,12 @@ class StepValues:
         return payload if local else await self._vault.opened(payload, _place(info, TO_STEP))
 
     def seal(self, report: Report, info: StepInfo) -> Report:
-        """Return the report as it may leave this process. Blocks. A result that cannot be stored fails the attempt."""
+        """Return the report as it may leave this process. Blocks. A result that cannot be sealed fails the attempt."""
         if report.result is None:
             return self.seal_error(report, info)
         try:
             sealed = self._vault.seal(report.result, _place(info, FROM_STEP), _homes(info))
-        except BlobStoreUnavailable as error:
+        except (BlobStoreUnavailable, CodecFailed) as error:
             return self.seal_error(failed(error, info, report.duration_ms), info)
         return replace(report, sealed=sealed)
 
@@ -50,30 +54,42 @@ class StepValues:
         """`seal` on an event loop."""
         if report.result is None:
             return self.seal_error(report, info)
-        here = self._vault.seal_here(report.result, _place(info, FROM_STEP), _homes(info))
-        if here is not None:
-            return replace(report, sealed=here)
         try:
+            here = self._vault.seal_here(report.result, _place(info, FROM_STEP), _homes(info))
+            if here is not None:
+                return replace(report, sealed=here)
             return await self._vault.in_thread(lambda: self.seal(report, info))
-        except asyncio.CancelledError as error:
+        except (CodecFailed, asyncio.CancelledError) as error:
             return self.seal_error(failed(error, info, report.duration_ms), info)
 
-    def seal_progress(self, data: bytes, info: StepInfo) -> Payload:
-        """Return what is sent of what a step says of its progress; it is small, and stays in its message."""
-        return self._vault.seal(Payload(data=data), _place(info, FROM_STEP), [])
+    def seal_progress(self, data: bytes, info: StepInfo) -> Payload | None:
+        """Return what is sent of what a step says of its progress; it is small, and stays in its message. None: it is not
+        said, because the codec failed; the step has a later word.
+        """
+        try:
+            return self._vault.seal(Payload(data=data), _place(info, FROM_STEP), [])
+        except CodecFailed as error:
+            _log.warning("progress_not_sealed", step=info.step, run=info.run_id, error=str(error))
+            return None
 
     def open_progress(self, payload: Payload, info: StepInfo) -> Payload:
         """Return it as it was said; what cannot be opened is refused when the code asks for it."""
         try:
             return self._vault.open(payload, _place(info, FROM_STEP))
-        except PayloadUnreadable:
+        except (PayloadUnreadable, CodecFailed):
             return payload
 
     def seal_error(self, report: Report, info: StepInfo) -> Report:
-        """Return the report with its error sealed, if it has one."""
+        """Return the report with its error sealed, if it has one; one that cannot be sealed must not leave: why, does."""
         if report.failure is None:
             return report
-        return replace(report, failure=self._vault.seal_failure(report.failure, _place(info, FROM_STEP)))
+        try:
+            sealed = self._vault.seal_failure(report.failure, _place(info, FROM_STEP))
+        except CodecFailed as error:
+            failure = report.failure
+            sealed = Failure(kind=failure.kind, type=failure.type, final=failure.final, bases=failure.bases)
+            sealed.message = f"(not told: {error})"
+        return replace(report, failure=sealed)
 
 
 def _place(info: StepInfo, direction: str) -> Place:

@@ -203,7 +203,7 @@ def workflow(
         overlap: What happens while a run of the schedule is still open: "skip" (default), "queue-one", "queue-all",
             "cancel", "terminate" or "allow".
         catch_up: What could not be started in so long, because no server was there, is missed. Default: "1m".
-        jitter: Each run starts up to so much later, to spread load. Default: none.
+        jitter: Each run starts up to so much later, always before the next occurrence, to spread load. Default: none.
         start, until: The first and the last time at which it may be due, both included; with a zone. Default: none.
         tags: Of the runs that are started so. Default: none.
         on_failure: A step or workflow that is called once with a FailedRun after a run of it has failed. Default: none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from treadle.protocol.errors import CodecFailed
 from treadle.v1.common_pb2 import Failure
 from treadle.v1.worker_service_pb2 import ContinueRun, FailRun, OwnerRequest
 
@@ -17,15 +18,21 @@ _UNREAD: Final = 100
 """So many ids of signals that were not received are told with an outcome."""
 
 
-def say_outcome(request: OwnerRequest, feed: Feed, outcome: Outcome) -> None:
-    """Write into the request how the code ended."""
+def say_outcome(request: OwnerRequest, feed: Feed, outcome: Outcome) -> bool:
+    """Write into the request how the code ended; False: the codec failed on what goes along, and nothing is written."""
     if outcome.next_input is not None:
         seal = feed.seals.carried if feed.seals is not None else None
-        goes_on = continuation_of(feed.execution, outcome.next_input, seal)
+        try:
+            goes_on = continuation_of(feed.execution, outcome.next_input, seal)
+        except CodecFailed:
+            return False
         if not goes_on.left_out:
             request.continue_run.CopyFrom(goes_on)
-            return
-        outcome = _too_many_unread(feed, goes_on)
+            return True
+        fails = _too_many_unread(feed, goes_on)
+        if fails is None:
+            return False
+        outcome = fails
     request.unread.extend(letter.signal_id for letter in feed.execution.unread()[:_UNREAD])
     if outcome.cancelled:
         request.cancelled.SetInParent()
@@ -38,9 +45,10 @@ def say_outcome(request: OwnerRequest, feed: Feed, outcome: Outcome) -> None:
         request.complete.SetInParent()
         if outcome.result is not None:
             request.complete.result.CopyFrom(outcome.result)
+    return True
 
 
-def _too_many_unread(feed: Feed, goes_on: ContinueRun) -> Outcome:
+def _too_many_unread(feed: Feed, goes_on: ContinueRun) -> Outcome | None:
     """The run fails: what its code has not received would be lost."""
     fits = len(goes_on.carried)
     failure = Failure(
@@ -50,11 +58,7 @@ def _too_many_unread(feed: Feed, goes_on: ContinueRun) -> Outcome:
         final=True,
     )
     outcome = feed.execution.failing(failure)
-    if feed.seals is None:
-        return outcome
-    sealed = feed.seals.seal(outcome)
-    assert sealed is not None, "a failure is sealed at once"
-    return sealed
+    return outcome if feed.seals is None else feed.seals.seal(outcome)
 
 
 def _say_failure(said: FailRun, outcome: Outcome, failure: Failure) -> None:

@@ -391,16 +391,19 @@ class Owner:
             assert divergence is not None
             request.diverged.expected = divergence.expected
             request.diverged.found = divergence.found
-        elif word == "outcome":
-            self._say_outcome(request)
+        elif word == "outcome" and not self._say_outcome(request):
+            self.drop_code("codec failed", "codec failed")
+            self._say(request, "release")
 
-    def _say_outcome(self, request: OwnerRequest) -> None:
+    def _say_outcome(self, request: OwnerRequest) -> bool:
         assert self.feed is not None
-        request.ahead = self.feed.ahead is not None
-        self._shared.ends[self.job.name] = self.feed.fed + request.ahead
         outcome = sayable(self.feed, self.outgoing)
         assert outcome is not None
-        say_outcome(request, self.feed, outcome)
+        if not say_outcome(request, self.feed, outcome):
+            return False
+        request.ahead = self.feed.ahead is not None
+        self._shared.ends[self.job.name] = self.feed.fed + request.ahead
+        return True
 
     # --- answers ---------------------------------------------------------------------------------------------------
     def accepted(self, answer: OwnerAnswer) -> None:

@@ -29,7 +29,7 @@ class RunSeals(Protocol):
     """Opens what one run is fed, seals what its code says. Events are given to `open` in their order."""
 
     def open(self, event: HistoryEvent) -> bool:
-        """Make the event's values readable, in place. False: one must be fetched first.
+        """Make the event's values readable, in place. False: one must be fetched first, or the codec failed.
 
         Raises:
             PayloadError: One cannot be opened here.
@@ -37,11 +37,15 @@ class RunSeals(Protocol):
         ...
 
     def seal(self, item: T) -> T | None:
-        """Return what is sent instead; None: it must be stored first."""
+        """Return what is sent instead; None: it must be stored first, or the codec failed."""
         ...
 
     def carried(self, letter: SignalReceived) -> SignalReceived:
-        """Return what is sent instead of a signal that was opened, and goes on with the next part of the run."""
+        """Return what is sent instead of a signal that was opened, and goes on with the next part of the run.
+
+        Raises:
+            CodecFailed: The codec raised.
+        """
         ...
 
 
