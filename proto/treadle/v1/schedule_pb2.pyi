@@ -157,7 +157,7 @@ class ScheduleSpec(_message.Message):
     catch_up_ms: _builtins.int
     """An occurrence that could not be started in so long is missed (ms); 0 means 60,000."""
     jitter_ms: _builtins.int
-    """Each occurrence starts up to so much later (ms), by a share that is the same whoever computes it."""
+    """Each occurrence starts up to so much later (ms), before the next one, by a share that is the same whoever computes it."""
     timeout_ms: _builtins.int
     """Longest duration of each run (ms); 0 means no limit."""
     start_ms: _builtins.int
