@@ -25,6 +25,7 @@ from treadle.worker.workflows import Workflow
 DEADLINE_S = 30.0
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = {
+    "steps": True,
     "signals": "charged 12",
     "continue-as-new": ("Ada has paid 5 months", 3),
     "schedules": ["orders", "3 days", "started", "started", "started"],

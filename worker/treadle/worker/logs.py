@@ -1,4 +1,8 @@
-"""Logs of a worker process: structured, to stderr; every line written in a step names its run, step, attempt and trace."""
+"""Logs of a worker process: structured, to stderr.
+
+A line that is written in a step names its run, step, attempt and trace; one that is written in workflow code names its run,
+workflow and trace, and is not written again when the code is executed over its history.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,10 @@ from typing import Any, Final
 
 import structlog
 
-from treadle.worker.current import STEP_INFO
+from treadle.protocol.ids import trace_id
+from treadle.worker.current import STEP_INFO, current_execution
 
-__all__ = ("configure_logging", "of_step")
+__all__ = ("NotReplayed", "configure_logging", "of_step")
 
 _NOISY: Final = ("aio_pika", "aiormq", "asyncio", "grpc")
 
@@ -44,6 +49,7 @@ def configure_logging(*, level: str = "info", human: bool | None = None) -> None
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(NotReplayed())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -58,10 +64,18 @@ def configure_logging(*, level: str = "info", human: bool | None = None) -> None
 
 
 def of_step(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A processor for structlog: a line that is written in a step names its run, step, attempt, trace and span.
+    """A processor for structlog: a line that is written in a step names its run, step, attempt, trace and span; in workflow
+    code its run, workflow and trace.
 
     Put it into the chain of an app that configures structlog by itself.
     """
+    execution = current_execution()
+    if execution is not None:
+        run = execution.context
+        line.setdefault("run", run.run_id)
+        line.setdefault("workflow", run.workflow)
+        line.setdefault("trace_id", trace_id(run.namespace, run.run_id, run.incarnation))
+        return line
     info = STEP_INFO.get()
     if info is not None:
         _, trace, span, _ = info.traceparent.split("-") if info.traceparent.count("-") == 3 else ("", "", "", "")
@@ -74,3 +88,15 @@ def of_step(_logger: object, _method: str, line: MutableMapping[str, Any]) -> Mu
         ):
             line.setdefault(key, value)
     return line
+
+
+class NotReplayed(logging.Filter):
+    """Drops what workflow code says again, because it is executed over its history: an owner before has said it.
+
+    Put it on the handlers of an app that configures logging by itself. A line is lost by nothing; it is doubled where a worker
+    died before it could confirm how far the code had come.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        execution = current_execution()
+        return execution is None or execution.at > execution.marks.until

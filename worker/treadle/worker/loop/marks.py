@@ -30,20 +30,21 @@ class Marks:
 
     Attributes:
         tags: What the run is found by, as far as its code has come.
+        until: Position up to which owners before had been fed: what the code does there, it did before.
     """
 
-    __slots__ = ("_ledger", "_loop", "_marked", "_until", "_ways", "tags")
+    __slots__ = ("_ledger", "_loop", "_marked", "_ways", "tags", "until")
 
     def __init__(self, context: RunContext, ledger: Ledger, loop: DurableLoop) -> None:
         self._ledger, self._loop = ledger, loop
-        self._until = context.passed_until
+        self.until = context.passed_until
         self._marked = set(context.marks)
         self._ways: dict[str, bool] = {}
         self.tags: dict[str, str] = {}
 
     def learn(self, until: int, marked: Iterable[str]) -> None:
         """Other owners had the run since the coroutine was made: what they did comes as replay."""
-        self._until = max(self._until, until)
+        self.until = max(self.until, until)
         self._marked.update(marked)
 
     def recorded(self, event: ChangeMarked, position: int) -> None:
@@ -67,7 +68,7 @@ class Marks:
         if len(self._ways) >= _CHANGES:
             raise ConfigError(f"changed({name!r}): a run goes by {_CHANGES} marked changes at most")
         marked = name in self._marked
-        new = self._ways[name] = marked or position > self._until
+        new = self._ways[name] = marked or position > self.until
         if new and not marked and not self._loop.finishing:
             self._ledger.note("changed", name, b"", Command(mark_change=MarkChange(name=name)))
         return new
