@@ -312,6 +312,35 @@ def test_what_a_silent_worker_held_is_not_looked_at_for_ever() -> None:
     asyncio.run(main())
 
 
+def test_the_next_look_is_when_the_next_worker_may_be_silent() -> None:
+    async def main() -> None:
+        async with house() as here:
+            await until(lambda: here.timers.shards)
+            silence = SilenceDuty(here.engine, here.leases, here.timers)
+            assert 4_900 < await silence.turn() <= 5_001, "nobody has beaten: who does so from now on"
+            record = WorkerRecord(worker_id="w", namespace="default", session_id="x", session_sent_ms=1)
+            await here.store.open_session(record)
+            beaten = (await here.store.workers("default"))[0].last_beat_ms
+            here.engine.clock.observe(beaten + 4_000, monotonic_ms())
+            assert 900 < await silence.turn() <= 1_001
+            here.engine.clock.observe(beaten + 5_001, monotonic_ms())
+            assert 4_900 < await silence.turn() <= 5_001, "it is silent, holds nothing, and nobody else is there"
+
+    asyncio.run(main())
+
+
+def test_shards_that_come_are_looked_at_without_delay() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), house() as here:
+            await until(lambda: here.timers.shards)
+            await here.timers.more_shards(0)
+            waits = asyncio.create_task(here.timers.more_shards(3_600_000))
+            here.timers.shards = here.timers.shards[1:]  # the next round brings it again
+            await waits
+
+    asyncio.run(main())
+
+
 # --- the end ------------------------------------------------------------------------------------------------------------
 def test_a_server_that_ends_gives_up_its_shards_so_that_no_timer_waits_for_their_leases() -> None:
     async def main() -> None:

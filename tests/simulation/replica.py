@@ -299,6 +299,6 @@ class SimReplica:
             for entry in entries:
                 if entry.HasField("letter"):
                     self.deliver(entry.letter)
-            for record in self.store.silent_now(self.world.shards, now - self.settings.silence_ms, 100):
+            for record in self.store.silent_now(self.world.shards, now - self.settings.silence_ms, 100).records:
                 self._check([(RunKey(h.namespace, h.run_id), h.command_id) for h in record.held])
         self._later(500, self._slow_duties)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.contract.store.cases import ALL, Case, record
-from treadle.controlplane.store.port import Beat, BeatResult, ShardRound, Store
+from treadle.controlplane.store.port import Beat, BeatResult, ShardRound, Silent, Store
 from treadle.protocol.ids import worker_shard
 from treadle.v1.state_pb2 import HeldToken, WorkerRecord
 
@@ -158,12 +158,17 @@ def test_silent_workers_longest_first(case: Case) -> None:
         await store.close_session("w3", "s1", drained=False)
         await store.beat([beat(200, worker_id="w0")])
         last = (await view(store, "w7")).last_beat_ms
-        found = await store.silent(ALL, last, 100)
-        assert [one.worker_id for one in found] == ["w1", "w2", "w4", "w5", "w6"]
-        assert [one.worker_id for one in await store.silent(ALL, last, 2)] == ["w1", "w2"]
-        assert await store.silent([worker_shard("w1")], found[0].last_beat_ms, 9) == []
+        silent = await store.silent(ALL, last, 100)
+        assert [one.worker_id for one in silent.records] == ["w1", "w2", "w4", "w5", "w6"]
+        assert silent.next_beat_ms == last, "w7 is the next; w0 has beaten since"
+        some = await store.silent(ALL, last, 2)
+        assert ([one.worker_id for one in some.records], some.next_beat_ms) == (["w1", "w2"], last)
+        first = silent.records[0].last_beat_ms
+        assert await store.silent([worker_shard("w1")], first, 9) == Silent([], first)
+        everybody = await store.silent(ALL, 2**50, 100)
+        assert ([one.worker_id for one in everybody.records][-2:], everybody.next_beat_ms) == (["w7", "w0"], None)
         some = await store.silent([worker_shard("w1")], last, 9)
-        assert [one.worker_id for one in some] == [
+        assert [one.worker_id for one in some.records] == [
             name for name in ("w1", "w2", "w4", "w5", "w6") if worker_shard(name) == worker_shard("w1")
         ]
 
@@ -201,14 +206,14 @@ def test_a_record_expires(case: Case) -> None:
         await store.open_session(record())
         await case.until(store, (await view(store)).last_beat_ms + 3_600_000)
         assert (await store.view_workers(["w1"]))[0].record is None
-        assert await store.workers("default") == await store.silent(ALL, 2**62, 9) == []
+        assert await store.workers("default") == (await store.silent(ALL, 2**62, 9)).records == []
 
     async def on_redis(store: Any) -> None:
         await store.open_session(record())
         key = f"{case.prefix}:{{{worker_shard('w1')}}}:w:w1"
         assert 3_590_000 < await store._link.client.pttl(key) <= 3_600_000
         await store._link.client.delete(key)  # as the expiry would
-        assert await store.silent(ALL, 2**50, 9) == []
+        assert await store.silent(ALL, 2**50, 9) == Silent([], None)
         assert await store.workers("default") == []
 
     case.run(in_memory if case.url is None else on_redis)

@@ -7,6 +7,7 @@ a commit that adds an earlier timer here wakes it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -63,6 +64,7 @@ class TimerDuty:
         self._failed: dict[tuple[RunKey, str], int] = {}
         self._turned_at = 0
         self._looked_ms = 0
+        self._more = asyncio.Event()
 
     async def run(self) -> None:
         """Work for ever, then give the shards up."""
@@ -82,12 +84,21 @@ class TimerDuty:
             began = monotonic_ms()
             try:
                 held = await engine.store.hold(engine.replica_id, range(SHARDS), _LEASE_MS)
-                if set(held).difference(self.shards):
-                    engine.timer_added.set()
+                more = not set(held).issubset(self.shards)
                 self.shards = sorted(held)
+                if more:
+                    engine.timer_added.set()
+                    self._more.set()
             except Unavailable as error:
                 _log.warning("rounds_wait_for_store", error=str(error))
             await asyncio.sleep(max(0.2, (began + _ROUND_MS - monotonic_ms()) / 1000))
+
+    async def more_shards(self, pause_ms: int) -> None:
+        """Return when there are more, at the latest after so long. One duty may wait."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_ms / 1000):
+                await self._more.wait()
+        self._more.clear()
 
     async def _let_go(self) -> None:
         """Others need not wait for the leases to end."""

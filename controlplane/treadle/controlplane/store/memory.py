@@ -17,6 +17,7 @@ from treadle.controlplane.store.port import (
     IndexEntry,
     Loaded,
     ShardRound,
+    Silent,
     StaleEntry,
     Want,
     WorkerView,
@@ -100,7 +101,7 @@ class MemoryStore(MemoryCore):
     async def view_workers(self, worker_ids: Sequence[str]) -> list[WorkerView]:
         return self.view_workers_now(worker_ids)
 
-    async def silent(self, shards: Sequence[int], before_ms: int, limit: int) -> list[WorkerRecord]:
+    async def silent(self, shards: Sequence[int], before_ms: int, limit: int) -> Silent:
         return self.silent_now(shards, before_ms, limit)
 
     async def workers(self, namespace: str) -> list[WorkerRecord]:

@@ -28,6 +28,7 @@ from treadle.controlplane.store.port import (
     Loaded,
     Outcome,
     ShardRound,
+    Silent,
     StaleEntry,
     Timer,
     Want,
@@ -288,19 +289,20 @@ class MemoryCore(MemoryCursors):
             views.append(WorkerView(_copy(record) if record is not None else None, seen, now))
         return views
 
-    def silent_now(self, shards: Sequence[int], before_ms: int, limit: int) -> list[WorkerRecord]:
+    def silent_now(self, shards: Sequence[int], before_ms: int, limit: int) -> Silent:
         """See WorkerStore.silent."""
         wanted = frozenset(shards)
-        found = [
+        known = [
             record
             for worker_id in list(self._state.workers)
             if worker_shard(worker_id) in wanted
             and (record := self._record(worker_id, self._clock_ms())) is not None
             and not record.closed_ms
-            and record.last_beat_ms < before_ms
         ]
-        found.sort(key=lambda record: (record.last_beat_ms, record.worker_id))
-        return [_copy(record) for record in found[:limit]]
+        known.sort(key=lambda record: (record.last_beat_ms, record.worker_id))
+        found = [record for record in known if record.last_beat_ms < before_ms]
+        first = known[len(found)].last_beat_ms if len(known) > len(found) else None
+        return Silent([_copy(record) for record in found[:limit]], first)
 
     def workers_now(self, namespace: str) -> list[WorkerRecord]:
         """See WorkerStore.workers. Sorted by worker id."""

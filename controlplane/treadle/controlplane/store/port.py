@@ -206,6 +206,14 @@ class DueTimers:
 
 
 @dataclass(slots=True)
+class Silent:
+    """Workers that are silent, and the last beat of the one that may be next (None: there is no other)."""
+
+    records: list[WorkerRecord]
+    next_beat_ms: int | None
+
+
+@dataclass(slots=True)
 class StaleEntry:
     """An outbox entry that nobody has confirmed for long."""
 
@@ -371,7 +379,7 @@ class WorkerStore(Protocol):
         """Read records as lease checks need them, in the order of `worker_ids`."""
         ...
 
-    async def silent(self, shards: Sequence[int], before_ms: int, limit: int) -> list[WorkerRecord]:
+    async def silent(self, shards: Sequence[int], before_ms: int, limit: int) -> Silent:
         """Open records of these shards whose last beat was before `before_ms`, longest silent first."""
         ...
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from treadle.controlplane.store.packing import pack_beats
-from treadle.controlplane.store.port import Beat, BeatResult, ShardRound, WorkerView
+from treadle.controlplane.store.port import Beat, BeatResult, ShardRound, Silent, WorkerView
 from treadle.controlplane.store.redis_runs import RedisPart
 from treadle.controlplane.store.worker_rules import RECORD_TTL_MS
 from treadle.protocol.ids import SHARDS, worker_shard
@@ -80,12 +80,14 @@ class RedisWorkers(RedisPart):
                 views[i] = WorkerView(_record(fields) if fields else None, seen, int(reply[0]))
         return [views[i] for i in range(len(worker_ids))]
 
-    async def silent(self, shards: Sequence[int], before_ms: int, limit: int) -> list[WorkerRecord]:
+    async def silent(self, shards: Sequence[int], before_ms: int, limit: int) -> Silent:
         found: list[WorkerRecord] = []
-        for _, replies in await self._per_group("silent", shards, before_ms, limit):
+        later: list[int] = []
+        for _, (first, replies) in await self._per_group("silent", shards, before_ms, limit):
             found += [_record(fields) for fields in replies]
+            later += [] if first is None else [int(first)]
         found.sort(key=lambda record: (record.last_beat_ms, record.worker_id))
-        return found[:limit]
+        return Silent(found[:limit], min(later, default=None))
 
     async def workers(self, namespace: str) -> list[WorkerRecord]:
         found: list[WorkerRecord] = []
