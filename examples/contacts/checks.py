@@ -86,8 +86,9 @@ def check_bodies(check: Checks, timeline: Timeline, entries: list[dict[str, Any]
 
 
 def plausible(step: StepView, bodies: int) -> bool:
-    """A lost attempt may have died before its body began; every other one ran it exactly once."""
-    return len(step.attempts) - step.count("lost") <= bodies <= len(step.attempts)
+    """One that was given back never began, and a lost one may have died before its body did; every other one ran it once."""
+    begun = len(step.attempts) - step.count("released")
+    return begun - step.count("lost") <= bodies <= begun
 
 
 def check_broken(check: Checks, summary: Summary, timeline: Timeline, output: Path, run_id: str) -> None:

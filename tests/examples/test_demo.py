@@ -82,9 +82,9 @@ def workers_of(said: str) -> set[tuple[str, int]]:
 def check_output(said: str) -> None:
     """Check that the demo showed the attempts, the database, the ledger, the history and the way to the trace."""
     assert "12 checks passed, 0 failed" in said, said
-    assert len(re.findall(r"⟳ add_zip_codes +attempt 1 failed: ConnectionError", said)) == 1
+    assert len(re.findall(r"⟳ add_zip_codes +attempt \d failed: ConnectionError", said)) == 1
     assert re.search(r"⚡ add_zip_codes +attempt \d lost: its worker died", said)
-    assert re.search(r"✓ add_zip_codes +attempt 2 · ", said)
+    assert re.search(r"✓ add_zip_codes +attempt \d · ", said)
     assert re.search(r"SIGKILL for the worker of pool enrich, process \d+", said)
     assert "3364, 3364: each valid row exactly once" in said
     assert re.search(r"validate +1 +1 +0 +0\n", said)
