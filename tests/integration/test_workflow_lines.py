@@ -46,9 +46,12 @@ class Heard(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[tuple[str, dict[str, Any]]] = []
+        self.waits = asyncio.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append((record.getMessage(), dict(of_step(None, "info", {}))))
+        if record.getMessage() == "first: 1":
+            self.waits.set()
 
 
 @pytest.fixture
@@ -77,8 +80,7 @@ def test_a_line_is_written_once_whoever_has_the_run(heard: Heard) -> None:
         async with asyncio.timeout(60), api_host() as host, Client(host.address) as client:
             async with working(host):
                 run = await client.start(tells, id="r")
-                while "first: 1" not in [text for text, _ in heard.lines]:
-                    await asyncio.sleep(0.01)
+                await heard.waits.wait()
             async with working(host):
                 await run.signal("on", "go")
                 assert await run.result() == 1

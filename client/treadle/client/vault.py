@@ -110,7 +110,9 @@ class Vault:
         return payload if codec is None else self._by_codec(lambda: codec.encode(payload, place))
 
     def _by_codec(self, work: Callable[[], T]) -> T:
-        """What a codec raises, its user's code or a key service decides; its text may quote the value, and is left out."""
+        """Ask the codec. What it raises of its own may quote the value, so nothing of that goes on but class and place:
+        failures carry the texts of causes, and leave the process.
+        """
         try:
             return work()
         except TreadleError:
@@ -118,7 +120,7 @@ class Vault:
         except Exception as error:
             where = extract_tb(error.__traceback__)[-1]
             raised = f"{type(error).__name__} at {where.filename}:{where.lineno}"
-            raise CodecFailed(f"codec {type(self.codec).__name__} raised {raised}") from error
+            raise CodecFailed(f"codec {type(self.codec).__name__} raised {raised}") from None
 
     def _stays(self, sealed: Payload, homes: Sequence[str]) -> bool:
         return self._store is None or not homes or len(sealed.data) <= self._above

@@ -123,7 +123,10 @@ class BlobStoreUnavailable(TreadleError):
 
 
 class CodecFailed(TreadleError):
-    """A codec raised something of its own, which `__cause__` is. Whatever waits for the value tries again."""
+    """A codec raised something of its own. Says which class and where, and not its text, which may quote the value.
+
+    Whatever waits for the value tries again.
+    """
 
 
 class NotDeterministic(TreadleError):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from treadle.protocol.errors import PayloadUnreadable
 from treadle.protocol.ids import SCHEDULES
@@ -175,7 +175,10 @@ def open_failure(failure: Failure, codec: Codec | None, place: Place) -> Failure
     opened = Failure()
     opened.CopyFrom(failure)
     opened.ClearField("sealed")
-    inner = Failure.FromString(payload.data)
+    try:
+        inner = Failure.FromString(payload.data)
+    except DecodeError as error:
+        raise PayloadUnreadable("what is sealed in an error is damaged") from error
     opened.message, opened.traceback = inner.message, inner.traceback
     if inner.HasField("cause"):
         opened.cause.CopyFrom(inner.cause)

@@ -93,8 +93,8 @@ def of_step(_logger: object, _method: str, line: MutableMapping[str, Any]) -> Mu
 class NotReplayed(logging.Filter):
     """Drops what workflow code says again, because it is executed over its history: an owner before has said it.
 
-    Put it on the handlers of an app that configures logging by itself. A line is lost by nothing; it is doubled where a worker
-    died before it could confirm how far the code had come.
+    Put it on the handlers of an app that configures logging by itself. It drops no line that was not said; one is said twice
+    where a worker died before it could confirm how far the code had come.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

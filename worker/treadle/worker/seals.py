@@ -128,9 +128,8 @@ class EventSeals:
             if here is None:
                 return None
             sealed.append(here)
-        self._seal_failures(
-            message, place
-        )  # sealing one twice does no harm; what may fail comes before what must not be twice
+        # What may fail comes first: an error that is sealed already stays as it is, a value would be sealed twice.
+        self._seal_failures(message, place)
         for payload, here in zip(payloads, sealed, strict=True):
             payload.CopyFrom(here)
         return item
