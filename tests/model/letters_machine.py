@@ -5,7 +5,8 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from treadle.controlplane.machine import Env, Request, Settings, decide
+from tests.unit.plain_env import plain_env
+from treadle.controlplane.machine import Request, Settings, decide
 from treadle.controlplane.machine.children import applied, refusal_of, request_of
 from treadle.controlplane.machine.decide import want
 from treadle.controlplane.machine.requests import (
@@ -89,16 +90,8 @@ class Machine:
 
     # --- asking ------------------------------------------------------------------------------------------------------
     def decide(self, run: RunKey, request: Request) -> Decision:
-        env = Env(
-            now_ms=self.now,
-            replica_id="R",
-            bits64=lambda: self.rng.getrandbits(64) or 1,
-            token=lambda: self.rng.randbytes(16),
-            share=lambda: 0.0,
-            offer=lambda *_: None,
-            settings=Settings(),
-        )
-        return decide(run, self.store.load_now([want(run, [request])])[0], [request], env)
+        loaded = self.store.load_now([want(run, [request])])[0]
+        return decide(run, loaded, [request], plain_env(self.now, self.rng))
 
     def ask(self, run: RunKey, request: Request) -> Reply:
         self.now += 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
+from tests.unit.plain_env import plain_env
+
 from treadle.controlplane.events.known_keys import KnownKeys
 from treadle.controlplane.machine import Decision, Env, Request, Settings, children, decide
 from treadle.controlplane.machine.decide import want
@@ -42,13 +44,9 @@ class Post:
         self.most_letters = 0
 
     def env(self) -> Env:
-        return Env(
-            now_ms=self.now,
-            replica_id="R",
-            bits64=lambda: self.rng.getrandbits(64) or 1,
-            token=lambda: self.rng.randbytes(16),
-            share=lambda: 0.0,
-            offer=lambda *_: None,
+        return plain_env(
+            self.now,
+            self.rng,
             settings=self.settings,
             keys_known=lambda namespace, name, keys: self.known.known(namespace, name, keys, self.now),
         )

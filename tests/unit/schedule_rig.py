@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
+from tests.unit.plain_env import plain_env
+
 from treadle.controlplane.counters import DecisionCounter
-from treadle.controlplane.machine import Decision, Env, Request, Settings, decide
+from treadle.controlplane.machine import Decision, Env, Request, decide
 from treadle.controlplane.machine.decide import want
 from treadle.controlplane.machine.requests import ChildEnded, FireTimer, Reply
 from treadle.controlplane.machine.schedule_requests import CreateSchedule, ScheduleReply, TriggerSchedule
@@ -97,15 +99,7 @@ class ScheduleRig:
         return {name for (name, _), members in self.store.snapshot().index.items() if RECORD.run_id in members}
 
     def env(self) -> Env:
-        return Env(
-            now_ms=self.now,
-            replica_id="R",
-            bits64=lambda: self.rng.getrandbits(64) or 1,
-            token=lambda: self.rng.randbytes(16),
-            share=lambda: 0.0,
-            offer=lambda *_: None,
-            settings=Settings(),
-        )
+        return plain_env(self.now, self.rng)
 
     def decide(self, *requests: Request) -> Decision:
         """Load and decide a batch; nothing is committed."""
