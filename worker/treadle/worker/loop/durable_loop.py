@@ -5,8 +5,8 @@ nothing is ready. Callbacks run first in, first out; a timer runs only when its 
 the owner says it is. Tasks and futures hash by their number of creation, because `asyncio.wait`, `as_completed` and
 `TaskGroup` keep them in sets, which are otherwise ordered by address.
 
-What asyncio itself does is part of what is recorded: `wait_for` runs what it is given in a task of its own before Python
-3.12, and in the calling task from then on. All workers of a pool that executes workflows run one minor version.
+What asyncio itself does is part of what is recorded. Where its versions differ, they are made alike: see
+`asyncio_order`, `asyncio_timeout` and `asyncio_versions`.
 
 It nests: the worker's own loop (asyncio or uvloop) is running on the same thread, and is put aside while this one runs.
 """
@@ -26,7 +26,7 @@ from types import AsyncGeneratorType
 from typing import Any, Final, NoReturn, Protocol, TypeVarTuple, Unpack
 
 from treadle.protocol.errors import NotDeterministic
-from treadle.worker.loop import asyncio_order, asyncio_timeout, guard
+from treadle.worker.loop import asyncio_order, asyncio_timeout, asyncio_versions, guard
 from treadle.worker.loop.future import DurableFuture, DurableTask
 from treadle.worker.loop.refusals import REFUSED
 
@@ -41,6 +41,7 @@ _RUNNING, _FINISHING, _CLOSING, _OUTSIDE = range(4)
 
 asyncio_order.install()
 asyncio_timeout.install()
+asyncio_versions.install()
 
 _log = logging.getLogger("treadle.worker.workflow")
 _swap_current_task: Callable[[Any, Any], Any] | None = getattr(asyncio.tasks, "_swap_current_task", None)
