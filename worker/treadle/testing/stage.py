@@ -21,6 +21,7 @@ from treadle.v1.common_pb2 import Payload
 from treadle.worker.bodies import cut_off, failed, heartbeat_missed, run_async, run_sync, timed_out
 from treadle.worker.core.port import Report
 from treadle.worker.current import STEP_INFO, StepInfo
+from treadle.worker.loop.asyncio_versions import swap_current_task
 from treadle.worker.steps import Step
 
 from .agenda import Agenda
@@ -30,7 +31,6 @@ __all__ = ("Attempt", "Stage")
 
 _PATIENCE_S: Final = 30.0
 """How long real awaiting may take, in real time."""
-_swap_current_task: Callable[[Any, Any], Any] | None = getattr(asyncio.tasks, "_swap_current_task", None)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -273,14 +273,14 @@ def _loop_aside() -> Iterator[None]:
     if outer is None:
         yield
         return
-    task = _swap_current_task(outer, None) if _swap_current_task is not None else None
+    task = swap_current_task(outer, None) if swap_current_task is not None else None
     asyncio._set_running_loop(None)
     try:
         yield
     finally:
         asyncio._set_running_loop(outer)
-        if _swap_current_task is not None and task is not None:
-            _swap_current_task(outer, task)
+        if swap_current_task is not None and task is not None:
+            swap_current_task(outer, task)
 
 
 def _limit(attempt: Attempt) -> Report | None:

@@ -11,15 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from types import FunctionType
 from typing import Any, Literal, TypeVar
 
 from treadle.worker.loop.asyncio_order import is_durable
 
-__all__ = ("in_own_task", "install")
+__all__ = ("in_own_task", "install", "swap_current_task")
 
 R = TypeVar("R")
+
+swap_current_task: Callable[[Any, Any], Any] | None = (
+    getattr(asyncio.tasks, "_swap_current_task", None) if sys.version_info >= (3, 14) else None
+)
+"""For who puts a running loop aside. From 3.14 on the current task belongs to the thread; before, each loop has its own
+(and 3.12 raises KeyError where there is none)."""
 
 _wait = asyncio.Condition.wait
 

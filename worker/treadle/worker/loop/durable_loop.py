@@ -27,6 +27,7 @@ from typing import Any, Final, NoReturn, Protocol, TypeVarTuple, Unpack
 
 from treadle.protocol.errors import NotDeterministic
 from treadle.worker.loop import asyncio_order, asyncio_timeout, asyncio_versions, guard
+from treadle.worker.loop.asyncio_versions import swap_current_task
 from treadle.worker.loop.future import DurableFuture, DurableTask
 from treadle.worker.loop.refusals import REFUSED
 
@@ -44,7 +45,6 @@ asyncio_timeout.install()
 asyncio_versions.install()
 
 _log = logging.getLogger("treadle.worker.workflow")
-_swap_current_task: Callable[[Any, Any], Any] | None = getattr(asyncio.tasks, "_swap_current_task", None)
 
 
 class Timers(Protocol):
@@ -98,8 +98,8 @@ class DurableLoop(asyncio.AbstractEventLoop):
         """Become the running loop of this thread."""
         outer = events._get_running_loop()
         task = None
-        if outer is not None and _swap_current_task is not None:
-            task = _swap_current_task(outer, None)  # from 3.14 on the current task belongs to the thread
+        if outer is not None and swap_current_task is not None:
+            task = swap_current_task(outer, None)
         collects = gc.isenabled()
         if collects:
             gc.disable()  # so that no __del__ runs at a moment that another replay does not have
@@ -115,8 +115,8 @@ class DurableLoop(asyncio.AbstractEventLoop):
         self._state = _OUTSIDE
         outer, task, hooks, collects = self._saved
         events._set_running_loop(outer)
-        if outer is not None and task is not None and _swap_current_task is not None:
-            _swap_current_task(outer, task)
+        if outer is not None and task is not None and swap_current_task is not None:
+            swap_current_task(outer, task)
         sys.set_asyncgen_hooks(*hooks)
         if collects:
             gc.enable()
