@@ -382,6 +382,27 @@ def test_timeouts_of_3_11_2_are_corrected(clock: Clock, monkeypatch: pytest.Monk
     assert Clock().run(_is_cancelled_inside_a_timeout()) == "cancelled"
 
 
+def test_it_runs_within_a_callback_of_another_loop_as_within_a_task(clock: Clock) -> None:
+    async def sleeps() -> str:
+        await asyncio.sleep(60)
+        return "slept"
+
+    async def outer() -> None:
+        task, ended = asyncio.current_task(), asyncio.get_running_loop().create_future()
+
+        def callback() -> None:
+            try:
+                ended.set_result(clock.run(sleeps()))
+            except Exception as error:
+                ended.set_exception(error)
+
+        asyncio.get_running_loop().call_soon(callback)
+        assert await ended == Clock().run(sleeps()) == "slept"
+        assert asyncio.current_task() is task
+
+    asyncio.run(outer())
+
+
 def test_outside_of_workflows_asyncio_waits_as_it_did() -> None:
     async def waits() -> bool:
         outer = asyncio.current_task()
