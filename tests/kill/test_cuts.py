@@ -110,14 +110,16 @@ def test_faults_of_the_network_lose_nothing_and_double_nothing(build: Build) -> 
         idler = stage.worker("cut-amqp", "amqp", "--slots", "4", server=idle.address)
         house.ready(idler, *helpers.values())
         idle.cut()  # it gets deliveries that it cannot ask about
-        struck = {}
-        for victim in victims:
-            struck[victim.name] = boot_s()
-            victim.fault.strike(victim.session, victim.broker)
         sent = wall_ms()
         more = [f"more-{lane}-{n}" for lane in helpers for n in range(10)]
         for run in more:
             house.start(run, "call_quick", pool=f"cut-{run.split('-')[1]}")
+        # Once it has its four, the steps that are taken over cannot come to it, and wait there.
+        until("all others have begun", lambda: len({e.run for e in house.starts() if e.run in more}) == len(more) - 4)
+        struck = {}
+        for victim in victims:
+            struck[victim.name] = boot_s()
+            victim.fault.strike(victim.session, victim.broker)
         for victim in victims:
             if victim.fault.held == "lost":
                 entry = stage.entry(victim.run, helpers[victim.fault.lane].pid)

@@ -16,10 +16,11 @@ from treadle.v1.worker_service_pb2 import (
     VERDICT_STALE,
     VERDICT_UNKNOWN,
     VERDICT_WAITING,
+    CancelAttempt,
     Grant,
     Verdict,
 )
-from treadle.worker.core.port import Ack, Consume, GiveBack, Report, StartAttempt
+from treadle.worker.core.port import Ack, Consume, GiveBack, ReopenSession, Report, StartAttempt
 
 
 def test_a1_a_delivery_is_asked_about_without_its_input() -> None:
@@ -149,6 +150,53 @@ def test_a3_given_back_after_5_s_without_a_session_and_late_verdicts_are_dropped
     assert rig.claims() == []
     rig.go(claim, b"t")  # the answer to a question that was given up
     assert rig.drained() == [] and rig.held() == set()
+
+
+def in_silence(rig: Rig, ms: int) -> None:
+    """Let time go by; what is sent reaches nobody, though the session stands."""
+    for _ in range(ms // 100):
+        rig.now += 100
+        rig.core.tick(rig.now)
+        while rig.core.frame(rig.now) is not None:
+            pass
+
+
+def test_a3_given_back_after_5_s_of_a_session_that_answers_nothing() -> None:
+    rig = opened_rig()
+    asked = rig.deliver(step_job(1))
+    (claim,) = rig.claims()
+    in_silence(rig, 2000)
+    (reopen,) = rig.drained()
+    assert isinstance(reopen, ReopenSession)
+    unasked = rig.deliver(step_job(2))
+    assert rig.claims() == []  # nothing more is asked over it
+    in_silence(rig, 4900)
+    rig.receive(
+        cancels=[CancelAttempt(token=b"other", reason="lease lost")]
+    )  # comes down a line that carries nothing up
+    assert rig.drained() == []
+    in_silence(rig, 100)
+    acts = rig.drained()
+    assert {GiveBack(asked), GiveBack(unasked)} <= set(acts)
+    assert {Consume(JOB_KIND_STEP, False), Consume(JOB_KIND_RUN, False)} <= set(acts)
+    in_silence(rig, 5000)
+    assert rig.drained() == []
+    rig.go(claim, b"t")  # after all: it answers again, but the question was given up
+    assert {Consume(JOB_KIND_STEP, True), Consume(JOB_KIND_RUN, True)} == set(rig.drained())
+    assert rig.held() == set()
+
+
+def test_a3_an_answer_in_time_keeps_what_was_delivered() -> None:
+    rig = opened_rig()
+    tag = rig.deliver(step_job())
+    (claim,) = rig.claims()
+    in_silence(rig, 3000)
+    rig.drained()
+    rig.go(claim, b"t")
+    ack, start = rig.drained()
+    assert ack == Ack(tag) and isinstance(start, StartAttempt)
+    in_silence(rig, 1000)
+    assert not [act for act in rig.drained() if isinstance(act, GiveBack)]
 
 
 def test_a3_a_short_cut_gives_nothing_back() -> None:

@@ -128,7 +128,7 @@ class Claims:
 
     def pump(self, now_ms: int) -> None:
         """Ask about what waits, as far as there are slots; have consumers where questions can be asked."""
-        if not self._shared.session.open or self._shared.draining:
+        if self._shared.session.deaf_since is not None or self._shared.draining:
             return
         for intake in (self.steps, self.runs):
             while intake.waiting and intake.slots.take(now_ms):
@@ -181,8 +181,8 @@ class Claims:
 
     # --- giving back ---------------------------------------------------------------------------------------------
     def tick(self, now_ms: int) -> None:
-        session = self._shared.session
-        if not session.open and now_ms >= session.ended_at + self._shared.settings.give_back_session_ms:
+        deaf_since = self._shared.session.deaf_since
+        if deaf_since is not None and now_ms >= deaf_since + self._shared.settings.give_back_session_ms:
             self._give_up(now_ms)
         for intake in (self.steps, self.runs):
             due = self._starves_at(intake)
@@ -193,8 +193,9 @@ class Claims:
 
     def next_due(self) -> int | None:
         dues = [due for i in (self.steps, self.runs) if (due := self._starves_at(i)) is not None]
-        if not self._shared.session.open and (self.busy or self.steps.consuming or self.runs.consuming):
-            dues.append(self._shared.session.ended_at + self._shared.settings.give_back_session_ms)
+        deaf_since = self._shared.session.deaf_since
+        if deaf_since is not None and (self.busy or self.steps.consuming or self.runs.consuming):
+            dues.append(deaf_since + self._shared.settings.give_back_session_ms)
         return min(dues, default=None)
 
     def drain(self, now_ms: int) -> None:
@@ -212,7 +213,7 @@ class Claims:
         return intake.starves_at(self._shared.settings.give_back_slot_ms)
 
     def _give_up(self, now_ms: int) -> None:
-        """Too long without a session: every delivery without a verdict goes back, its question is forgotten."""
+        """Too long without a session that answers: every delivery without a verdict goes back, its question is forgotten."""
         self._forget(list(self._claims.values()), now_ms)
         for intake in (self.steps, self.runs):
             self._return_waiting(intake)

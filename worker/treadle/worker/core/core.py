@@ -105,6 +105,8 @@ class WorkerCore:
         if not self._shared.session.open:
             return  # of a session that was seen to end
         self._noticed(now_ms)
+        if self._shared.session.silent_since is not None and _answers(response):
+            self._shared.session.silent_since = None
         for report_answer in response.report_answers:
             self._attempts.answered(report_answer)
         for progress_answer in response.progress_answers:
@@ -267,6 +269,7 @@ class WorkerCore:
         self._owners.tick(self._claims.run_waits, now_ms)
         due = self._unanswered_at()
         if due is not None and due <= now_ms:
+            self._shared.session.silent_since = due
             self._reopen(f"no answer for {self._shared.settings.unanswered_ms} ms")
         self._settle(now_ms)
 
@@ -342,8 +345,7 @@ class WorkerCore:
 
     def _unanswered_at(self) -> int | None:
         """When the oldest unanswered message of this session is overdue (A10)."""
-        session = self._shared.session
-        if not session.open or session.replacing:
+        if self._shared.session.deaf_since is not None:
             return None
         sent = (
             self._claims.outbox.oldest_ms(),
@@ -361,3 +363,14 @@ class WorkerCore:
         if not session.replacing:
             session.replacing = True
             self._shared.actions.append(ReopenSession(reason))
+
+
+def _answers(response: SessionResponse) -> bool:
+    """Whether it holds the answer to anything: news and cancels come down a line that carries nothing up."""
+    return bool(
+        response.report_answers
+        or response.progress_answers
+        or response.owner_answers
+        or response.verdicts
+        or response.credits_taken
+    )

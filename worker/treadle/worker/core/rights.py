@@ -20,17 +20,25 @@ class Session:
         epoch: Number of sessions so far.
         ended_at: When the last one was seen to end (or the worker began), by the worker's clock (ms).
         replacing: The shell was asked for another session; asked once per session.
+        silent_since: Since when it is open and what was asked over it is overdue (ms); None: it answers.
     """
 
     open: bool = False
     epoch: int = 0
     ended_at: int = 0
     replacing: bool = False
+    silent_since: int | None = None
+
+    @property
+    def deaf_since(self) -> int | None:
+        """Since when nobody answers what is asked (ms): there is no session, or a silent one. None: somebody does."""
+        return self.silent_since if self.open else self.ended_at
 
     def begin(self) -> None:
         self.open = True
         self.epoch += 1
         self.replacing = False
+        self.silent_since = None
 
     def end(self, now_ms: int) -> None:
         if self.open:
