@@ -268,7 +268,9 @@ class Replica:
     def _reported(self, report: AttemptReport) -> None:
         run, _job = self._steps.pop(report.token)
         self._next().report_answers.append(ReportAnswer(token=report.token, answer=ANSWER_OK))
-        done = history.StepCompleted(command_id=report.command_id, attempt=1, result=report.result)
+        done = history.StepCompleted(
+            command_id=report.command_id, attempt=1, result=report.result, ended_ms=report.ended_ms
+        )
         self._news(run, step_completed=done)
 
     def _push(self) -> None:

@@ -157,6 +157,21 @@ async def squares(n: int, gate: str = "") -> int:
     return total
 
 
+@step(pool="flows", retry=_QUICK)
+async def own_square(n: int) -> int:
+    """A pool step that the owner's worker may execute itself, and that takes a moment."""
+    async with noted():
+        await asyncio.sleep(0.02)
+    return n * n
+
+
+@workflow(pool="flows")
+async def own_squares(n: int, letters: int) -> int:
+    """n such steps one after the other; then so many signals are read. Returns the sum of the squares below n, and of these."""
+    total = sum([await own_square(i) for i in range(n)])
+    return total + sum([await receive("number", int) for _ in range(letters)])
+
+
 @workflow(pool="flows")
 async def local_squares(n: int, gate: str) -> int:
     """Local steps, the last of them behind the gate. Returns the sum of the squares up to n."""

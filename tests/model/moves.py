@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from .bfs import Problem, Step
-from .state import RESULTS, Request, S, Scene, Worker, add, name, rem, renamed
-from .store import SAW_ANOTHER, Base, has, recorded
+from .state import AGAIN, RESULTS, Request, S, Scene, Worker, add, name, rem, renamed
+from .store import REPORTS, SAW_ANOTHER, Base, done, has, recorded
 
 __all__ = ("problem",)
 
@@ -107,10 +107,12 @@ class Moves:
 
     def outside(self) -> None:
         s = self.s
-        steps = self.scene.pool if s.cmds else ""
-        for event in steps + ("r" if s.cmds == 2 else ""):
-            if event not in s.hist:
+        for event in self.base.pool_steps(s.cmds):
+            if not done(event, s.hist):
                 self.go(f"a replica commits the result of {event}", self.base.append(s, event))
+                if self.scene.own and self.scene.two:
+                    label = f"a replica commits the result of another attempt of {event}"
+                    self.go(label, self.base.append(s, AGAIN[event]), True)
         for event in self.scene.inputs:
             if event not in s.hist:
                 self.go(f"a replica commits the input {event}", self.base.append(s, event), True)
@@ -157,6 +159,10 @@ class Moves:
     # --- workers -----------------------------------------------------------------------------------------------------
     def request(self, w: int, k: Worker) -> Request:
         fed = k.fed[: k.sent]
+        if k.req in REPORTS:
+            result = k.result or k.fed[k.sent]  # it may have been read since
+            asks = self.base.asks((*fed, result))
+            return Request(self.s.wid(w), k.req, k.token, fed, len(fed), k.told, k.mine, asks, result)
         guessed = k.phase == "ahead" and not self.on["R10.seen"]
         view = self.base.view(k) if not self.on["R10.said"] else fed
         asks = self.base.asks(view) if k.req == "cmds" or not self.on["R10.said"] else 0
@@ -361,6 +367,8 @@ class Moves:
             return
         if k.phase == "local":
             self.returns(w, k)
+        if self.scene.own and k.phase == "run" and told:
+            self.executes(w, k)
         unsaid = k.phase == "ahead" and not k.mine  # the guess stands, its result is to be said
         if unsaid:
             send("result", f"{who} sends its result")
@@ -380,6 +388,16 @@ class Moves:
         if rests and told and not over and not step:
             send("park", f"{who} asks to park (has seen {sent})")
 
+    def executes(self, w: int, k: Worker) -> None:
+        """The owner's own worker has executed the one pool step that its code waits for: report, and what follows from it."""
+        s, who, waits = self.s, name(self.s.wid(w)), [e for e in self.base.pool_steps(k.told) if not done(e, k.fed)]
+        if len(waits) != 1 or "x" in k.fed:
+            return
+        ahead = s.worker(w, phase="ahead", result=waits[0], mine="", sent=len(k.fed))
+        over = self.base.over((*k.fed, waits[0]))
+        kind = "report+close" if over else "report+cmds"
+        self.go(f"{who} has executed {waits[0]}, its code goes on by it: sends {kind}", ahead.worker(w, req=kind))
+
     def returns(self, w: int, k: Worker) -> None:
         """A local step ends: its result is said, or first fed ahead."""
         s, who = self.s, name(self.s.wid(w))
@@ -397,10 +415,15 @@ class Moves:
         """Worker w reads the answer to its request."""
         k = s.W[w]
         n = s.worker(w, req="", sent=0, ans="", void=False)
-        if k.ans in ("LOST", "REWIND") or (k.ans == "OK" and k.req in ("close", "release", "result+close")):
+        last = ("close", "release", "result+close", "report+close")
+        if k.ans in ("LOST", "REWIND") or (k.ans == "OK" and k.req in last):
             return s.drop(w), ""
         if k.phase == "gone":
             return n.worker(w, result=""), ""
+        if k.req in REPORTS:
+            guess = k.result or k.fed[k.sent]
+            told = max(self.base.asks((*k.fed[: k.sent], guess)), k.told)
+            return n.worker(w, told=told, mine=k.result), ""
         if k.phase == "ahead" and k.req in _RESULTS:
             return n.worker(w, mine=k.result), ""  # its event is read with the answer, or later
         if k.ans == "NEWS":

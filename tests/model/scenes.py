@@ -19,6 +19,12 @@ def guess(*kinds: str, **change: object) -> Scene:
     return replace(scene, **change)  # type: ignore[arg-type]
 
 
+def follows(*kinds: str, **change: object) -> Scene:
+    """The code asks for pool step p, then for r; its owner may execute them itself."""
+    scene = Scene(pool="p", own=True, kinds=frozenset(kinds), faults=1 if kinds else 0)
+    return replace(scene, **change)  # type: ignore[arg-type]
+
+
 _QUIET = Scene(faults=0)
 _PLAIN = {
     "A2": small("kill"),
@@ -52,6 +58,7 @@ _PLAIN = {
     "R10.park": guess(then="r"),
     "R10.alone": guess(pool="q", inputs="x"),
     "R10.release": guess(inputs="y"),
+    "R10.stands": follows(inputs="x"),
 }
 _TOGETHER = {"R5.quiet": ("R5.quiet", "R2.answered")}
 PROBES = {rule: replace(scene, without=_TOGETHER.get(rule, (rule,))) for rule, scene in _PLAIN.items()}
@@ -77,6 +84,13 @@ AHEAD = [
     ("ahead: l, then local step m, a cancel at any time", guess(then="m", inputs="x")),
     ("ahead: l beside q, a cancel at any time", guess(pool="q", inputs="x")),
     ("ahead: l, a signal, Redis loses its last commit (W3)", guess("rollback", inputs="y")),
+    ("ahead: pool steps p, then r, of the owner's worker; any 1 fault", follows(*_ANY)),
+    (
+        "ahead: p, r; other attempts with other results; 1 of kill, late, answer",
+        follows("kill", "late", "answer", two=True),
+    ),
+    ("ahead: p, r, a cancel and a signal at any time", follows(inputs="xy")),
+    ("ahead: p, r, a cancel; 1 of late, answer lost, kill", follows("late", "answer", "kill", inputs="x")),
 ]
 DEEP = [
     *((f"1 fault: {kind}", Scene(kinds=frozenset((kind,)))) for kind in sorted(KINDS)),
@@ -89,4 +103,6 @@ DEEP = [
     ("ahead: l, then r, a cancel, Redis loses its last commit (W3)", guess("rollback", inputs="x", then="r")),
     ("ahead: l, then m, a signal, Redis loses its last commit (W3)", guess("rollback", inputs="y", then="m")),
     ("ahead: l, any 2 of kill, answer lost, applied late", guess("kill", "answer", "late", faults=2)),
+    ("ahead: p, r, in two ways, any 1 fault, a cancel at any time", follows(*_ANY, inputs="x", two=True)),
+    ("ahead: p, r, any 2 of kill, answer lost, applied late", follows("kill", "answer", "late", faults=2)),
 ]

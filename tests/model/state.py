@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-__all__ = ("KINDS", "RESULTS", "RULES", "Grant", "Request", "S", "Scene", "Worker", "add", "name", "rem", "renamed")
+__all__ = (
+    "AGAIN",
+    "KINDS",
+    "RESULTS",
+    "RULES",
+    "Grant",
+    "Request",
+    "S",
+    "Scene",
+    "Worker",
+    "add",
+    "name",
+    "rem",
+    "renamed",
+)
 
 RULES = {
     "A2": "GO sets a lease",
@@ -38,11 +52,14 @@ RULES = {
     "R10.park": "a guess is no rest: the owner does not park on it",
     "R10.alone": "there is a guess only if the code waits for nothing else",
     "R10.release": "an owner whose guess was wrong gives the run back",
+    "R10.stands": "what follows from a pool step's result counts only if that stands next",
     "watch": "a queued wake without a copy is dispatched again",
 }
 KINDS = frozenset(("kill", "cut", "session", "freeze", "answer", "late", "slow"))
 RESULTS = {"l": ("l", "k"), "m": ("m",)}
 """Local steps, and what may come out of them: who runs `l` again may get another result."""
+AGAIN = {"p": "P", "r": "R"}
+"""Pool steps, and what comes out of another attempt."""
 
 Hist = tuple[str, ...]
 
@@ -60,7 +77,9 @@ class Scene:
         then: What follows l: "r" a pool step, "m" a local step.
         anybody: Run jobs are pushed to every worker, not only to the one that has the coroutine cached.
         ahead: The owner may feed its own result ahead of the event (R10).
-        two: l may come out in two ways.
+        two: l may come out in two ways; with `own`, another attempt of a pool step in another one.
+        own: The code asks for pool step p, then for r, and for nothing else; the owner may execute them itself, and send its
+            report and what follows from it together.
     """
 
     without: tuple[str, ...] = ()
@@ -73,6 +92,7 @@ class Scene:
     anybody: bool = False
     ahead: bool = False
     two: bool = False
+    own: bool = False
 
 
 class Grant(NamedTuple):
@@ -87,7 +107,7 @@ class Request(NamedTuple):
     """What an owner asks; `told` and `mine` are what it was told of its commands and its last result."""
 
     who: int
-    kind: str  # cmds | result | result+close | park | close | release
+    kind: str  # cmds | result | result+close | park | close | release; report+cmds | report+close: of a pool step
     token: int
     fed: Hist
     seen: int

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .state import RESULTS, RULES, Grant, Hist, Request, S, Scene, Worker, add, rem
+from .state import AGAIN, RESULTS, RULES, Grant, Hist, Request, S, Scene, Worker, add, rem
 
-__all__ = ("SAW_ANOTHER", "Base")
+__all__ = ("REPORTS", "SAW_ANOTHER", "Base")
+
+REPORTS = ("report+cmds", "report+close")
 
 SAW_ANOTHER = "S4: the coroutine saw another order than the history has"
 _PAST = "S4: closed past an input it has not seen"
@@ -24,10 +26,15 @@ class Base:
 
     # --- the code of the workflow ----------------------------------------------------------------------------------
     def over(self, fed: Hist) -> bool:
+        if self.scene.own:
+            return "x" in fed or done("r", fed)
         return "x" in fed or ({*self.scene.pool, *self.scene.then} <= {*fed} and has("l", fed))
 
     def asks(self, fed: Hist) -> int:
         """How many batches of pool steps the code has asked for: those at the start, then r."""
+        if self.scene.own:
+            before = fed[: fed.index("x")] if "x" in fed else fed
+            return 2 if done("p", before) else 1
         if self.scene.then != "r" or not has("l", fed):
             return 1
         before = fed[: min(fed.index(x) for x in RESULTS["l"] if x in fed)]
@@ -35,6 +42,8 @@ class Base:
 
     def local(self, fed: Hist) -> str:
         """Which local step the code waits for."""
+        if self.scene.own:
+            return ""
         first = self.scene.pool[:1] if self.scene.pool != "q" else ""
         if self.over(fed) or (first and first not in fed):
             return ""
@@ -45,6 +54,10 @@ class Base:
     def alone(self, fed: Hist) -> bool:
         """Whether it waits for nothing else."""
         return {*self.scene.pool} <= {*fed} or not self.on["R10.alone"]
+
+    def pool_steps(self, cmds: int) -> str:
+        """The pool steps that were asked for in so many batches."""
+        return (self.scene.pool if cmds else "") + ("r" if cmds == 2 else "")
 
     def view(self, k: Worker) -> Hist:
         """What the coroutine has seen, its guess too."""
@@ -84,6 +97,9 @@ class Base:
     def report(self, s: S, r: Request) -> tuple[S, str, str]:
         """Returns the next state, the answer, and the rule that is broken."""
         on = self.on
+        reported = r.kind in REPORTS
+        if reported and s.status != "C" and not done(r.result, s.hist):  # whoever owns the run by now
+            s = self.append(s, r.result)
         if not (s.status == "O" and (s.tok == r.token or not on["R1"])):
             return s, "OK" if s.last == (r.token, r.kind) else "LOST", ""
         if r.kind == "release":  # whatever it was told: it gives back what it holds, and what it knows
@@ -93,6 +109,8 @@ class Base:
         if on["R4.rewind"] and (ahead or (r.mine and r.mine not in s.hist and on["R4.told"])):
             return s, "REWIND", ""
         s = self._renewed(s, r.token)._replace(seen=max(r.seen, s.seen))
+        if reported:
+            return self._foretold(s, r)
         if r.kind == "cmds":
             return self._commands(s, r, "")
         if r.kind == "result":
@@ -128,6 +146,18 @@ class Base:
             return s, "NEWS", ""
         return self._ended(s, r), "OK", "" if (*r.fed, r.result) == s.hist else _PAST
 
+    def _foretold(self, s: S, r: Request) -> tuple[S, str, str]:
+        """R10: what follows from the result of a pool step that was reported before."""
+        position = len(r.fed) + 1
+        if s.hist[len(r.fed) : position] != (r.result,) and self.on["R10.stands"]:
+            return s, "REWIND", ""
+        s = s._replace(seen=max(position, s.seen))
+        if r.kind == "report+cmds":
+            return self._commands(s, r, "")
+        if position < len(s.hist) and self.on["R10.length"]:
+            return s, "NEWS", ""
+        return self._ended(s, r), "OK", "" if (*r.fed, r.result) == s.hist else _PAST
+
     # --- states ----------------------------------------------------------------------------------------------------
     def stored(self, s: S) -> tuple[Any, ...]:
         return s.status, s.tok, s.owner, s.claim, s.last, s.cmds, s.hist, s.seen, s.cache, s.outbox
@@ -142,6 +172,11 @@ class Base:
 
     def grant(self, s: S) -> Grant:
         return Grant(s.tok, s.hist, s.cmds)
+
+
+def done(step: str, fed: Hist) -> bool:
+    """Whether a pool step has a result, of whichever attempt."""
+    return step in fed or AGAIN.get(step, step) in fed
 
 
 def has(step: str, fed: Hist) -> bool:

@@ -24,6 +24,12 @@ _SCENES = {
     "a local step follows; a cancel": Scene(pool="", ahead=True, faults=0, inputs="x", then="m"),
     "a pool step beside it; a cancel": Scene(pool="q", ahead=True, faults=0, inputs="x"),
     "fenced, and another result": Scene(pool="", ahead=True, kinds=frozenset(("freeze",)), two=True),
+    "pool steps of the owner's worker, and of another; a cancel": Scene(
+        pool="p", own=True, faults=0, inputs="x", two=True
+    ),
+    "pool steps of the owner's worker; killed, lost": Scene(
+        pool="p", own=True, kinds=frozenset(("kill", "answer")), two=True
+    ),
     "Redis forgets its last commit": Scene(pool="", ahead=True, kinds=frozenset(("rollback",))),
 }
 _BREAKS = {
@@ -36,6 +42,7 @@ _BREAKS = {
     "R10.own": "S4: the coroutine saw another order than the history has",
     "R10.park": "L: stuck for ever",
     "R10.release": "L: stuck for ever",
+    "R10.stands": "S4: a command is recorded that the history does not ask for",
 }
 
 
@@ -57,9 +64,8 @@ def test_each_guard_is_needed(rule: str) -> None:
     assert set(found.broken) == {_BREAKS[rule]}
 
 
-def test_guesses_are_made_and_meet_what_they_are_to_meet() -> None:
-    """The scenes are not empty: guesses are confirmed, end runs, and are wrong."""
-    scene = replace(_SCENES["the end follows; a cancel, and a signal"], inputs="x")
+def labels_of(scene: Scene) -> set[str]:
+    """Everything that may happen in a scene."""
     labels: set[str] = set()
     model = problem(scene)
     todo, seen = [model.first], {model.first}
@@ -69,15 +75,31 @@ def test_guesses_are_made_and_meet_what_they_are_to_meet() -> None:
             if step.after not in seen:
                 seen.add(step.after)
                 todo.append(step.after)
+    return labels
+
+
+def test_guesses_are_made_and_meet_what_they_are_to_meet() -> None:
+    """The scenes are not empty: guesses are confirmed, end runs, and are wrong."""
+    scene = replace(_SCENES["the end follows; a cancel, and a signal"], inputs="x")
     assert {
         "A reads l: its guess is confirmed",
         "result+close of A is committed; A reads OK",
         "result+close of A is committed; A reads NEWS",
         "A reads x where it had guessed l: drops the coroutine",
         "release of A is committed; A reads OK",
-    } <= labels
+    } <= labels_of(scene)
 
 
 @pytest.mark.parametrize("rule", ["R1", "R4.rewind", "R5.close", "R7", "R8"])
 def test_the_checker_finds_what_the_other_rules_prevent(rule: str) -> None:
     assert explore(problem(PROBES[rule]), first=True).broken
+
+
+def test_what_follows_from_a_pool_step_is_taken_refused_and_news() -> None:
+    assert {
+        "A has executed p, its code goes on by it: sends report+cmds",
+        "report+cmds of A is committed; A reads OK",
+        "report+cmds of A is committed; A reads REWIND",
+        "report+close of A is committed; A reads OK",
+        "report+close of A is committed; A reads NEWS",
+    } <= labels_of(_SCENES["pool steps of the owner's worker, and of another; a cancel"])

@@ -11,6 +11,7 @@ from treadle.protocol.ids import RECORD_MARK, RunKey
 from treadle.protocol.past import past_of
 from treadle.v1.history_pb2 import HistoryEvent
 from treadle.v1.state_pb2 import RUN_STATE_CLOSED, RunHead
+from treadle.v1.worker_service_pb2 import OwnerRequest
 
 from .long_steps import Counts
 
@@ -46,7 +47,8 @@ class Ledger:
         self.windows: Counter[str] = Counter()
         self.starts: Counter[tuple[RunKey, str]] = Counter()
         self.repairs: Counter[str] = Counter()
-        self.closed = self.ahead = 0
+        self.closed = self.ahead = self.foretold = self.wrong = 0
+        self.guesses: dict[tuple[RunKey, int, int, int], HistoryEvent] = {}
         self.counts = Counts()
 
     def record(self, run: RunKey) -> RunRecord:
@@ -141,6 +143,17 @@ class Ledger:
                 f"S4: {run} went on from position {told.position}, which it was told ahead and does not stand so"
             )
         self.ahead += 1
+
+    def told_ahead(self, run: RunKey, told: HistoryEvent) -> None:
+        """Code goes on by a result before its event."""
+        step = told.step_completed
+        self.guesses[run, told.position, step.attempt, step.ended_ms] = told
+
+    def taken_ahead(self, run: RunKey, ask: OwnerRequest) -> None:
+        """S4: what followed from a result that its code was told ahead was taken; so that stands there, as it was told."""
+        told = self.guesses[run, ask.seen + 1, ask.foretold.attempt, ask.foretold.ended_ms]
+        self.counts_on(run, told)
+        self.foretold += 1
 
     def heads(self) -> dict[RunKey, RunHead]:
         loaded = self._store.load_now([Want(run) for run in self.runs])

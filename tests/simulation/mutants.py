@@ -122,6 +122,10 @@ def _an_outcome_said_ahead_counts_in_any_case() -> Patch:
     return patch.object(owners, "_saw_all", saw_all)
 
 
+def _what_was_foretold_need_not_stand() -> Patch:
+    return patch.object(owners, "_came_true", lambda view, ask: True)
+
+
 def _what_was_told_ahead_is_not_compared() -> Patch:
     return patch.object(feed, "_same", lambda found, told: True)
 
@@ -212,6 +216,7 @@ MUTANTS: dict[str, Callable[[], Patch]] = {
     "R3 a parked run sleeps on": _parked_runs_sleep_on,
     "R5 close without having seen": _close_without_having_seen,
     "R5 an outcome said ahead counts in any case": _an_outcome_said_ahead_counts_in_any_case,
+    "R10 what was foretold need not stand": _what_was_foretold_need_not_stand,
     "R4 what was told ahead is not compared": _what_was_told_ahead_is_not_compared,
     "R7 a request is applied twice": _requests_are_applied_twice,
     "cache: a conflict is not forgotten": _a_conflict_is_not_forgotten,

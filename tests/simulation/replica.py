@@ -10,7 +10,7 @@ from treadle.controlplane.batches import Item, fold
 from treadle.controlplane.duties.leases import Holding, holder_in
 from treadle.controlplane.machine import Decision, Request, Settings, children, deadlines, decide
 from treadle.controlplane.machine.decide import want
-from treadle.controlplane.machine.requests import CheckLease, FireTimer, Reply
+from treadle.controlplane.machine.requests import Asked, CheckLease, FireTimer, Reply
 from treadle.controlplane.replica import Replica, Session
 from treadle.controlplane.store.cache import RunCache
 from treadle.controlplane.store.port import Hint, Loaded, Outcome, Want
@@ -27,7 +27,14 @@ from treadle.v1.state_pb2 import (
     RunHead,
     WorkerRecord,
 )
-from treadle.v1.worker_service_pb2 import SessionHello, SessionRequest
+from treadle.v1.worker_service_pb2 import (
+    ANSWER_NEWS,
+    ANSWER_OK,
+    ANSWER_REWIND,
+    OwnerAnswer,
+    SessionHello,
+    SessionRequest,
+)
 
 from .ledger import Broken
 
@@ -219,10 +226,18 @@ class SimReplica:
 
             def settle(reply: Reply | Exception, run: RunKey = run, request: Request = request) -> None:
                 if not isinstance(reply, Exception):
+                    self._watch_guess(run, request, reply)
                     self.world.answered(session, request, reply)
                     self.core.answer(session, run, request, reply)
 
             self.ask(run, request, settle)
+
+    def _watch_guess(self, run: RunKey, request: Request, reply: Reply) -> None:
+        if isinstance(request, Asked) and isinstance(reply, OwnerAnswer) and request.request.HasField("foretold"):
+            if reply.answer in (ANSWER_OK, ANSWER_NEWS):
+                self.world.ledger.taken_ahead(run, request.request)
+            elif reply.answer == ANSWER_REWIND:
+                self.world.ledger.wrong += 1
 
     def session_ended(self, session: Session, *, drained: bool) -> None:
         """The worker's side ended it, as far as this replica can see."""

@@ -457,10 +457,12 @@ class Watched:
             self._world.ledger.fed(self._run, event)
         else:
             self._ahead = event
+            self._world.ledger.told_ahead(self._run, event)
         self._inner.feed(event)
 
     def take(self) -> Turn:
-        self._stands()
+        if self._ahead is None or self._ahead.step_completed.local:
+            self._stands()  # else what it asks for goes along with what it follows from
         turn: Turn = self._inner.take()
         return turn
 

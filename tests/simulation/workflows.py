@@ -79,6 +79,19 @@ async def naps(n: int) -> int:
 
 
 @workflow
+async def steady(n: int) -> int:
+    """One pool step after another, while letters come that are read at the end; the first step that follows is a local one."""
+    total = await local_add(await add(n, 0), 0)
+    for i in range(8):
+        total = await add(total, 1)
+        if i % 3 == 0:
+            publish_state(i)
+    for _ in range(3):
+        total += await receive("number", int)
+    return await add(total, 1)
+
+
+@workflow
 async def race(n: int) -> str:
     """The loser is cancelled; who wins depends on time alone, and is read from history in a replay."""
     tasks = [asyncio.create_task(_named(f"t{i}", n + i)) for i in range(3)]
@@ -407,6 +420,7 @@ WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "naps": (naps, lambda n: n + 2),
     "race": (race, lambda n: "won"),
     "impatient": (impatient, lambda n: "late or in time"),
+    "steady": (steady, lambda n: n + 15),
     "once": (once, lambda n: f"charged {n}"),
     "local_once": (local_once, lambda n: f"charged {n}"),
     "tidy": (tidy, lambda n: n + 2),
@@ -441,6 +455,7 @@ DEAF: dict[str, tuple[Any, Callable[[int], Any]]] = {"deaf": (deaf, lambda n: No
 LETTERS: dict[str, list[tuple[str, int, bool]]] = {
     "chapters": [("number", 1, False), ("number", 2, False), ("number", 3, False)],
     "told": [("number", 1, False), ("number", 2, False), ("number", 3, False)],
+    "steady": [("number", 1, False), ("number", 2, False), ("number", 3, False)],
     "asked": [("sum", 1, True), ("last", 2, True)],
 }
 """Workflow -> what one sender sends it, in order: (name, value, whether it is a question)."""

@@ -69,6 +69,7 @@ class Script:
         self.divergence: Divergence | None = None
         self.closed = False
         self.waiting = Waits(1, 0, 0, None)
+        self.awaited = ""
         self.untold, self.unheard, self.undoing = 0, False, False
         self.letters: list[SignalReceived] = []
         self.before: tuple[int, tuple[str, ...]] = (0, ())
@@ -105,6 +106,9 @@ class Script:
 
     def waits(self) -> Waits:
         return self.waiting
+
+    def awaits_only(self, command_id: str) -> bool:
+        return command_id == self.awaited
 
     def close(self) -> None:
         self.closed = True

@@ -57,7 +57,33 @@ def test_a_credit_is_offered_again_once_its_push_was_read_and_stated_anew() -> N
 def test_steps_have_their_own() -> None:
     desk = Desk(A=CreditStatement(run_jobs=1, step_jobs=1, wakes=1))
     credit = desk.take(kind=JOB_KIND_STEP)
-    assert credit is not None and not credit.wakes and desk.take("A", JOB_KIND_STEP) is None
+    assert credit is not None and not credit.wakes and desk.take("", JOB_KIND_STEP) is None
+
+
+def test_a_step_that_follows_another_gets_its_slot_whatever_is_on_its_way() -> None:
+    """Twice what was stated at most; others find no credit, and whoever has one comes first."""
+    desk = Desk(A=CreditStatement(step_jobs=2), B=CreditStatement(step_jobs=1))
+    follows = [desk.take("A", JOB_KIND_STEP) for _ in range(6)]
+    assert [one and one.worker_id for one in follows] == ["A", "A", "B", "A", "A", None]
+    assert desk.take("", JOB_KIND_STEP) is None and desk.take("unknown", JOB_KIND_STEP) is None
+    desk.book.state("A", CreditStatement(step_jobs=2), 0)
+    assert desk.take("A", JOB_KIND_STEP) is None, "the decisions are not done"
+
+
+def test_no_step_goes_beyond_the_credits_of_a_worker_that_is_busy_silent_or_of_another_pool() -> None:
+    desk = Desk(A=CreditStatement(step_jobs=1))
+    desk.book.enter(Statement("busy", "ns", "p", frozenset(), frozenset({"s"}), step_slots=3))
+    desk.book.state("busy", CreditStatement(step_jobs=1), 0)
+    desk.book.enter(Statement("full", "ns", "p", frozenset(), frozenset({"s"}), step_slots=0))
+    desk.book.enter(Statement("elsewhere", "ns", "q", frozenset(), frozenset({"s"})))
+    desk.book.state("elsewhere", CreditStatement(step_jobs=9), 0)
+    desk.book.enter(Statement("lacks it", "ns", "p", frozenset(), frozenset({"t"})))
+    desk.book.state("lacks it", CreditStatement(step_jobs=9), 0)
+    assert [desk.take("busy", JOB_KIND_STEP) is not None for _ in range(3)] == [True, True, False]
+    for worker_id in ("full", "elsewhere", "lacks it"):
+        assert desk.take(worker_id, JOB_KIND_STEP) is None
+    assert desk.take("A", JOB_KIND_STEP, now_ms=2_001) is None
+    assert desk.take("A", JOB_KIND_STEP) is not None
 
 
 def test_they_end_after_two_seconds_and_with_their_session() -> None:

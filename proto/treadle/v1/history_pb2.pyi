@@ -1311,8 +1311,8 @@ class StepCompleted(_message.Message):
     duration_ms: _builtins.int
     """How long user code ran, in milliseconds."""
     ended_ms: _builtins.int
-    """Local steps whose result the code was fed before this event: the time it was told, in milliseconds since 1970. 0: that of
-    the event.
+    """Where the code was fed the result before this event: the time it was told, in milliseconds since 1970. 0: that of the
+    event.
     """
     from_outside: _builtins.bool
     """True: somebody outside finished it, by a token."""

@@ -757,6 +757,7 @@ class AttemptReport(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     PROGRESS_NUMBER_FIELD_NUMBER: _builtins.int
     DEFERRED_FOR_MS_FIELD_NUMBER: _builtins.int
+    ENDED_MS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     incarnation: _builtins.int
@@ -777,6 +778,10 @@ class AttemptReport(_message.Message):
     """The number it was said under; see AttemptProgress."""
     deferred_for_ms: _builtins.int
     """DEFERRED: how long to wait for whoever has the token (ms); 0: as long as the step's timeout says, or for ever."""
+    ended_ms: _builtins.int
+    """COMPLETED, where the owner of the run is this very worker and its code was fed the result before its event: the time it
+    was told (ms since 1970). Of no account from another worker.
+    """
     @_builtins.property
     def result(self) -> _common_pb2.Payload:
         """COMPLETED: encoded result."""
@@ -805,10 +810,11 @@ class AttemptReport(_message.Message):
         progress: _common_pb2.Payload | None = ...,
         progress_number: _builtins.int = ...,
         deferred_for_ms: _builtins.int = ...,
+        ended_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "progress", b"progress", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "deferred_for_ms", b"deferred_for_ms", "duration_ms", b"duration_ms", "failure", b"failure", "incarnation", b"incarnation", "kind", b"kind", "progress", b"progress", "progress_number", b"progress_number", "reason", b"reason", "result", b"result", "retry_after_ms", b"retry_after_ms", "run_id", b"run_id", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id", "deferred_for_ms", b"deferred_for_ms", "duration_ms", b"duration_ms", "ended_ms", b"ended_ms", "failure", b"failure", "incarnation", b"incarnation", "kind", b"kind", "progress", b"progress", "progress_number", b"progress_number", "reason", b"reason", "result", b"result", "retry_after_ms", b"retry_after_ms", "run_id", b"run_id", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -913,6 +919,7 @@ class OwnerRequest(_message.Message):
     UNREAD_FIELD_NUMBER: _builtins.int
     RUN_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     UNDOING_FIELD_NUMBER: _builtins.int
+    FORETOLD_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     incarnation: _builtins.int
@@ -979,6 +986,12 @@ class OwnerRequest(_message.Message):
     def unread(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """With an outcome: ids of signals and questions that the code had not received, at most 100."""
 
+    @_builtins.property
+    def foretold(self) -> Global___Foretold:
+        """The code was fed this before its event, and the request follows from it: it counts as if `seen` were one more if that event
+        stands there, and else not at all (REWIND).
+        """
+
     def __init__(
         self,
         *,
@@ -1003,16 +1016,47 @@ class OwnerRequest(_message.Message):
         unread: _abc.Iterable[_builtins.str] | None = ...,
         run_timeout_ms: _builtins.int = ...,
         undoing: _builtins.bool = ...,
+        foretold: Global___Foretold | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "complete", b"complete", "continue_run", b"continue_run", "diverged", b"diverged", "fail", b"fail", "final", b"final", "park", b"park", "release", b"release"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "complete", b"complete", "continue_run", b"continue_run", "diverged", b"diverged", "fail", b"fail", "final", b"final", "foretold", b"foretold", "park", b"park", "release", b"release"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "cancelled", b"cancelled", "checkpoints", b"checkpoints", "commands", b"commands", "complete", b"complete", "continue_run", b"continue_run", "diverged", b"diverged", "fail", b"fail", "final", b"final", "incarnation", b"incarnation", "park", b"park", "release", b"release", "run_id", b"run_id", "run_timeout_ms", b"run_timeout_ms", "seen", b"seen", "sent_ms", b"sent_ms", "seq", b"seq", "token", b"token", "told", b"told", "told_revision", b"told_revision", "undoing", b"undoing", "unread", b"unread"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "cancelled", b"cancelled", "checkpoints", b"checkpoints", "commands", b"commands", "complete", b"complete", "continue_run", b"continue_run", "diverged", b"diverged", "fail", b"fail", "final", b"final", "foretold", b"foretold", "incarnation", b"incarnation", "park", b"park", "release", b"release", "run_id", b"run_id", "run_timeout_ms", b"run_timeout_ms", "seen", b"seen", "sent_ms", b"sent_ms", "seq", b"seq", "token", b"token", "told", b"told", "told_revision", b"told_revision", "undoing", b"undoing", "unread", b"unread"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_final: _TypeAlias = _typing.Literal["park", "complete", "fail", "cancelled", "release", "diverged", "continue_run"]  # noqa: Y015
     _WhichOneofArgType_final: _TypeAlias = _typing.Literal["final", b"final"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_final) -> _WhichOneofReturnType_final | None: ...
 
 Global___OwnerRequest: _TypeAlias = OwnerRequest  # noqa: Y015
+
+@_typing.final
+class Foretold(_message.Message):
+    """Result of a pool step that the owner's own worker executed and has reported."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ENDED_MS_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """The step."""
+    attempt: _builtins.int
+    """Which attempt."""
+    ended_ms: _builtins.int
+    """Time that the code was told (ms since 1970), as in the report."""
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        ended_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "command_id", b"command_id", "ended_ms", b"ended_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Foretold: _TypeAlias = Foretold  # noqa: Y015
 
 @_typing.final
 class Command(_message.Message):

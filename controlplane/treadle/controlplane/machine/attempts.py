@@ -134,7 +134,7 @@ def dispatch(view: RunView, row: CommandRow) -> None:
     job = view.step_job(row)
     row.dispatch_id = job.dispatch_id
     view.put(row)
-    credit = view.env.offer(view.run.namespace, row.pool, JOB_KIND_STEP, row.name, "")
+    credit = view.env.offer(view.run.namespace, row.pool, JOB_KIND_STEP, row.name, view.returning)
     if credit is None:
         view.publish(job)
     else:
@@ -293,6 +293,7 @@ def _apply(view: RunView, row: CommandRow, told: AttemptReport) -> None:
                 attempt=row.attempt,
                 result=told.result,
                 duration_ms=told.duration_ms,
+                ended_ms=told.ended_ms if row.holder.worker_id == view.head.owner.worker_id else 0,
             )
         )
         view.drop(row)

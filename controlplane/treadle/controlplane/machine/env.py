@@ -90,6 +90,7 @@ class Env:
         share: Draws a number in [0, 1).
         offer: Takes a credit of this replica's sessions for (namespace, pool, kind, name), of the preferred worker if it
             has one ("": of any); None: there is none. A credit that was taken and not used is given back by the caller.
+            Steps prefer the worker that has just ended the one before.
         settings: Times and limits.
         keys_known: Whether all routers of (namespace, name of events) were told of this set of keys not long ago. False does
             no harm but a few letters.

@@ -2,7 +2,7 @@
 
 R1 every request carries the owner token. R5 park and close need `seen` = length. R7 a request is applied once: requests of
 a token are numbered, and one that was applied changes nothing when it comes again. An owner that was told more than the
-store has, or something else, must rewind.
+store has, or something else, must rewind. R10 one that foretold what stands next has seen that, too.
 """
 
 from __future__ import annotations
@@ -93,12 +93,16 @@ def asked(view: RunView, request: Asked) -> OwnerAnswer:
     first = head.length
     # An applied request whose last word had ended the ownership would have met the fence: it was refused with NEWS.
     answer: Answer.ValueType = ANSWER_NEWS if known and ask.WhichOneof("final") else ANSWER_OK
+    if ask.HasField("foretold"):
+        _seen(view, ask.seen + 1)
+        view.returning = head.owner.worker_id
     if not known:
         head.owner_seq = ask.seq
         if not head.timeout_known:
             deadlines.announced(head, ask.run_timeout_ms)
         _record(view, ask)
         answer = _last_word(view, ask, first)
+    view.returning = ""
     reply = _answer(ask, answer)
     if len(view.events) > before:
         reply.position, reply.revision = head.length, view.revision
@@ -125,6 +129,8 @@ def _ahead(view: RunView, ask: OwnerRequest) -> bool:
     """Whether the owner was told something that the history does not have at that position."""
     if max(ask.told, ask.seen) > view.head.length:
         return True
+    if ask.HasField("foretold") and not _came_true(view, ask):
+        return True
     if ask.told == 0:
         return False
     for event in view.events:
@@ -135,6 +141,16 @@ def _ahead(view: RunView, ask: OwnerRequest) -> bool:
     return HistoryEvent.FromString(view.loaded.event).revision != ask.told_revision
 
 
+def _came_true(view: RunView, ask: OwnerRequest) -> bool:
+    """Whether what the owner's code was fed before its event stands next (R10)."""
+    told = ask.foretold
+    for event in (*view.loaded_events(), *view.events):
+        if event.position == ask.seen + 1:
+            found = event.step_completed
+            return (found.command_id, found.attempt, found.ended_ms) == (told.command_id, told.attempt, told.ended_ms)
+    return False
+
+
 def _renew(view: RunView, request: Asked) -> None:
     """Each answer is a commit under the token: lease set anew, send time, and what the code has seen."""
     head, ask = view.head, request.request
@@ -142,10 +158,15 @@ def _renew(view: RunView, request: Asked) -> None:
     owner.lease_set_ms = view.now
     owner.sent_ms = max(owner.sent_ms, ask.sent_ms)
     owner.replica_id = request.replica_id
-    head.seen = max(head.seen, min(ask.seen, head.length))
+    _seen(view, ask.seen)
+    view.dirty = True
+
+
+def _seen(view: RunView, position: int) -> None:
+    head = view.head
+    head.seen = max(head.seen, min(position, head.length))
     if head.seen >= head.length:
         head.watch_due_ms = 0
-    view.dirty = True
 
 
 def _record(view: RunView, ask: OwnerRequest) -> None:
@@ -346,7 +367,7 @@ def _saw_all(view: RunView, ask: OwnerRequest, final: str, length: int) -> bool:
 
     An outcome said `ahead` counts on the checkpoint beside it: its event must be all that follows `seen`.
     """
-    if ask.seen < length:
+    if ask.seen + ask.HasField("foretold") < length:
         return False
     if not ask.ahead or final not in _ENDS:
         new = [event for event in view.events if event.position > length]
@@ -370,18 +391,17 @@ def _diverged(view: RunView, ask: OwnerRequest) -> None:
 def _tell(view: RunView, ask: OwnerRequest, reply: OwnerAnswer, before: int) -> None:
     """Bring the events behind `seen`: what was loaded, then what was appended, without a gap."""
     own = {c.command_id for c in ask.checkpoints if c.kind == REPORT_KIND_COMPLETED}
+    foretold = {ask.foretold.command_id} if ask.HasField("foretold") else set()
     last = ask.seen
-    for event in view.loaded_events():
-        if event.position == last + 1:
-            reply.events.append(event)
-            last += 1
-    for index, event in enumerate(view.events):
+    for index, event in enumerate((*view.loaded_events(), *view.events), -len(view.loaded_events())):
         if event.position != last + 1:
             continue
         last += 1
         reply.events.append(event)
         if index >= before:
             _strip(reply.events[-1], own, reply)
+        elif foretold and last == ask.seen + 1:
+            _strip(reply.events[-1], foretold, reply)
 
 
 def _strip(event: HistoryEvent, own: set[str], reply: OwnerAnswer) -> None:

@@ -93,6 +93,7 @@ class RunView:
 
     Attributes:
         moves: Something besides state and outcome changed by which the run is found.
+        returning: Worker that has just ended the step by which the code asks for others; "" if it was none.
     """
 
     def __init__(self, run: RunKey, loaded: Loaded, env: Env) -> None:
@@ -105,6 +106,7 @@ class RunView:
         self.decision = Decision()
         self.events = self.decision.events
         self.dirty = False
+        self.returning = ""
         self.restart = False
         self.keep: list[str] = []
         self.deleted = False

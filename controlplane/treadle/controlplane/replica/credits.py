@@ -41,7 +41,7 @@ class _Account:
 
 @dataclass(slots=True)
 class Statement:
-    """What a session has stated, and what was taken of it since."""
+    """What a session has stated, and what was taken of it since. `step_slots`: how many slots for steps its worker has."""
 
     worker_id: str
     namespace: str
@@ -49,6 +49,7 @@ class Statement:
     workflows: frozenset[str]
     steps: frozenset[str]
     handlers: Mapping[str, FailureHandler] = field(default_factory=dict)
+    step_slots: int = 0
     credit_id: int = 0
     sent_ms: int = 0
     received_ms: int = 0
@@ -78,6 +79,17 @@ class Statement:
         if now_ms > self.until_ms:
             return 0
         return self.account(kind, wakes=wakes).free
+
+    def mostly_free(self, now_ms: int) -> bool:
+        """Return whether a step may be given beyond the credits: they are used up by pushes that are still on their way.
+
+        Half of the slots were free although work flows, so steps are short. Should they not be any more, what finds no slot is
+        released: at most twice what was stated is pushed until the next statement.
+        """
+        mine = self.step_jobs
+        if now_ms > self.until_ms or not mine.stated or 2 * mine.stated < self.step_slots:
+            return False
+        return mine.reserved + len(mine.unread) < 2 * mine.stated
 
     def knows(self, kind: JobKind.ValueType, name: str) -> bool:
         """Return whether the worker has the name."""
@@ -117,14 +129,19 @@ class CreditBook:
     def offer(
         self, namespace: str, pool: str, kind: JobKind.ValueType, name: str, prefer: str, now_ms: int
     ) -> Credit | None:
-        """Take a credit for a job: of the preferred worker if it has one, else of the one with most to give.
+        """Take a credit for a job: of the one with most to give.
 
-        Whoever prefers a worker does so because that keeps the coroutine of a parked run.
+        A run is preferred by the worker that keeps its coroutine, a step by the one that has just ended the step before it:
+        that slot is free, whatever was pushed since the last statement (see `Statement.mostly_free`).
         """
         preferred = self._by_worker.get(prefer) if prefer else None
-        if preferred is not None and (preferred.namespace, preferred.pool) == (namespace, pool):
+        if preferred is not None and (
+            (preferred.namespace, preferred.pool) != (namespace, pool) or not preferred.knows(kind, name)
+        ):
+            preferred = None
+        if preferred is not None and kind == JOB_KIND_RUN:
             for wakes in (True, False):
-                if preferred.free(kind, now_ms, wakes=wakes) > 0 and preferred.knows(kind, name):
+                if preferred.free(kind, now_ms, wakes=wakes) > 0:
                     return preferred.take(kind, name, wakes=wakes)
         best: Statement | None = None
         most = 0
@@ -132,6 +149,8 @@ class CreditBook:
             free = mine.free(kind, now_ms)
             if free > most and mine.knows(kind, name):
                 best, most = mine, free
+        if best is None and preferred is not None and kind != JOB_KIND_RUN and preferred.mostly_free(now_ms):
+            best = preferred
         return best.take(kind, name) if best is not None else None
 
     def _of(self, namespace: str, pool: str) -> Iterator[Statement]:

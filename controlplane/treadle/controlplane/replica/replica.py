@@ -90,6 +90,7 @@ class Replica:
                 frozenset(hello.workflows),
                 frozenset(hello.steps),
                 handlers,
+                hello.step_slots,
             )
         )
         session.batch.welcome.replica_id = self.replica_id

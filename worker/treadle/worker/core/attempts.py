@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
+from typing import NamedTuple
 
 from treadle.v1.common_pb2 import Payload
 from treadle.v1.job_pb2 import Job
@@ -32,7 +33,7 @@ from .rights import Right
 from .shared import Shared
 from .slots import Slots
 
-__all__ = ("KINDS", "Attempts")
+__all__ = ("KINDS", "Attempts", "Result")
 
 KINDS = {
     "completed": REPORT_KIND_COMPLETED,
@@ -52,14 +53,22 @@ class State(Enum):
     ENDED = 3  # its report waits for an answer
 
 
+class Result(NamedTuple):
+    """The report of an attempt that returned, before it is sent; and which attempt."""
+
+    report: AttemptReport
+    attempt: int
+
+
 class Held:
     """One attempt."""
 
-    __slots__ = ("cancelled", "job", "right", "state", "token")
+    __slots__ = ("cancelled", "job", "number", "right", "state", "token")
 
-    def __init__(self, token: bytes, job: Job, right: Right) -> None:
+    def __init__(self, token: bytes, job: Job, number: int, right: Right) -> None:
         self.token = token
         self.job = job
+        self.number = number
         self.right = right
         self.state = State.OFFERED
         self.cancelled = False
@@ -86,7 +95,7 @@ class Attempts:
 
     def granted(self, grant: Grant, job: Job, right: Right, *, now_ms: int) -> None:
         """A GO that has its slot: start it if the right is still valid, else release it (A4)."""
-        held = self._hold(grant.token, job, right)
+        held = self._hold(grant, job, right)
         if not right.valid(self._shared.session, now_ms):
             self._release(held, "right over")
             self.slots.give(now_ms)
@@ -107,7 +116,7 @@ class Attempts:
 
     def refuse(self, grant: Grant, job: Job, reason: str) -> None:
         """A GO that is not wanted, or has no slot: it is listed and released."""
-        self._release(self._hold(grant.token, job, Right(0, 0)), reason)
+        self._release(self._hold(grant, job, Right(0, 0)), reason)
 
     def may_start(self, token: bytes, now_ms: int) -> bool:
         """The last check before user code (A4)."""
@@ -119,11 +128,12 @@ class Attempts:
         held.state = State.STARTED
         return True
 
-    def ended(self, token: bytes, report: Report, now_ms: int) -> None:
+    def ended(self, token: bytes, report: Report, now_ms: int) -> Result | None:
+        """An attempt ended. Returns its result, if it has one: the run may be here, and its code go on by it (R10)."""
         held = self._held.get(token)
         if held is None or held.state is State.ENDED:
             self._shared.note("warning", "attempt_unknown", token=token.hex(), kind=report.kind)
-            return
+            return None
         kind = report.kind
         if kind == "released" and held.state is State.STARTED and held.job.at_most_once:
             kind = "lost"  # A9: one that has started is never released
@@ -145,6 +155,7 @@ class Attempts:
         self._say(held, message)
         self.running -= 1
         self.slots.give(now_ms)
+        return Result(message, held.number) if kind == "completed" else None
 
     def answered(self, answer: ReportAnswer) -> None:
         """OK, SETTLED, LEASE_LOST and UNKNOWN all end it: nothing of it runs any more."""
@@ -183,10 +194,10 @@ class Attempts:
     def _running(self) -> Iterator[Held]:
         return (held for held in self._held.values() if held.state is not State.ENDED)
 
-    def _hold(self, token: bytes, job: Job, right: Right) -> Held:
-        held = Held(token, job, right)
-        self._held[token] = held
-        self._shared.held.add(token, job)
+    def _hold(self, grant: Grant, job: Job, right: Right) -> Held:
+        held = Held(grant.token, job, grant.attempt, right)
+        self._held[grant.token] = held
+        self._shared.held.add(grant.token, job)
         return held
 
     def _release(self, held: Held, reason: str) -> None:

@@ -136,11 +136,13 @@ class WorkerCore:
         self._noticed(now_ms)
         if self._unsettled:
             self._settle(now_ms)
+        self._owners.foresee(now_ms)
         room = Room()
         claims = list(self._claims.frame(room, now_ms)) if self._claims.outbox.waiting else None
         reports = list(self._attempts.reports.take(room, now_ms)) if self._attempts.reports.waiting else None
         progress = list(self._attempts.progress.take(room, now_ms)) if self._attempts.progress.unsent else None
-        requests = self._owners.frame(room, now_ms)
+        # What follows from a report must not come before it.
+        requests = [] if self._attempts.reports.waiting else self._owners.frame(room, now_ms)
         full = bool(claims or reports or requests or progress)
         credits = self._credits.statement(now_ms, self._claims.run_waits > 0, goes_along=full)
         if not full and credits is None:
@@ -231,7 +233,9 @@ class WorkerCore:
         return self._attempts.may_start(token, now_ms)
 
     def attempt_ended(self, token: bytes, report: Report, now_ms: int) -> None:
-        self._attempts.ended(token, report, now_ms)
+        result = self._attempts.ended(token, report, now_ms)
+        if result is not None:
+            self._owners.attempt_ended(result)
         self._called_at = now_ms
         self._unsettled = True
 

@@ -1,8 +1,8 @@
 """One coroutine and its place in the history (R4).
 
 Exactly the next position is fed, one event at a time; what comes out of order waits. The same path serves live news,
-pages of history and the worker's own results. One own result may be fed ahead of its event: until that is read, nothing
-that the code asked for counts.
+pages of history and the worker's own results. One own result may be fed ahead of its event: what the code asks for by it
+counts only if that event stands next.
 """
 
 from __future__ import annotations
@@ -198,6 +198,16 @@ class Feed:
         """Feed what will stand at the next position, unless something else comes first."""
         self.ahead = HistoryEvent(position=self.fed + 1, step_completed=completed)
         self.execution.feed(self.ahead)
+
+    def put_back(self, event: HistoryEvent) -> bool:
+        """Give an event the result that was left out because it came from here. False: it did not."""
+        if self.ahead is None or event.position != self.ahead.position:
+            return False
+        told, found = self.ahead.step_completed, event.step_completed
+        if (told.command_id, told.attempt) != (found.command_id, found.attempt):
+            return False
+        found.result.CopyFrom(told.result)
+        return True
 
     def _replay(self, event: HistoryEvent) -> None:
         assert self._kept is not None

@@ -12,7 +12,7 @@ from ..loop.continuation import continuation_of
 from ..loop.port import Outcome
 from .feed import Feed
 
-__all__ = ("say_outcome",)
+__all__ = ("say_divergence", "say_outcome")
 
 _UNREAD: Final = 100
 """So many ids of signals that were not received are told with an outcome."""
@@ -67,3 +67,9 @@ def _say_failure(said: FailRun, outcome: Outcome, failure: Failure) -> None:
     said.because_all, said.undone = outcome.because_all, outcome.undone
     if outcome.hook is not None:
         said.hook.CopyFrom(outcome.hook)
+
+
+def say_divergence(request: OwnerRequest, feed: Feed | None) -> None:
+    """Write into the request what code and history disagree about."""
+    assert feed is not None and feed.divergence is not None, "it is said of code that diverged"
+    request.diverged.expected, request.diverged.found = feed.divergence.expected, feed.divergence.found

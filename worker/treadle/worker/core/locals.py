@@ -14,13 +14,26 @@ from treadle.v1.worker_service_pb2 import (
     REPORT_KIND_FAILED,
     REPORT_KIND_LOST,
     Checkpoint,
+    Command,
+    StartLocalStep,
 )
 
 from ..loop.port import LocalCall
 from .port import CancelLocal, Report
 from .shared import Shared
 
-__all__ = ("Local", "LocalSteps")
+__all__ = ("Local", "LocalSteps", "announcement")
+
+
+def announcement(call: LocalCall) -> Command:
+    """Return what commits that a try starts, before it does."""
+    start = StartLocalStep(
+        name=call.name,
+        try_number=call.try_number,
+        at_most_once=call.at_most_once,
+        tries_before=call.tries_before,
+    )
+    return Command(command_id=call.command_id, digest=call.digest, start_local_step=start)
 
 
 class Local:

@@ -16,13 +16,14 @@ from treadle.v1.worker_service_pb2 import (
     Command,
     OwnerAnswer,
     OwnerRequest,
-    StartLocalStep,
 )
 
 from ..loop.port import LocalCall, Turn
+from .ahead import foretold_of, of_checkpoint, of_report
+from .attempts import Result
 from .feed import Feed
-from .last_word import say_outcome
-from .locals import LocalSteps
+from .last_word import say_divergence, say_outcome
+from .locals import LocalSteps, announcement
 from .outbox import Room
 from .port import OpenEvent, Report, StartLocal
 from .rights import Right
@@ -165,7 +166,7 @@ class Owner:
                 self._take(feed, execution.take())
             if execution.outcome is not None:
                 self.locals.cancel_all("run ended")
-            elif self.locals.waiting and not self.release:
+            elif self.locals.waiting and not self.release and feed.ahead is None:
                 self._offer_locals(feed, now_ms)
         elif fed or self._gap_since is None:
             self._gap_since = now_ms
@@ -199,13 +200,7 @@ class Owner:
         """A step that may start at most once, or whose run executes alone, first commits its start (A8, A9)."""
         announced = self.alone or call.at_most_once
         if announced:
-            start = StartLocalStep(
-                name=call.name,
-                try_number=call.try_number,
-                at_most_once=call.at_most_once,
-                tries_before=call.tries_before,
-            )
-            self._ask([Command(command_id=call.command_id, digest=call.digest, start_local_step=start)])
+            self._ask([announcement(call)])
         self.locals.ask(call, self._asked, announced)
 
     # --- local steps -----------------------------------------------------------------------------------------------
@@ -254,6 +249,7 @@ class Owner:
         return (
             self.feed is not None
             and self.feed.caught_up
+            and self.feed.ahead is None
             and not self._untaken
             and not self._commands
             and not self._checkpoints
@@ -278,7 +274,8 @@ class Owner:
         if feed.ahead is not None:
             execution = feed.execution
             ends = execution.outcome is not None and feed.divergence is None and not execution.untold
-            return "outcome" if ends and self._checkpoints and sayable(feed, self.outgoing) is not None else ""
+            said = self._checkpoints or foretold_of(feed) is not None
+            return "outcome" if ends and said and sayable(feed, self.outgoing) is not None else ""
         if feed.divergence is not None:
             return "diverged"
         if feed.execution.outcome is not None and feed.caught_up:
@@ -298,7 +295,9 @@ class Owner:
         self._seq += 1
         feed = self.feed
         if feed is not None and self._may_go_ahead(feed):
-            self._tell_ahead(feed, now_ms)
+            checkpoint = self._checkpoints[0]
+            result = self.locals.result(checkpoint.command_id)
+            self.foretold = of_checkpoint(checkpoint, result, feed, now_ms)
             if self._shared.ends.get(self.job.name) == feed.fed + 1:
                 self.go_ahead()  # runs of the workflow end here: the end can go along
         word = self._last_word()
@@ -322,6 +321,8 @@ class Owner:
             self._load(request)
             if self._commands or self._checkpoints:
                 word = ""  # there was no room for all: the last word comes after it
+            if (request.commands or word) and (foretold := foretold_of(feed)) is not None:
+                request.foretold.CopyFrom(foretold)
             if self._gap_since is not None:
                 self._gap_since = now_ms
         if word:
@@ -335,26 +336,36 @@ class Owner:
 
     def _may_go_ahead(self, feed: Feed) -> bool:
         """Whether the code waits for nothing but the one result that is to be said now, and all else was fed and said."""
-        if len(self._checkpoints) != 1 or self._commands or self.locals or self.release or self._shared.draining:
+        if len(self._checkpoints) != 1 or self._checkpoints[0].kind != REPORT_KIND_COMPLETED:
             return False
-        if self._checkpoints[0].kind != REPORT_KIND_COMPLETED or feed.replays or feed.beside or self._untaken:
-            return False
-        if feed.waits_to_be_fed or not feed.caught_up or feed.divergence is not None:
+        if not self._all_said(feed):
             return False
         waits = feed.execution.waits()
         return (waits.pool_steps, waits.local_steps, waits.timers, waits.signals) == (0, 1, 0, 0)
 
-    def _tell_ahead(self, feed: Feed, now_ms: int) -> None:
-        checkpoint = self._checkpoints[0]
-        checkpoint.ended_ms = feed.about(now_ms)
-        self.foretold = StepCompleted(
-            command_id=checkpoint.command_id,
-            result=self.locals.result(checkpoint.command_id),
-            name=checkpoint.name,
-            digest=checkpoint.digest,
-            local=True,
-            ended_ms=checkpoint.ended_ms,
-        )
+    def _all_said(self, feed: Feed) -> bool:
+        """Whether the code was fed all that is known, and what it asked for was said; checkpoints apart."""
+        if self._commands or self.locals or self.release or self._shared.draining or self._untaken:
+            return False
+        if feed.replays or feed.beside or feed.waits_to_be_fed:
+            return False
+        return feed.caught_up and feed.divergence is None
+
+    def foresee(self, result: Result, now_ms: int) -> bool:
+        """Let the code run on by the result of a pool step that is about to be reported from here.
+
+        False: it waits for something else, too, or not all else was fed and said.
+        """
+        feed, told = self.feed, result.report
+        if feed is None or told.incarnation != self._incarnation or not self._all_said(feed) or self._checkpoints:
+            return False
+        if self.flying is not None or self.outgoing is not None or self.word or self.park or feed.ahead is not None:
+            return False
+        if not feed.execution.awaits_only(told.command_id):
+            return False
+        feed.go_ahead(of_report(result, feed, now_ms))
+        self._untaken = True
+        return True
 
     def go_ahead(self) -> None:
         """Let the code run on by a result whose event is not here yet, unless it has come meanwhile, or anything else."""
@@ -386,11 +397,7 @@ class Owner:
             cached = settings.cache_runs > 0 and not settings.always_replay
             request.park.cached = cached and not self.alone and not self._shared.draining
         elif word == "diverged":
-            assert self.feed is not None
-            divergence = self.feed.divergence
-            assert divergence is not None
-            request.diverged.expected = divergence.expected
-            request.diverged.found = divergence.found
+            say_divergence(request, self.feed)
         elif word == "outcome" and not self._say_outcome(request):
             self.drop_code("codec failed", "codec failed")
             self._say(request, "release")
@@ -401,8 +408,8 @@ class Owner:
         assert outcome is not None
         if not say_outcome(request, self.feed, outcome):
             return False
-        request.ahead = self.feed.ahead is not None
-        self._shared.ends[self.job.name] = self.feed.fed + request.ahead
+        request.ahead = self.feed.ahead is not None and foretold_of(self.feed) is None
+        self._shared.ends[self.job.name] = self.feed.fed + (self.feed.ahead is not None)
         return True
 
     # --- answers ---------------------------------------------------------------------------------------------------
@@ -452,7 +459,7 @@ class Owner:
             fed = feed.fed
             for index, event in enumerate(events):
                 if event.position > fed and event.step_completed.command_id in omitted:
-                    if self.locals.put_back(event):
+                    if self.locals.put_back(event) or feed.put_back(event):
                         continue
                     self._shared.note("error", "result_omitted_unknown", run=self.job.run_id)
                     self.empty = True  # asked for anew, it comes with its result

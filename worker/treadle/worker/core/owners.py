@@ -28,6 +28,7 @@ from treadle.v1.worker_service_pb2 import (
 )
 
 from ..loop.port import ExecutionFactory, Outcome, RunContext
+from .attempts import Result
 from .cache import Cache
 from .feed import Feed
 from .outbox import Outbox, Room
@@ -58,6 +59,7 @@ class Owners:
         "_by_run",
         "_by_token",
         "_cache",
+        "_foreseeing",
         "_heap",
         "_idle",
         "_idle_woken",
@@ -101,6 +103,7 @@ class Owners:
         self.slots, self.wakes = slots, wakes
         self.requests: Outbox[bytes, OwnerRequest] = Outbox()
         self.foretold: list[Owner] = []
+        self._foreseeing: list[tuple[Owner, Result]] = []
 
     def __len__(self) -> int:
         return len(self._by_token)
@@ -256,6 +259,19 @@ class Owners:
     def may_start_local(self, token: bytes, command_id: str, now_ms: int) -> bool:
         owner = self._by_token.get(token)
         return owner is not None and owner.may_start_local(command_id, now_ms)
+
+    def attempt_ended(self, result: Result) -> None:
+        """A pool step was executed here, and returned: its run may be here, too."""
+        owner = self._by_run.get(result.report.run_id)
+        if owner is not None:
+            self._foreseeing.append((owner, result))
+
+    def foresee(self, now_ms: int) -> None:
+        """Let code run on by results that are about to be reported: what follows from them goes along."""
+        results, self._foreseeing = self._foreseeing, []
+        for owner, result in results:
+            if owner.foresee(result, now_ms):
+                self._touch(owner, now_ms)
 
     def local_refused(self, token: bytes, command_id: str, now_ms: int) -> None:
         owner = self._by_token.get(token)

@@ -98,6 +98,9 @@ class WorkflowExecution(Outside):
         waits = self._ledger.waits()
         return replace(waits, signals=self.mail.waiting) if self.mail.waiting else waits
 
+    def awaits_only(self, command_id: str) -> bool:
+        return not self.mail.waiting and self._ledger.awaits_only(command_id)
+
     @property
     def untold(self) -> int:
         return self._ledger.untold

@@ -395,6 +395,13 @@ class Ledger:
         pool, local, timers, _, children, events = self.open
         return Waits(pool + children + events, local, timers, min(due, default=None))
 
+    def awaits_only(self, command_id: str) -> bool:
+        """Whether the code waits for this pool step, which is recorded, and for nothing else."""
+        ask = self._asks.get(command_id)
+        if ask is None or ask.kind is not Kind.POOL_STEP or ask.dropped or ask.cancelling or not ask.recorded:
+            return False
+        return sum(self.open) == 1
+
     def ran_in_pool(self, command_id: str, ask: Ask | None) -> None:
         """The history ran as a pool step what the code calls as a local one, now or later: its outcome will come."""
         if ask is None:

@@ -181,6 +181,10 @@ class Execution(Protocol):
         """What the code waits for now."""
         ...
 
+    def awaits_only(self, command_id: str) -> bool:
+        """Whether the code waits for the outcome of this pool step and for nothing else."""
+        ...
+
     @property
     def untold(self) -> int:
         """How many notes and children `take` has not given out; they count even if the code has ended."""
