@@ -6,7 +6,7 @@ import asyncio
 
 from treadle.worker import FailedRun, Retry, StepTimedOut, step, workflow
 
-__all__ = ("STEPS", "deaf", "gentle", "hurried", "late")
+__all__ = ("STEPS", "deaf", "gentle", "hurried", "late", "spoiled")
 
 _QUICK = Retry(attempts=0, initial="200ms", cap="2s")
 
@@ -28,6 +28,11 @@ async def leave(a: int) -> int:
 
 @step(pool="default", retry=_QUICK, total_timeout="2s", queue_timeout="1s", timeout="1.5s")
 async def hurry(a: int) -> int:
+    return a
+
+
+@step(pool="default", retry=_QUICK, timeout="0.5s")
+async def brief(a: int) -> int:
     return a
 
 
@@ -64,12 +69,36 @@ async def hurried(n: int) -> int:
     return await local_listen(n + 1)
 
 
+@workflow
+async def spoiled(n: int) -> int:
+    """After pool steps whose attempts may time out: local ones that are cancelled as they are asked for, and a race."""
+    total = n
+    for _ in range(2):
+        total = await brief(total)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(local_listen(total))
+                group.create_task(_fails())
+        except* ValueError:
+            pass
+        tasks = [asyncio.create_task(call(total)) for call in (listen, leave)]
+        _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        total = await listen(total + 1)
+    return total
+
+
+async def _fails() -> None:
+    raise ValueError
+
+
 @step(pool="default", retry=_QUICK)
 async def report(failed: FailedRun) -> list[str]:
     return [failed.id, failed.error.type, *map(str, failed.input.values())]
 
 
-STEPS = (listen, local_listen, leave, hurry, local_hurry, report)
+STEPS = (listen, local_listen, leave, hurry, brief, local_hurry, report)
 
 
 @workflow(timeout="4s", on_failure=report)

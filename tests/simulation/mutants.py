@@ -13,7 +13,7 @@ from treadle.controlplane.machine.requests import Asked, CheckLease, Reported
 from treadle.controlplane.machine.view import RunView
 from treadle.controlplane.store.cache import RunCache
 from treadle.controlplane.store.port import Change, Committed, Outcome
-from treadle.v1.history_pb2 import HistoryEvent
+from treadle.v1.history_pb2 import HistoryEvent, StepCompleted
 from treadle.v1.state_pb2 import COMMAND_STATE_HELD, RUN_STATE_PARKED, CommandRow, Holder
 from treadle.v1.worker_service_pb2 import AttemptProgress, Grant, OwnerRequest, ReportAnswer
 from treadle.worker.core import feed
@@ -123,7 +123,7 @@ def _an_outcome_said_ahead_counts_in_any_case() -> Patch:
 
 
 def _what_was_foretold_need_not_stand() -> Patch:
-    return patch.object(owners, "_came_true", lambda view, ask: True)
+    return patch.object(owners, "_came_true", lambda view, ask: StepCompleted())
 
 
 def _what_was_told_ahead_is_not_compared() -> Patch:

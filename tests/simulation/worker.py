@@ -17,6 +17,7 @@ from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, Job, JobKind
 from treadle.v1.worker_service_pb2 import LANE_AMQP, SessionHello, SessionRequest, SessionResponse
 from treadle.worker.app import collect
 from treadle.worker.bodies import timed_out
+from treadle.worker.core.ahead import foretold_of
 from treadle.worker.core.core import WorkerCore
 from treadle.worker.core.port import (
     Ack,
@@ -37,6 +38,7 @@ from treadle.worker.loop.port import Execution, RunContext, Turn
 from treadle.worker.specs import handlers_of, specs_of
 
 from .broker import Connection
+from .ledger import Broken
 from .long_steps import defers, speaks
 from .workflows import DEFERRED, EVERYTHING, STEPS
 
@@ -307,6 +309,7 @@ class SimWorker:
         link = self.link
         if link is not None and link.session is not None:
             while (frame := self.core.frame(self.now)) is not None:
+                self._names_what_it_counts_on(frame)
                 link.send(frame)
             if self.core.may_go_ahead and self.schedule.rng.random() < 0.8:
                 self.core.go_ahead()
@@ -315,6 +318,13 @@ class SimWorker:
             self._tick_at = max(due, self.now + 1)
             at = self._tick_at
             self.later(at - self.now, lambda: self._tick(at))
+
+    def _names_what_it_counts_on(self, frame: SessionRequest) -> None:
+        """S4: whatever goes up while code is ahead of its event says so, or the store would take it in any case."""
+        for request in frame.requests:
+            feed = getattr(self.core._owners._by_token.get(request.token), "feed", None)
+            if feed is not None and foretold_of(feed) is not None and not request.HasField("foretold"):
+                raise Broken(f"S4: {request.run_id} says what follows from a result that may not stand")
 
     def _tick(self, at: int) -> None:
         if self._tick_at == at:

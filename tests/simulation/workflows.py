@@ -25,7 +25,7 @@ from treadle.worker import (
 )
 
 from .limited import STEPS as LIMITED
-from .limited import deaf, gentle, hurried, late
+from .limited import deaf, gentle, hurried, late, spoiled
 
 QUICK = Retry(attempts=0, initial="200ms", cap="2s")
 
@@ -446,6 +446,7 @@ WORKFLOWS: dict[str, tuple[Any, Callable[[int], Any]]] = {
     "gentle": (gentle, lambda n: n + 1),
     "hurried": (hurried, lambda n: n + 1),
     "late": (late, lambda n: n + 1),
+    "spoiled": (spoiled, lambda n: n + 2),
 }
 """Name -> (workflow, its result for an argument)."""
 

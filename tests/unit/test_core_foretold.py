@@ -133,15 +133,89 @@ def test_another_event_in_its_place_ends_the_code(first: Plan) -> None:
     assert rig.script.closed and rig.request().HasField("release")
 
 
-def test_an_attempt_that_was_lost_meanwhile_ends_the_code_at_the_next_answer() -> None:
+def test_a_report_that_is_refused_has_the_owner_ask_for_what_stands_instead() -> None:
     rig = opened_rig(awaiting(lambda script, fed: None))
     executed(rig)
+    assert rig.requests() == []
     rig.report_answer(b"a", ANSWER_LEASE_LOST)
-    rig.reconnect()
     asks = rig.request()
-    assert not asks.HasField("foretold")
-    rig.answer(asks)
+    assert asks.foretold.attempt == 4 and not asks.commands
+    rig.answer(asks, ANSWER_REWIND)
     assert rig.script.closed and rig.request().HasField("release")
+
+
+def test_an_event_that_does_not_come_is_asked_for() -> None:
+    """News may be lost, or go where the session was before; nothing else would bring this owner to speak."""
+    rig = opened_rig(awaiting(lambda script, fed: None))
+    rig.granted_run(b"t")
+    rig.pass_ms(rig.settings.confirm_ms)
+    (confirms,) = [request for sent in rig.sent for request in sent.requests]
+    rig.answer(confirms)
+    rig.sent.clear()
+    rig.push(job(), b"a", attempt=4)
+    assert rig.core.may_start(b"a", rig.now)
+    rig.core.attempt_ended(b"a", Report("completed", result=RESULT), rig.now)
+    reports = [report for frame in rig.frames() for report in frame.reports]
+    rig.report_answer(b"a")
+    rig.pass_ms(rig.settings.gap_ms - 1)
+    assert not any(sent.requests for sent in rig.sent)
+    rig.pass_ms(1)
+    (asks,) = [request for sent in rig.sent for request in sent.requests]
+    assert asks.foretold.attempt == 4
+    rig.answer(asks, events=[as_reported(reports[0])])
+    assert rig.script.fed == 3 and not rig.script.closed
+
+
+def test_what_ends_a_local_step_follows_from_the_result_too() -> None:
+    """A step that is cancelled in the turn in which it is asked for is said with nothing but a checkpoint."""
+
+    def then(script: Script, fed: HistoryEvent) -> None:
+        if fed.position == 3:
+            script.turn.local_calls.append(local("m"))
+            script.turn.local_ends.append(local("m"))
+
+    rig = opened_rig(awaiting(then))
+    _, request = both(rig)
+    assert [c.command_id for c in request.checkpoints] == ["m"] and request.foretold.attempt == 4
+
+
+def test_code_does_not_go_on_while_another_report_of_its_run_is_on_its_way() -> None:
+    """That event comes first."""
+    rig = opened_rig(awaiting(asks_for_more))
+    rig.granted_run(b"t")
+    for token, command_id in ((b"b", "0/slow#1"), (b"a", "0/work#1")):
+        rig.push(job(command_id=command_id), token, attempt=4)
+        assert rig.core.may_start(token, rig.now)
+    rig.frames()
+    rig.core.attempt_ended(b"b", Report("cancelled"), rig.now)
+    (cancelled,) = rig.frames()
+    rig.core.attempt_ended(b"a", Report("completed", result=RESULT), rig.now)
+    (frame,) = rig.frames()
+    assert cancelled.reports and frame.reports and not frame.requests and rig.script.fed == 2
+    rig.report_answer(b"b")
+    rig.push(job(), b"c", attempt=5)
+    assert rig.core.may_start(b"c", rig.now)
+    rig.report_answer(b"a")
+    rig.core.attempt_ended(b"c", Report("completed", result=RESULT), rig.now)
+    assert rig.request().foretold.attempt == 5
+
+
+def test_a_run_that_was_misled_goes_on_by_events_for_a_minute() -> None:
+    rig = opened_rig(awaiting(asks_for_more), step_slots=9, run_slots=9)
+    _, request = both(rig)
+    rig.answer(request, ANSWER_REWIND)
+    rig.answer(rig.request())
+    rig.report_answer(b"a")
+    for token, passed_ms, says in ((b"2", 59_000, 0), (b"3", 1_001, 1)):
+        rig.granted_run(b"t" + token)
+        rig.now += passed_ms
+        rig.frames()
+        rig.push(job(), token, attempt=4)
+        assert rig.core.may_start(token, rig.now)
+        rig.core.attempt_ended(token, Report("completed", result=RESULT), rig.now)
+        foretold = [r for frame in rig.frames() for r in frame.requests if r.HasField("foretold")]
+        assert len(foretold) == says
+        rig.report_answer(token)
 
 
 def test_a_new_session_brings_both_again_the_report_first() -> None:

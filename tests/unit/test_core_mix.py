@@ -59,7 +59,18 @@ def test_a_delivery_shrinks_the_statement_in_the_frame_of_its_claim() -> None:
     (frame,) = rig.frames()
     assert len(frame.claims) == 1 and frame.credits.step_jobs == 1
     rig.verdict(frame.claims[0], VERDICT_STALE)
-    assert statements(rig) == []  # free again, but not for 50 ms
+    assert [said.step_jobs for said in statements(rig)] == [2]  # one was free all the time, so nothing more waits
+
+
+def test_once_all_slots_were_taken_they_wait_for_deliveries_again() -> None:
+    rig = steps_only()
+    for n in (1, 2):
+        rig.deliver(step_job(n))
+    (frame,) = rig.frames()
+    assert len(frame.claims) == 2 and frame.credits.step_jobs == 0
+    for claim in frame.claims:
+        rig.verdict(claim, VERDICT_STALE)
+    assert statements(rig) == []
     rig.pass_ms(50)
     assert [frame.credits.step_jobs for frame in rig.sent] == [2]
 
@@ -216,7 +227,7 @@ def test_the_end_of_the_session_voids_pushed_and_claimed_rights_and_credits_alik
         (b"pushed", "right over"),
         (b"claimed", "right over"),
     }
-    assert (frame.credits.read, frame.credits.step_jobs) == (0, 1)  # one slot was free all the time
+    assert (frame.credits.read, frame.credits.step_jobs) == (0, 3)  # one slot was free all the time
     assert rig.of(Consume) == []
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from treadle.controlplane.machine import Credit
 from treadle.controlplane.replica.credits import CreditBook, Statement
 from treadle.v1.job_pb2 import JOB_KIND_RUN, JOB_KIND_STEP, JobKind
@@ -60,30 +62,54 @@ def test_steps_have_their_own() -> None:
     assert credit is not None and not credit.wakes and desk.take("", JOB_KIND_STEP) is None
 
 
+def with_slots(desk: Desk, worker_id: str, slots: int, stated: int, *, pool: str = "p", step: str = "s") -> None:
+    desk.book.enter(Statement(worker_id, "ns", pool, frozenset(), frozenset({step}), step_slots=slots))
+    desk.book.state(worker_id, CreditStatement(step_jobs=stated), 0)
+
+
 def test_a_step_that_follows_another_gets_its_slot_whatever_is_on_its_way() -> None:
     """Twice what was stated at most; others find no credit, and whoever has one comes first."""
-    desk = Desk(A=CreditStatement(step_jobs=2), B=CreditStatement(step_jobs=1))
-    follows = [desk.take("A", JOB_KIND_STEP) for _ in range(6)]
-    assert [one and one.worker_id for one in follows] == ["A", "A", "B", "A", "A", None]
+    desk = Desk(B=CreditStatement(step_jobs=1))
+    with_slots(desk, "A", 16, 8)
+    follows = [desk.take("A", JOB_KIND_STEP) for _ in range(18)]
+    assert [one and one.worker_id for one in follows] == [*["A"] * 8, "B", *["A"] * 8, None]
     assert desk.take("", JOB_KIND_STEP) is None and desk.take("unknown", JOB_KIND_STEP) is None
-    desk.book.state("A", CreditStatement(step_jobs=2), 0)
+    desk.book.state("A", CreditStatement(step_jobs=8), 0)
     assert desk.take("A", JOB_KIND_STEP) is None, "the decisions are not done"
 
 
-def test_no_step_goes_beyond_the_credits_of_a_worker_that_is_busy_silent_or_of_another_pool() -> None:
-    desk = Desk(A=CreditStatement(step_jobs=1))
-    desk.book.enter(Statement("busy", "ns", "p", frozenset(), frozenset({"s"}), step_slots=3))
-    desk.book.state("busy", CreditStatement(step_jobs=1), 0)
-    desk.book.enter(Statement("full", "ns", "p", frozenset(), frozenset({"s"}), step_slots=0))
-    desk.book.enter(Statement("elsewhere", "ns", "q", frozenset(), frozenset({"s"})))
-    desk.book.state("elsewhere", CreditStatement(step_jobs=9), 0)
-    desk.book.enter(Statement("lacks it", "ns", "p", frozenset(), frozenset({"t"})))
-    desk.book.state("lacks it", CreditStatement(step_jobs=9), 0)
-    assert [desk.take("busy", JOB_KIND_STEP) is not None for _ in range(3)] == [True, True, False]
-    for worker_id in ("full", "elsewhere", "lacks it"):
+def test_a_step_that_follows_another_stays_unless_another_worker_has_clearly_more_to_give() -> None:
+    desk = Desk()
+    with_slots(desk, "A", 80, 79)
+    with_slots(desk, "B", 80, 80)
+    went = [one.worker_id for one in (desk.take("A", JOB_KIND_STEP) for _ in range(13)) if one is not None]
+    assert went == [*["A"] * 10, "B", "A", "B"], "ten less of eighty are as many, more are not"
+    assert [one.worker_id for one in (desk.take("", JOB_KIND_STEP) for _ in range(2)) if one] == ["B", "B"]
+
+
+@pytest.mark.parametrize(
+    ("slots", "stated", "beyond"), [(16, 8, True), (16, 7, False), (15, 15, False), (16, 0, False), (0, 0, False)]
+)
+def test_no_step_goes_beyond_the_credits_of_a_worker_that_is_small_or_busy(
+    slots: int, stated: int, beyond: bool
+) -> None:
+    desk = Desk()
+    with_slots(desk, "A", slots, stated)
+    for _ in range(stated):
+        assert desk.take("A", JOB_KIND_STEP) is not None
+    assert (desk.take("A", JOB_KIND_STEP) is not None) is beyond
+
+
+def test_nor_of_one_that_is_silent_lacks_the_name_or_is_of_another_pool() -> None:
+    desk = Desk()
+    with_slots(desk, "A", 16, 16)
+    with_slots(desk, "elsewhere", 16, 16, pool="q")
+    with_slots(desk, "lacks it", 16, 16, step="t")
+    assert [desk.take("A", JOB_KIND_STEP) is not None for _ in range(17)] == [True] * 17
+    for worker_id in ("elsewhere", "lacks it"):
         assert desk.take(worker_id, JOB_KIND_STEP) is None
     assert desk.take("A", JOB_KIND_STEP, now_ms=2_001) is None
-    assert desk.take("A", JOB_KIND_STEP) is not None
+    assert desk.take("A", JOB_KIND_STEP, now_ms=2_000) is not None
 
 
 def test_they_end_after_two_seconds_and_with_their_session() -> None:

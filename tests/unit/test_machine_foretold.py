@@ -95,6 +95,14 @@ def test_report_and_the_end_are_one_commit() -> None:
     assert both.rig.head.state == RUN_STATE_CLOSED and both.rig.kinds()[-2:] == ["step_completed", "run_completed"]
 
 
+@pytest.mark.parametrize(("duration_ms", "prefers"), [(9, "O"), (10, "")])
+def test_only_what_follows_a_short_step_stays_with_its_worker(duration_ms: int, prefers: str) -> None:
+    both = Both()
+    ask = both.follows(NEXT)
+    both.rig.batch(both.reported(duration_ms=duration_ms), Asked(ask, "O", "R"))
+    assert both.rig.offers[-1] == (JOB_KIND_STEP, "s", prefers)
+
+
 def test_it_may_come_one_commit_later() -> None:
     both = Both()
     ask = both.follows(NEXT)

@@ -110,10 +110,11 @@ class _Pump:
                 await self._stop()
 
     async def _until_idle(self) -> None:
+        """While credits are there, or come: those that are used at once must reach what waits, too."""
         self.turn()
-        while self._credits() > 0:
+        while self._credits() > 0 or self._credit.is_set():
+            self._credit.clear()
             await asyncio.sleep(_IDLE_S)
-        self._credit.clear()
 
     async def _stop(self) -> None:
         consumer, self._consumer = self._consumer, None

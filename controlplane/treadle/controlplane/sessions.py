@@ -187,11 +187,11 @@ class WorkerService(WorkerServiceServicer):
         check_frame(frame, engine.settings.commit_limit)
         end.goodbye = end.goodbye or frame.goodbye
         requests = engine.replica.requests(session, frame, monotonic_ms())
+        if frame.HasField("credits") and session.lane == LANE_SESSION:
+            self._lanes.stated(session.namespace, session.pool)  # what waits comes before what is asked for now
         for run, request in requests:
             engine.committer.put(run, request, partial(self._reply, session, run, request))
         engine.committer.lift()
-        if frame.HasField("credits") and session.lane == LANE_SESSION:
-            self._lanes.stated(session.namespace, session.pool)
         for item in frame.claims:
             if item.garbage:
                 verdict = ClaimVerdict(claim_id=item.claim_id, verdict=VERDICT_UNKNOWN)

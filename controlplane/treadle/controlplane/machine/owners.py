@@ -54,6 +54,7 @@ __all__ = ("asked", "lost_locals")
 _FROM_WITHIN_MS = 5_000
 """A sleep counts from when its code asked, not from when many others' commits let it through; a worker that stood still for
 longer would make pauses shorter than whoever wrote them wants."""
+_SHORT_MS = 10
 _OWN = signals.NOTES.union(("child_scheduled",))
 _ROWS = frozenset(("schedule_step", "start_timer", "schedule_child", "wait_for_event"))
 _ENDS = frozenset(("complete", "fail", "cancelled", "continue_run"))
@@ -94,8 +95,7 @@ def asked(view: RunView, request: Asked) -> OwnerAnswer:
     # An applied request whose last word had ended the ownership would have met the fence: it was refused with NEWS.
     answer: Answer.ValueType = ANSWER_NEWS if known and ask.WhichOneof("final") else ANSWER_OK
     if ask.HasField("foretold"):
-        _seen(view, ask.seen + 1)
-        view.returning = head.owner.worker_id
+        _follow(view, ask)
     if not known:
         head.owner_seq = ask.seq
         if not head.timeout_known:
@@ -129,7 +129,7 @@ def _ahead(view: RunView, ask: OwnerRequest) -> bool:
     """Whether the owner was told something that the history does not have at that position."""
     if max(ask.told, ask.seen) > view.head.length:
         return True
-    if ask.HasField("foretold") and not _came_true(view, ask):
+    if ask.HasField("foretold") and _came_true(view, ask) is None:
         return True
     if ask.told == 0:
         return False
@@ -141,14 +141,24 @@ def _ahead(view: RunView, ask: OwnerRequest) -> bool:
     return HistoryEvent.FromString(view.loaded.event).revision != ask.told_revision
 
 
-def _came_true(view: RunView, ask: OwnerRequest) -> bool:
-    """Whether what the owner's code was fed before its event stands next (R10)."""
+def _came_true(view: RunView, ask: OwnerRequest) -> StepCompleted | None:
+    """Return what the owner's code was fed before its event, if that stands next (R10)."""
     told = ask.foretold
     for event in (*view.loaded_events(), *view.events):
         if event.position == ask.seen + 1:
             found = event.step_completed
-            return (found.command_id, found.attempt, found.ended_ms) == (told.command_id, told.attempt, told.ended_ms)
-    return False
+            same = (found.command_id, found.attempt, found.ended_ms) == (told.command_id, told.attempt, told.ended_ms)
+            return found if same else None
+    return None
+
+
+def _follow(view: RunView, ask: OwnerRequest) -> None:
+    """The code has seen that event, too. What follows short steps stays with their worker: to get elsewhere takes longer."""
+    ended = _came_true(view, ask)
+    assert ended is not None, "it was looked at before"
+    _seen(view, ask.seen + 1)
+    if ended.duration_ms < _SHORT_MS:
+        view.returning = view.head.owner.worker_id
 
 
 def _renew(view: RunView, request: Asked) -> None:

@@ -93,7 +93,7 @@ class RunView:
 
     Attributes:
         moves: Something besides state and outcome changed by which the run is found.
-        returning: Worker that has just ended the step by which the code asks for others; "" if it was none.
+        returning: Worker that has just ended the short step by which the code asks for others; "" if it was none.
     """
 
     def __init__(self, run: RunKey, loaded: Loaded, env: Env) -> None:

@@ -19,6 +19,9 @@ from treadle.v1.worker_service_pb2 import CreditStatement
 __all__ = ("CreditBook", "Statement")
 
 _USED_FOR_MS = 2_000
+_MANY = 16
+_NEARLY = 8
+"""A worker with fewer credits by so small a part of its slots has as much to give."""
 
 
 @dataclass(slots=True)
@@ -87,7 +90,7 @@ class Statement:
         released: at most twice what was stated is pushed until the next statement.
         """
         mine = self.step_jobs
-        if now_ms > self.until_ms or not mine.stated or 2 * mine.stated < self.step_slots:
+        if now_ms > self.until_ms or self.step_slots < _MANY or 2 * mine.stated < self.step_slots:
             return False
         return mine.reserved + len(mine.unread) < 2 * mine.stated
 
@@ -131,8 +134,9 @@ class CreditBook:
     ) -> Credit | None:
         """Take a credit for a job: of the one with most to give.
 
-        A run is preferred by the worker that keeps its coroutine, a step by the one that has just ended the step before it:
-        that slot is free, whatever was pushed since the last statement (see `Statement.mostly_free`).
+        A run goes to the worker that keeps its coroutine, if that has one. A step goes to the one that has just ended the
+        step before it, unless another has clearly more to give: that slot is free, whatever was pushed since the last
+        statement (see `Statement.mostly_free`).
         """
         preferred = self._by_worker.get(prefer) if prefer else None
         if preferred is not None and (
@@ -149,8 +153,14 @@ class CreditBook:
             free = mine.free(kind, now_ms)
             if free > most and mine.knows(kind, name):
                 best, most = mine, free
-        if best is None and preferred is not None and kind != JOB_KIND_RUN and preferred.mostly_free(now_ms):
-            best = preferred
+        if preferred is not None and kind != JOB_KIND_RUN:
+            free = preferred.free(kind, now_ms)
+            if (
+                free + preferred.step_slots // _NEARLY >= most
+                if free > 0
+                else not most and preferred.mostly_free(now_ms)
+            ):
+                best = preferred
         return best.take(kind, name) if best is not None else None
 
     def _of(self, namespace: str, pool: str) -> Iterator[Statement]:

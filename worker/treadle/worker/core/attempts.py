@@ -6,6 +6,7 @@ report is answered (A5).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from treadle.v1.common_pb2 import Payload
 from treadle.v1.job_pb2 import Job
 from treadle.v1.worker_service_pb2 import (
     ANSWER_LEASE_LOST,
+    ANSWER_OK,
     ANSWER_SETTLED,
     REPORT_KIND_CANCELLED,
     REPORT_KIND_COMPLETED,
@@ -77,7 +79,7 @@ class Held:
 class Attempts:
     """All attempts of pool steps."""
 
-    __slots__ = ("_held", "_shared", "progress", "reports", "running", "slots")
+    __slots__ = ("_held", "_shared", "_unanswered", "progress", "reports", "running", "slots")
 
     def __init__(self, shared: Shared, slots: Slots) -> None:
         self._shared = shared
@@ -85,6 +87,7 @@ class Attempts:
         self._held: dict[bytes, Held] = {}
         self.slots = slots
         self.reports: Outbox[bytes, AttemptReport] = Outbox()
+        self._unanswered: Counter[str] = Counter()  # reports, by run
         self.progress = Progress()
 
     def __len__(self) -> int:
@@ -157,14 +160,23 @@ class Attempts:
         self.slots.give(now_ms)
         return Result(message, held.number) if kind == "completed" else None
 
-    def answered(self, answer: ReportAnswer) -> None:
-        """OK, SETTLED, LEASE_LOST and UNKNOWN all end it: nothing of it runs any more."""
+    def answered(self, answer: ReportAnswer) -> Job | None:
+        """OK, SETTLED, LEASE_LOST and UNKNOWN all end it: nothing of it runs any more. Returns its job, unless it is OK."""
         held = self._held.get(answer.token)
         if held is None or held.state is not State.ENDED or not answer.answer:
-            return
+            return None
         self.reports.drop(answer.token)
+        run_id = held.job.run_id
+        self._unanswered[run_id] -= 1
+        if not self._unanswered[run_id]:
+            del self._unanswered[run_id]
         del self._held[answer.token]
         self._shared.held.remove(answer.token)
+        return held.job if answer.answer != ANSWER_OK else None
+
+    def alone(self, run_id: str) -> bool:
+        """Whether only one report of this run is unanswered: another's event would come before what follows from it."""
+        return self._unanswered[run_id] == 1
 
     def progressed(self, token: bytes, number: int, data: bytes | Payload | None) -> None:
         """User code of attempt `number` says how far it is, or (None) that it goes on."""
@@ -208,6 +220,7 @@ class Attempts:
 
     def _say(self, held: Held, message: AttemptReport) -> None:
         held.state = State.ENDED
+        self._unanswered[held.job.run_id] += 1
         self.reports.put(held.token, message)
 
     @staticmethod

@@ -108,7 +108,9 @@ class WorkerCore:
         if self._shared.session.silent_since is not None and _answers(response):
             self._shared.session.silent_since = None
         for report_answer in response.report_answers:
-            self._attempts.answered(report_answer)
+            refused = self._attempts.answered(report_answer)
+            if refused is not None:
+                self._owners.report_refused(refused, now_ms)
         for progress_answer in response.progress_answers:
             self._attempts.progress_answered(progress_answer)
         # Before grants: the answer to a park must reach the cache before the next GO for the run looks there.
@@ -136,7 +138,8 @@ class WorkerCore:
         self._noticed(now_ms)
         if self._unsettled:
             self._settle(now_ms)
-        self._owners.foresee(now_ms)
+        if self._owners.results:
+            self._owners.foresee(self._attempts.alone, now_ms)
         room = Room()
         claims = list(self._claims.frame(room, now_ms)) if self._claims.outbox.waiting else None
         reports = list(self._attempts.reports.take(room, now_ms)) if self._attempts.reports.waiting else None

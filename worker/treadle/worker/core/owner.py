@@ -160,7 +160,7 @@ class Owner:
             self._shared.actions.append(OpenEvent(self.token, feed.seals, feed.opening))
             feed.opening = None
         if feed.caught_up:
-            self._gap_since = None
+            self._gap_since = None if feed.ahead is None else self._gap_since or now_ms  # that event is missing
             if self._untaken:
                 self._untaken = False
                 self._take(feed, execution.take())
@@ -321,7 +321,7 @@ class Owner:
             self._load(request)
             if self._commands or self._checkpoints:
                 word = ""  # there was no room for all: the last word comes after it
-            if (request.commands or word) and (foretold := foretold_of(feed)) is not None:
+            if (foretold := foretold_of(feed)) is not None:  # whatever goes up by now may follow from it
                 request.foretold.CopyFrom(foretold)
             if self._gap_since is not None:
                 self._gap_since = now_ms

@@ -6,6 +6,7 @@ Work is proportional to what came: runs that want to say something stand in `_re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count, islice
 
@@ -28,6 +29,7 @@ from treadle.v1.worker_service_pb2 import (
 )
 
 from ..loop.port import ExecutionFactory, Outcome, RunContext
+from .ahead import foretold_of
 from .attempts import Result
 from .cache import Cache
 from .feed import Feed
@@ -41,6 +43,9 @@ from .slots import Slots
 
 __all__ = ("Owners",)
 
+_CAUTION_MS, _MISLED = 60_000, 1_000
+"""A run whose code was told what was not so goes on by events alone for so long: a replay is dear, and what came between
+(signals, as a rule) may come again. So many such runs are remembered."""
 _MESSAGE_LIMIT = 200
 """Characters of a failure's message in a log line; the history has it whole."""
 
@@ -59,11 +64,11 @@ class Owners:
         "_by_run",
         "_by_token",
         "_cache",
-        "_foreseeing",
         "_heap",
         "_idle",
         "_idle_woken",
         "_make",
+        "_misled",
         "_order",
         "_parking",
         "_pressed_until",
@@ -73,6 +78,7 @@ class Owners:
         "foretold",
         "open",
         "requests",
+        "results",
         "slots",
         "wakes",
     )
@@ -103,7 +109,8 @@ class Owners:
         self.slots, self.wakes = slots, wakes
         self.requests: Outbox[bytes, OwnerRequest] = Outbox()
         self.foretold: list[Owner] = []
-        self._foreseeing: list[tuple[Owner, Result]] = []
+        self.results: list[tuple[Owner, Result]] = []
+        self._misled: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._by_token)
@@ -214,6 +221,10 @@ class Owners:
     def _rewind(self, owner: Owner, now_ms: int) -> None:
         """The owner is ahead of the store, or beside it: the next owner replays."""
         self._shared.note("warning", "run_rewound", run=owner.job.run_id)
+        self._misled.pop(owner.job.run_id, None)
+        self._misled[owner.job.run_id] = now_ms + _CAUTION_MS
+        if len(self._misled) > _MISLED:
+            del self._misled[next(iter(self._misled))]
         owner.drop_code("rewind", "rewind")
         self._free_slot(owner, now_ms)
         self._touch(owner, now_ms)
@@ -264,14 +275,27 @@ class Owners:
         """A pool step was executed here, and returned: its run may be here, too."""
         owner = self._by_run.get(result.report.run_id)
         if owner is not None:
-            self._foreseeing.append((owner, result))
+            self.results.append((owner, result))
 
-    def foresee(self, now_ms: int) -> None:
-        """Let code run on by results that are about to be reported: what follows from them goes along."""
-        results, self._foreseeing = self._foreseeing, []
+    def foresee(self, alone: Callable[[str], bool], now_ms: int) -> None:
+        """Let code run on by results that are about to be reported: what follows from them goes along.
+
+        Args:
+            alone: Whether no other report of a run is on its way: its event would come first.
+        """
+        results, self.results = self.results, []
         for owner, result in results:
-            if owner.foresee(result, now_ms):
+            run_id = owner.job.run_id
+            if alone(run_id) and not self._misled.get(run_id, 0) > now_ms and owner.foresee(result, now_ms):
                 self._touch(owner, now_ms)
+
+    def report_refused(self, job: Job, now_ms: int) -> None:
+        """A report brought no event: code that went on by it must hear of that."""
+        owner = self._by_run.get(job.run_id)
+        told = foretold_of(owner.feed) if owner is not None and owner.feed is not None else None
+        if owner is not None and told is not None and told.command_id == job.command_id:
+            owner.empty = True
+            self._touch(owner, now_ms)
 
     def local_refused(self, token: bytes, command_id: str, now_ms: int) -> None:
         owner = self._by_token.get(token)

@@ -1,17 +1,16 @@
 """Slots of one kind, and since when each free one is free.
 
-A slot that is taken is the one that was freed last, so that old ones ripen into credits while deliveries come and go.
+A slot that is taken is the one that was freed last. So the oldest tells since when there has always been a free one: a queue
+that had anything for it would have delivered it by now, and all that are free may be credits.
 """
 
 from __future__ import annotations
-
-from bisect import bisect_right
 
 __all__ = ("Slots",)
 
 
 class Slots:
-    """`total` slots; a free one is offered as a credit once it has been free for `ripe_ms`."""
+    """`total` slots; those that are free are offered as credits once there has been one for `ripe_ms`."""
 
     __slots__ = ("_free", "_ripe_ms", "full_since", "total")
 
@@ -48,9 +47,10 @@ class Slots:
 
     def ripe(self, now_ms: int) -> int:
         """How many free slots may be credits."""
-        return bisect_right(self._free, now_ms - self._ripe_ms)
+        free = self._free
+        return len(free) if free and free[0] <= now_ms - self._ripe_ms else 0
 
     def next_ripe(self, now_ms: int) -> int | None:
-        """When one more will be ripe; None: all free ones are."""
-        index = self.ripe(now_ms)
-        return self._free[index] + self._ripe_ms if index < len(self._free) else None
+        """When those that are free will be ripe; None: they are, or there is none."""
+        free = self._free
+        return free[0] + self._ripe_ms if free and free[0] > now_ms - self._ripe_ms else None
