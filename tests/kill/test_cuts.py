@@ -109,6 +109,7 @@ def test_faults_of_the_network_lose_nothing_and_double_nothing(build: Build) -> 
         idle = stack.enter_context(Relay(house.servers[0].port))
         idler = stage.worker("cut-amqp", "amqp", "--slots", "4", server=idle.address)
         house.ready(idler, *helpers.values())
+        idler.until_said("session_opened")  # until it knows, it has no consumer
         idle.cut()  # it gets deliveries that it cannot ask about
         sent = wall_ms()
         more = [f"more-{lane}-{n}" for lane in helpers for n in range(10)]
