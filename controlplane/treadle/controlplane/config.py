@@ -57,6 +57,7 @@ class ServerConfig:
         replica_id: Names this process among replicas; random by default.
         reflection: True: gRPC reflection is on.
         shutdown_grace_s: How long calls may go on after SIGTERM.
+        one_core: True: the threads of `treadle server` share a core while that has room for them (Linux). Default True.
         log_level: "debug", "info", "warning" or "error".
 
     Raises:
@@ -85,6 +86,7 @@ class ServerConfig:
     replica_id: str = field(default_factory=_replica_id)
     reflection: bool = True
     shutdown_grace_s: float = 5.0
+    one_core: bool = True
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -253,6 +255,7 @@ _PARSERS: Final[Mapping[str, Callable[[str, str], object]]] = {
     "replica_id": _text,
     "reflection": _flag,
     "shutdown_grace_s": _seconds,
+    "one_core": _flag,
     "log_level": _text,
 }
 """Field -> parser; the variable is TREADLE_ and the field's name in capitals, without the unit at its end."""

@@ -22,7 +22,9 @@ from treadle.controlplane.broker.memory import MemoryBroker
 from treadle.controlplane.broker.port import Broker
 from treadle.controlplane.broker.rabbitmq import RabbitBroker
 from treadle.controlplane.config import ServerConfig, masked
+from treadle.controlplane.one_core import stay_on_one_core
 from treadle.controlplane.plane import ControlPlane
+from treadle.controlplane.steady import steady
 from treadle.controlplane.store.port import CheckResult, Store
 from treadle.controlplane.store.redis import RedisStore
 from treadle.controlplane.telemetry import Metrics, configure_logging, otlp_provider
@@ -61,8 +63,11 @@ async def serve(
     configure_logging(level=config.log_level, human=sys.stderr.isatty())
     metrics = Metrics()
     provider = otlp_provider(os.environ, config.replica_id, metrics)
-    if stop is None:
+    threads = None
+    if stop is None:  # the process is this server's alone
         settle_garbage()  # behind the SDK's imports, too
+        if config.one_core:
+            threads = asyncio.create_task(steady("one core", stay_on_one_core), name="one core")
     ended = stop or asyncio.Event()
     try:
         with _signals(ended, wanted=stop is None):
@@ -74,6 +79,8 @@ async def serve(
         _log.exception("server_failed")
         return EXIT_FAILED
     finally:
+        if threads is not None:
+            threads.cancel()
         await _shut_down(provider)
     return 0
 
