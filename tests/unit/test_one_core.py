@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from itertools import pairwise
+from pathlib import Path
 
+import pytest
+
+from treadle.controlplane import one_core
 from treadle.controlplane.one_core import Binding, Times
 
 LOOK_MS = 100.0
@@ -74,3 +80,24 @@ def test_one_that_idles_is_looked_at_less_often() -> None:
     idle_s = looks.binding.next_s
     looks.look(30.0)
     assert looks.binding.next_s < idle_s
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs Linux and two cores"
+)
+@pytest.mark.parametrize("told", ["0 0 0\n", None])
+def test_nothing_is_bound_where_the_kernel_keeps_no_account(
+    told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if told is not None:
+        (tmp_path / "schedstat").write_text(told)
+        (tmp_path / "stat").write_text(Path("/proc/thread-self/stat").read_text())
+    monkeypatch.setattr(one_core, "_SELF", tmp_path)
+    everywhere = os.sched_getaffinity(0)
+
+    async def main() -> None:
+        async with asyncio.timeout(3):
+            await one_core.stay_on_one_core()
+
+    asyncio.run(main())
+    assert os.sched_getaffinity(0) == everywhere

@@ -96,7 +96,10 @@ async def stay_on_one_core() -> None:
     clock, bound = asyncio.get_running_loop().time, False
     try:
         with (_SELF / "schedstat").open("rb") as told:
-            looked, binding = clock(), Binding(_times(told))
+            looked, times = clock(), _times(told)
+            if not times.ran:  # a kernel that keeps no account says 0: bound to a crowded core, it would stay there
+                return
+            binding = Binding(times)
             while True:
                 await asyncio.sleep(binding.next_s)
                 now = clock()
